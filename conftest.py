@@ -1,0 +1,46 @@
+"""Strict settings for every test, doctest and snippet, set before jax starts."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import lossopt as lo
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "lo": lo}
+
+
+def _as_a_newcomer(namespace):
+    """Snippets run with jax's own settings."""
+    namespace.update(NAMES)
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def _strict_again(namespace):
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+pytest_collect_file = sybil.Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["*.md"],
+    setup=_as_a_newcomer,
+    teardown=_strict_again,
+).pytest()
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(doctest_namespace):
+    doctest_namespace.update(NAMES)

@@ -1,0 +1,14 @@
+"""Exact objectives for JAX, and everything around the update rule."""
+
+from lossopt import losses as losses
+from lossopt import regularizers as regularizers
+from lossopt import schedules as schedules
+from lossopt import testing as testing
+from lossopt import training as training
+from lossopt._grad import value_and_grad as value_and_grad
+from lossopt._mean import Mean as Mean
+from lossopt._mean import constant as constant
+from lossopt._mean import mean as mean
+from lossopt._mean import pool as pool
+from lossopt._mean import value as value
+from lossopt.training._fit import fit as fit

@@ -1,0 +1,127 @@
+"""Refusals. Every message says what came, what was wanted, what to do.
+
+Shapes, dtypes and Python numbers are known while tracing and raise at once. Values of arrays are
+not: a `condition` costs nothing in a compiled program and speaks only under
+`jax.experimental.checkify.checkify`.
+"""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import checkify
+
+from lossopt._typing import Array, ArrayLike, PyTree
+
+
+def floats(**arrays: ArrayLike) -> list[Array]:
+    """The named arrays in one dtype, float32 or wider: low precision never reaches a sum."""
+    dtypes = {name: jnp.result_type(array) for name, array in arrays.items()}
+    for name, dtype in dtypes.items():
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"Expected real {name}, got {dtype}. Take its parts apart.")
+    wide = reduce(jnp.promote_types, dtypes.values(), jnp.float32)
+    return [jnp.asarray(array, wide) for array in arrays.values()]
+
+
+def same_shape(**arrays: ArrayLike) -> list[Array]:
+    """The named arrays as `floats`, all of one shape, because broadcasting hides bugs."""
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"Expected equal shapes, got {got}. Reshape one of them explicitly.")
+    return floats(**arrays)
+
+
+def prefix_shape(shape: tuple[int, ...], **arrays: ArrayLike) -> None:
+    """Raises unless the named arrays index the leading axes of `shape`."""
+    for name, array in arrays.items():
+        got = jnp.shape(array)
+        if shape[: len(got)] != got:
+            raise ValueError(
+                f"Expected {name} to match the leading axes of {shape}, got {got}: "
+                "one number per example, or one per element."
+            )
+
+
+def exact_shape(shape: tuple[int, ...], **arrays: ArrayLike) -> None:
+    """Raises unless the named arrays have this shape."""
+    for name, array in arrays.items():
+        if jnp.shape(array) != shape:
+            raise ValueError(
+                f"Expected {name} of shape {shape}, got {jnp.shape(array)}. Reshape it explicitly."
+            )
+
+
+def rank_at_least(rank: int, **arrays: ArrayLike) -> None:
+    """Raises where an array has fewer axes than `rank`."""
+    for name, array in arrays.items():
+        if jnp.ndim(array) < rank:
+            raise ValueError(
+                f"Expected {name} with at least {rank} axes, got shape {jnp.shape(array)}."
+            )
+
+
+def integers(**arrays: ArrayLike) -> list[Array]:
+    """The named arrays, which must hold integers."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(array), jnp.integer):
+            raise TypeError(
+                f"Expected integer {name}, got {jnp.result_type(array)}. "
+                "Convert class numbers with astype(int); pass distributions where they are taken."
+            )
+    return [jnp.asarray(array) for array in arrays.values()]
+
+
+def mask(name: str, array: ArrayLike | None, *shapes: tuple[int, ...]) -> Array:
+    """A boolean array of one of the shapes, broadcast to the first; None is True everywhere."""
+    array = jnp.ones(shapes[0], bool) if array is None else jnp.asarray(array)
+    if array.shape not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise ValueError(f"Expected {name} of shape {wanted}, got {array.shape}.")
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"Expected a boolean {name}, got {array.dtype}. Compare with `!= 0`.")
+    return jnp.broadcast_to(array, shapes[0])
+
+
+def typed_key(key: PyTree) -> None:
+    """Raises on a raw `uint32` key, which nobody can tell from data; None passes."""
+    for leaf in jax.tree.leaves(key):
+        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            raise TypeError(
+                f"Expected a typed PRNG key, got {jnp.result_type(leaf)}. "
+                "Make it with jax.random.key(seed), or wrap it by jax.random.wrap_key_data."
+            )
+
+
+def at_least(low: float, **numbers: ArrayLike) -> None:
+    """Raises where a number is below `low`; a tracer, whose value nobody knows yet, passes."""
+    _refuse(f">= {low}", lambda x: x >= low, numbers)
+
+
+def at_most(high: float, **numbers: ArrayLike) -> None:
+    """Raises where a number is above `high`; a tracer passes."""
+    _refuse(f"<= {high}", lambda x: x <= high, numbers)
+
+
+def above(low: float, **numbers: ArrayLike) -> None:
+    """Raises where a number is not above `low`; a tracer passes."""
+    _refuse(f"> {low}", lambda x: x > low, numbers)
+
+
+def below(high: float, **numbers: ArrayLike) -> None:
+    """Raises where a number is not below `high`; a tracer passes."""
+    _refuse(f"< {high}", lambda x: x < high, numbers)
+
+
+def condition(holds: ArrayLike, message: str, **values: ArrayLike) -> None:
+    """States what must hold for values; `{name}` in the message shows a value."""
+    checkify.debug_check(jnp.all(jnp.asarray(holds)), message, **values)
+
+
+def _refuse(wanted, holds, numbers):
+    for name, number in numbers.items():
+        if not isinstance(number, Tracer) and not np.all(holds(np.asarray(number))):
+            raise ValueError(f"Expected {name} {wanted}, got {number}.")

@@ -1,0 +1,244 @@
+"""Exact value and gradient of an objective, in any number of pieces, on any number of devices."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Hashable
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lossopt import _checks, _jax
+from lossopt._mean import Mean, is_mean, terms, value
+from lossopt._typing import ArrayLike, Batch, PyTree
+
+AUX = {"metrics", "model_state"}
+
+
+def value_and_grad(
+    objective: Callable[..., PyTree],
+    *,
+    microbatches: int = 1,
+    axis_name: Hashable | tuple[Hashable, ...] = (),
+    has_aux: bool = False,
+) -> Callable[..., tuple[tuple, PyTree]]:
+    r"""Differentiates $F(\theta) = \sum_k T_k(\theta) / W_k$ exactly, piece by piece.
+
+    The weights $W_k$ are summed over the whole batch first, by a program from which the model is
+    deleted. Each piece then adds its share of $\sum_k \nabla T_k / W_k$ to one gradient tree,
+    however many terms there are, in float32 or wider.
+
+    Args:
+      objective: maps `(params, batch, *args, **kwargs)` to a tree of `Mean`; with `has_aux` to
+        `(means, aux)`, where the dict `aux` may hold `"metrics"`, a tree of `Mean`, which pieces
+        and devices pool, and `"model_state"`, which pieces pass on in order as the keyword
+        `model_state` and devices average (leaves that are not floating: the largest).
+      microbatches: at most how many pieces the leading axis of `batch` is cut into, each of
+        `ceil(rows / microbatches)` rows but perhaps a smaller last one. Rows go round: piece `i`
+        of `k` full ones holds rows `i, i + k, ...`, so that a sharded batch stays where it is.
+      axis_name: axes of an enclosing `pmap`, `shard_map` or `vmap` over which the batch is split;
+        `params` are the same on all.
+      has_aux: whether the objective returns `(means, aux)`.
+
+    Returns:
+      A function of `(params, batch, *args, **kwargs)` giving `((value, means), gradient)`, or
+      `((value, means, aux), gradient)`, the same on all devices; the gradient has the dtypes of
+      `params`. Typed PRNG keys among `args` and `kwargs` are folded with the number of the device
+      and of the piece, where there are several.
+
+    Raises:
+      ValueError: if weights depend on `params` or `model_state`, if there are more microbatches
+        than rows, or if the leaves of `batch` differ in rows.
+      TypeError: if the objective returns another thing than a tree of `Mean`.
+
+    Examples:
+      >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2), "penalty": lo.constant(w**2)}
+      >>> fn = lo.value_and_grad(objective, microbatches=2)
+      >>> (value, _), gradient = fn(jnp.array(1.0), jnp.array([0.0, 2.0, 4.0]))
+      >>> print(f"{value:.4f} {gradient:.4f}")
+      4.6667 0.0000
+    """
+    _checks.at_least(1, microbatches=operator.index(microbatches))
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+    def fn(params, batch, *args, **kwargs):
+        pieces = strided(batch, microbatches)
+        inputs = _on_device((args, kwargs), axes)
+        call = partial(_call, objective, has_aux, inputs)
+        local, state = _jax.varying((params, kwargs.get("model_state")), axes)
+
+        def weigh(state, number, piece):
+            return state, _weights(call, local, state, number, piece)
+
+        _, weights = accumulate(weigh, state, pieces)
+        weights = _psum(weights, axes)
+
+        def share(params, state, number, piece):
+            means, metrics, state = call(params, state, number, piece)
+            shares = jax.tree.map(lambda m, w: Mean(m.total, w), means, weights, is_leaf=is_mean)
+            return value(shares), (state, (means, metrics))
+
+        def step(carry, number, piece):
+            state, grads = carry
+            add = jax.grad(share, has_aux=True)
+            summand, (state, measured) = add(local, state, number, piece)
+            state = _jax.varying(state, axes)
+            return (state, jax.tree.map(jnp.add, grads, summand)), measured
+
+        zeros = jax.tree.map(_zeros, local)
+        (state, grads), measured = accumulate(step, (state, zeros), pieces)
+        (means, metrics), grads = _psum((measured, grads), axes)
+        grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
+        aux = {"metrics": metrics, "model_state": _average(state, axes)}
+        aux = {name: part for name, part in aux.items() if part is not None}
+        return ((value(means), means, aux) if has_aux else (value(means), means)), grads
+
+    return fn
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """A batch cut along its leading axis.
+
+    Attributes:
+      stacked: the pieces of equal size, each leaf `[pieces, rows, ...]`, or None.
+      last: a smaller piece, or the only one, or None.
+    """
+
+    stacked: Batch | None
+    last: Batch | None
+
+    @property
+    def full(self) -> int:
+        """How many pieces are stacked."""
+        return 0 if self.stacked is None else len(jax.tree.leaves(self.stacked)[0])
+
+
+def strided(batch: Batch, count: int) -> Pieces:
+    """At most `count` pieces whose rows go round, so that a sharded axis stays where it is."""
+    total = rows(batch)
+    _checks.at_most(total, microbatches=count)
+    size = -(-total // count)
+    full = total // size
+    if full == 1 and full * size == total:
+        return Pieces(None, batch)
+    stack = lambda x: jnp.swapaxes(x[: full * size].reshape(size, full, *x.shape[1:]), 0, 1)
+    last = jax.tree.map(lambda x: x[full * size :], batch) if total % size else None
+    return Pieces(jax.tree.map(stack, batch), last)
+
+
+def rows(batch: Batch) -> int:
+    """The length of the leading axis that all leaves of a batch share."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
+        raise ValueError(f"Expected a batch whose leaves share a leading axis of rows, got {got}.")
+    return lengths.pop()[0]
+
+
+def accumulate(
+    step: Callable[[Any, ArrayLike | None, Batch], tuple[Any, PyTree]], carry: Any, pieces: Pieces
+) -> tuple[Any, PyTree]:
+    """Carries `step(carry, number, piece) -> (carry, summand)` over the pieces, adding summands.
+
+    The number of an only piece is None.
+    """
+    parts = []
+    if pieces.stacked is not None:
+        numbered = (jnp.arange(pieces.full), pieces.stacked)
+        carry, summands = jax.lax.scan(lambda c, x: step(c, *x), carry, numbered)
+        parts.append(jax.tree.map(lambda x: jnp.sum(x, axis=0), summands))
+    if pieces.last is not None:
+        carry, summand = step(carry, pieces.full or None, pieces.last)
+        parts.append(summand)
+    return carry, reduce(partial(jax.tree.map, jnp.add), parts)
+
+
+def split_aux(out: PyTree, has_aux: bool) -> tuple[PyTree, dict[str, PyTree]]:
+    """What an objective returned, as means and aux; raises where `has_aux` says otherwise."""
+    pair = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)
+    means, aux = out if pair else (out, {})
+    if has_aux and not (pair and aux.keys() <= AUX):
+        raise TypeError(
+            "With has_aux the objective returns (means, aux), where the dict aux may hold "
+            f"'metrics' and 'model_state'; got {jax.tree.structure(out)}."
+        )
+    if not has_aux and aux.keys() & AUX:
+        raise TypeError("The objective returns (means, aux): say so with has_aux=True.")
+    if not terms(means if has_aux else out):
+        raise TypeError(f"Expected a tree of Mean with a leaf, got {means}: is a return missing?")
+    return (means, aux) if has_aux else (out, {})
+
+
+def _call(objective, has_aux, inputs, params, state, number, piece):
+    """The objective on one piece: means, metrics and the next model state."""
+    args, kwargs = inputs if number is None else _fold_keys(inputs, number)
+    _checks.typed_key(kwargs.get("key"))
+    stateful = "model_state" in kwargs
+    kwargs = kwargs | {"model_state": state} if stateful else kwargs
+    means, aux = split_aux(objective(params, piece, *args, **kwargs), has_aux)
+    terms(aux.get("metrics"))
+    if "model_state" in aux and not stateful:
+        raise ValueError(
+            "The objective returns a model_state that it was not given: pass the first one "
+            "by its keyword, model_state=..."
+        )
+    return means, aux.get("metrics"), aux.get("model_state", state)
+
+
+def _weights(call, params, state, number, piece):
+    def weigh(params, state, piece):
+        means, _, _ = call(params, state, number, piece)
+        return jax.tree.map(lambda mean: mean.weight, means, is_leaf=is_mean)
+
+    weights, (params_used, state_used, _) = _jax.prune(weigh, params, state, piece)
+    used = {"params": params_used, "model_state": state_used}
+    for path, needed in jax.tree_util.tree_leaves_with_path(used):
+        if needed:
+            raise ValueError(
+                f"The weight of a term depends on {path[0].key}{jax.tree_util.keystr(path[1:])}, "
+                "but an average over pieces needs weights that the batch alone determines. "
+                "Move the factor into the values: mean(factor * values, weights)."
+            )
+    return weights()
+
+
+def _fold_keys(tree, number):
+    def fold(x):
+        if not _is_key(x):
+            return x
+        return jax.vmap(jax.random.fold_in, (0, None))(x.reshape(-1), number).reshape(x.shape)
+
+    return jax.tree.map(fold, tree)
+
+
+def _is_key(x):
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _on_device(inputs, axes):
+    for axis in axes:
+        inputs = _fold_keys(inputs, jax.lax.axis_index(axis))
+    return inputs
+
+
+def _average(state, axes):
+    def average(x):
+        if _is_key(x):
+            data = average(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        return jax.lax.pmean(x, axes) if floating else jax.lax.pmax(x, axes)
+
+    return jax.tree.map(average, state) if axes else state
+
+
+def _psum(tree, axes):
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def _zeros(x):
+    return jnp.zeros_like(x, dtype=jnp.promote_types(jnp.result_type(x), jnp.float32))

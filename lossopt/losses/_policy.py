@@ -1,0 +1,247 @@
+"""Losses of a policy's log-probabilities: reinforcement learning and preferences.
+
+Natural logarithms. What the algorithms hold constant (advantages, rewards, returns, old and
+reference log-probabilities) gets no gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lossopt import _checks
+from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
+
+Values = Float[ArrayLike, "*batch"]
+
+
+def policy_gradient(log_probs: Values, advantages: Values) -> Float[Array, "*batch"]:
+    r"""Makes actions more likely in proportion to their advantage (REINFORCE).
+
+    $$\ell = -A \log \pi(a \mid s)$$
+
+    Args:
+      log_probs: log-probability of the action taken, shape `[*batch]`.
+      advantages: $A$, a constant to the gradient, shape `[*batch]`.
+
+    Returns:
+      One loss per action, shape `[*batch]`.
+
+    Examples:
+      >>> lo.losses.policy_gradient(jnp.array([-0.5, -2.0]), jnp.array([1.0, -1.0]))
+      Array([ 0.5, -2. ], dtype=float32)
+
+    References:
+      Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
+      Learning", 1992.
+    """
+    log_probs, advantages = _checks.same_shape(log_probs=log_probs, advantages=advantages)
+    return -log_probs * jax.lax.stop_gradient(advantages)
+
+
+def clipped_surrogate(
+    log_probs: Values, old_log_probs: Values, advantages: Values, *, clip_range: Number = 0.2
+) -> Float[Array, "*batch"]:
+    r"""Policy gradient that stops where the policy has moved far enough (PPO).
+
+    $$\ell = -\min(\rho A, \; \text{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A), \qquad
+        \rho = \frac{\pi(a \mid s)}{\pi_\text{old}(a \mid s)}$$
+
+    Args:
+      log_probs: $\log \pi$ of the action taken, shape `[*batch]`.
+      old_log_probs: $\log \pi_\text{old}$, a constant to the gradient, shape `[*batch]`. In the
+        first step after sampling they are `log_probs` themselves.
+      advantages: $A$, a constant to the gradient, shape `[*batch]`.
+      clip_range: $\epsilon$ in (0, 1].
+
+    Returns:
+      One loss per action, shape `[*batch]`; 0 where the advantage is 0; `inf` where the ratio of
+      an action of negative advantage overflows.
+
+    Examples:
+      >>> log_probs, old = jnp.log(jnp.array([0.6, 0.6])), jnp.log(jnp.array([0.4, 0.4]))
+      >>> lo.losses.clipped_surrogate(log_probs, old, jnp.array([1.0, -1.0])).round(1)
+      Array([-1.2,  1.5], dtype=float32)
+
+    References:
+      Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+    """
+    log_probs, old_log_probs, advantages = _checks.same_shape(
+        log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    return _surrogate(log_probs, old_log_probs, advantages, clip_range)
+
+
+def value_clipped(
+    values: Values, old_values: Values, returns: Values, *, clip_range: Number
+) -> Float[Array, "*batch"]:
+    r"""Squared error of a value function that may move only so far at a time; no half.
+
+    $$\ell = \max((v - R)^2, \; (\text{clip}(v, v_\text{old} - \epsilon, v_\text{old} + \epsilon)
+        - R)^2)$$
+
+    Args:
+      values: $v$, shape `[*batch]`.
+      old_values: $v_\text{old}$, a constant to the gradient, shape `[*batch]`.
+      returns: $R$, a constant to the gradient, shape `[*batch]`.
+      clip_range: $\epsilon > 0$, the units of `values`.
+
+    Returns:
+      One loss per state, shape `[*batch]`.
+
+    Examples:
+      >>> values, old, returns = jnp.array([1.5, 0.5]), jnp.array([1.0, 1.0]), jnp.array([2.0, 2.0])
+      >>> lo.losses.value_clipped(values, old, returns, clip_range=0.25)
+      Array([0.5625, 2.25  ], dtype=float32)
+
+    References:
+      Schulman et al., "Proximal Policy Optimization Algorithms", 2017 (in its implementation).
+    """
+    _checks.above(0, clip_range=clip_range)
+    values, old, returns = _checks.same_shape(values=values, old_values=old_values, returns=returns)
+    old, returns = jax.lax.stop_gradient((old, returns))
+    clipped = jnp.clip(values, old - clip_range, old + clip_range)
+    return jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def entropy(logits: Float[ArrayLike, "*batch classes"]) -> Float[Array, "*batch"]:
+    r"""Entropy of a categorical distribution in nats: a bonus, so weigh it negatively.
+
+    $$H = -\sum_c p_c \log p_c, \qquad p = \text{softmax}(\text{logits})$$
+
+    Args:
+      logits: shape `[*batch, classes]`; `-inf` for a class that cannot be chosen.
+
+    Returns:
+      One entropy per example in [0, log classes], shape `[*batch]`.
+
+    Examples:
+      >>> bonus = -0.01 * lo.mean(lo.losses.entropy(jnp.zeros((3, 4))))
+      >>> print(f"{bonus.value:.5f}")  # -0.01 log 4
+      -0.01386
+
+    References:
+      Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016.
+    """
+    (logits,) = _checks.floats(logits=logits)
+    _checks.rank_at_least(1, logits=logits)
+    finite = jnp.maximum(logits, jnp.finfo(logits.dtype).min)  # no 0 * inf for impossible classes
+    log_probs = jax.nn.log_softmax(finite, axis=-1)
+    return jnp.sum(jnp.exp(log_probs) * -log_probs, axis=-1)
+
+
+def direct_preference(
+    chosen: Values,
+    rejected: Values,
+    reference_chosen: Values,
+    reference_rejected: Values,
+    *,
+    strength: Number,
+) -> Float[Array, "*batch"]:
+    r"""Prefers the chosen of two answers, measured from a reference policy (DPO).
+
+    $$\ell = \log(1 + e^{-\beta ((c - r) - (c_\text{ref} - r_\text{ref}))})$$
+
+    Args:
+      chosen: $c$, log-probability of the whole chosen answer, shape `[*batch]`.
+      rejected: $r$, log-probability of the whole rejected answer, shape `[*batch]`.
+      reference_chosen: $c_\text{ref}$, a constant to the gradient, shape `[*batch]`.
+      reference_rejected: $r_\text{ref}$, a constant to the gradient, shape `[*batch]`.
+      strength: $\beta > 0$, how strongly the policy is held to the reference.
+
+    Returns:
+      One loss per pair of answers, shape `[*batch]`.
+
+    Examples:
+      >>> chosen, rejected = jnp.array([-3.0]), jnp.array([-5.0])
+      >>> lo.losses.direct_preference(chosen, rejected, chosen, chosen, strength=0.5).round(2)
+      Array([0.31], dtype=float32)
+
+    References:
+      Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
+      Model", 2023.
+    """
+    _checks.above(0, strength=strength)
+    chosen, rejected, reference_chosen, reference_rejected = _checks.same_shape(
+        chosen=chosen,
+        rejected=rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
+    reference = jax.lax.stop_gradient(reference_chosen - reference_rejected)
+    return jax.nn.softplus(strength * (reference - (chosen - rejected)))
+
+
+def group_relative(
+    log_probs: Float[ArrayLike, "*batch_items_tokens"],
+    old_log_probs: Float[ArrayLike, "*batch_items_tokens"],
+    rewards: Num[ArrayLike, "*batch items"],
+    *,
+    clip_range: Number = 0.2,
+    items: Bool[ArrayLike, "*batch items"] | None = None,
+) -> Float[Array, "*batch_items_tokens"]:
+    r"""Clipped surrogate whose advantages are rewards relative to the answers' group (GRPO).
+
+    $$\ell = -\min(\rho A_i, \; \text{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A_i), \quad
+        \rho = e^{\log \pi - \log \pi_\text{old}}, \quad
+        A_i = \frac{R_i - \bar R}{\sqrt{\frac{1}{n} \sum_j (R_j - \bar R)^2}}$$
+
+    $\bar R$ is the mean over the n items of the group; nothing is added to the denominator. In a
+    group of equal rewards all advantages are 0. There is no penalty on the distance to a
+    reference policy: return one as a term of its own.
+
+    Args:
+      log_probs: $\log \pi$ of each answer, shape `[*batch, items]`, or of each token,
+        `[*batch, items, *tokens]`.
+      old_log_probs: $\log \pi_\text{old}$, a constant to the gradient, shaped as `log_probs`.
+      rewards: $R$, one per answer, a constant to the gradient, shape `[*batch, items]`; items is
+        the group of answers to one question.
+      clip_range: $\epsilon$ in (0, 1].
+      items: shape `[*batch, items]`, False for answers that do not exist, which are never read.
+
+    Returns:
+      One loss per answer or token, shaped as `log_probs`; NaN where masked. Average over answers
+      with `lo.mean(loss, items)`, over tokens with a mask that is False for masked answers, too.
+      Microbatches never cut a group.
+
+    Examples:
+      >>> log_probs, rewards = jnp.zeros(4), jnp.array([1.0, 0.0, 0.0, 1.0])
+      >>> lo.losses.group_relative(log_probs, log_probs, rewards)
+      Array([-1.,  1.,  1., -1.], dtype=float32)
+
+    References:
+      Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
+      Models", 2024.
+    """
+    log_probs, old_log_probs = _checks.same_shape(log_probs=log_probs, old_log_probs=old_log_probs)
+    _checks.rank_at_least(1, rewards=rewards)
+    _checks.prefix_shape(log_probs.shape, rewards=rewards)
+    log_probs, rewards = _checks.floats(log_probs=log_probs, rewards=rewards)
+    present = _checks.mask("items", items, rewards.shape)
+    shape = rewards.shape + (1,) * (log_probs.ndim - rewards.ndim)
+    advantages = _advantages(rewards, present).reshape(shape)
+    present = present.reshape(shape)
+    log_probs, old_log_probs = (jnp.where(present, x, 0) for x in (log_probs, old_log_probs))
+    loss = _surrogate(log_probs, old_log_probs, advantages, clip_range)
+    return jnp.where(present, loss, jnp.nan)
+
+
+def _surrogate(log_probs, old_log_probs, advantages, clip_range):
+    _checks.above(0, clip_range=clip_range)
+    _checks.at_most(1, clip_range=clip_range)
+    old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
+    log_ratio = log_probs - old_log_probs
+    # Clipped before it is exponentiated, on the one side that the advantage's sign leaves: what
+    # overflows is then never multiplied by 0, in the gradient neither.
+    below = jnp.minimum(log_ratio, jnp.log1p(clip_range))
+    above = jnp.maximum(log_ratio, jnp.log1p(-clip_range))
+    return -advantages * jnp.exp(jnp.where(advantages < 0, above, below))
+
+
+def _advantages(rewards, present):
+    low = jnp.min(rewards, axis=-1, keepdims=True, initial=jnp.inf, where=present)
+    rewards = jnp.where(present, rewards - low, 0)  # exactly 0 in a group of equal rewards
+    reach = jnp.max(rewards, axis=-1, keepdims=True, initial=0)
+    rewards = rewards / jnp.where(reach == 0, 1, reach)  # their scale does not count
+    count = jnp.maximum(1, jnp.sum(present, axis=-1, keepdims=True))
+    deviations = rewards - jnp.sum(rewards, axis=-1, keepdims=True) / count
+    variance = jnp.sum(deviations**2, axis=-1, keepdims=True, where=present) / count
+    return jnp.where(variance == 0, 0, deviations / jnp.sqrt(variance))

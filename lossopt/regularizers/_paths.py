@@ -1,0 +1,72 @@
+"""A regularizer for each part of the parameters, named by path."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lossopt._typing import Params, PyTree, Scalar, Step
+from lossopt.regularizers._base import Regularizer
+
+
+def by_path(rules: Mapping[str, Regularizer]) -> Regularizer:
+    """Restricts regularizers to the leaves whose paths match a pattern.
+
+    Args:
+      rules: from regular expressions to regularizers. A pattern is searched (`re.search`) in a
+        leaf's path, whose parts stand between slashes, as in `"params/Dense_0/kernel"`. A leaf
+        takes the first rule that matches; a leaf that none matches is free.
+
+    Returns:
+      A regularizer: the sum of its members, each on its own leaves.
+
+    Raises:
+      ValueError: when it is used, if a pattern takes no leaf; the message lists the paths.
+
+    Examples:
+      >>> r = lo.regularizers.by_path({r"kernel$": lo.regularizers.L1(0.5)})
+      >>> float(r({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}))
+      2.0
+    """
+    return _ByPath(tuple(rules), tuple(rules.values()))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=["patterns"])
+@dataclasses.dataclass(frozen=True)
+class _ByPath:
+    patterns: tuple[str, ...]
+    members: tuple[Regularizer, ...]
+
+    def __call__(self, params: PyTree) -> Scalar:
+        leaves = jax.tree.leaves(params)
+        parts = zip(self.members, _places(self.patterns, params))
+        penalties = (member([leaves[i] for i in places]) for member, places in parts)
+        return sum(penalties, start=jnp.zeros(()))
+
+    def prox(self, params: Params, step: Step) -> Params:
+        leaves, structure = jax.tree.flatten(params)
+        steps = jax.tree.leaves(jax.tree.broadcast(step, params))
+        for member, places in zip(self.members, _places(self.patterns, params)):
+            moved = member.prox([leaves[i] for i in places], [steps[i] for i in places])
+            for i, leaf in zip(places, moved):
+                leaves[i] = leaf
+        return structure.unflatten(leaves)
+
+
+def _places(patterns, params):
+    """For each pattern the numbers of the leaves that it takes."""
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    takers = [next((p for p in patterns if re.search(p, path)), None) for path in paths]
+    for pattern in patterns:
+        if pattern not in takers:
+            raise ValueError(
+                f"The pattern {pattern!r} takes no leaf of {paths}. A leaf goes to the first "
+                "pattern that matches: correct the pattern, or move it forward."
+            )
+    return [[i for i, taker in enumerate(takers) if taker == pattern] for pattern in patterns]

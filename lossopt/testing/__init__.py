@@ -1,0 +1,5 @@
+"""The laws of lossopt's families, for losses and schedules of your own."""
+
+from lossopt.testing._gradients import check_gradient as check_gradient
+from lossopt.testing._losses import check_loss as check_loss
+from lossopt.testing._schedules import check_schedule as check_schedule

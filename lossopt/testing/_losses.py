@@ -1,0 +1,157 @@
+"""What every loss must do: each law is a function of the loss and its inputs."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt._mean import mean, pool
+from lossopt._typing import ArrayLike
+from lossopt.testing._gradients import check_gradient
+
+
+def check_loss(fn: Callable, *inputs: ArrayLike, size: float = 1e4) -> None:
+    """Asserts the laws of a per-example loss.
+
+    One number per example, in float32 or wider; the same under `jit` and `vmap`; derivatives that
+    agree with finite differences; shapes that do not fit refused, (n, 1) against (n,) above all;
+    rows of weight 0 never read; parts pooled give the whole; never NaN, in value or gradient, for
+    predictions of ±`size`.
+
+    Args:
+      fn: the loss. Bind everything that has no row per example: `partial(fn, margin=1.0)`.
+      *inputs: arrays sharing a leading axis of at least 4 rows, predictions first, away from kinks.
+      size: how large predictions may become.
+
+    Raises:
+      AssertionError: at the first law that does not hold; the message says which.
+
+    Examples:
+      >>> predictions, targets = jnp.linspace(-1, 1, 6), jnp.zeros(6)
+      >>> lo.testing.check_loss(lo.losses.squared_error, predictions, targets)
+      >>> careless = lambda p, t: (p - t) ** 2
+      >>> lo.testing.check_loss(careless, predictions, targets)
+      Traceback (most recent call last):
+      AssertionError: shapes that do not fit must be refused: input 0 of shape (6, 1) was taken
+    """
+    shape = jnp.shape(inputs[0])
+    assert shape[:1] >= (4,), f"expected at least 4 rows, got inputs of shape {shape}"
+    for law in LAWS:
+        law(fn, *inputs)
+    large_predictions_are_survived(fn, *inputs, size=size)
+
+
+def one_number_per_example(fn, *inputs):
+    """The result indexes the leading axes of the first input."""
+    import chex
+
+    out, first = jnp.asarray(fn(*inputs)), jnp.shape(inputs[0])
+    law = "a loss gives one number per example, in float32 or wider"
+    assert out.ndim >= 1, f"{law}; got shape {out.shape} for inputs of {first}"
+    assert first[: out.ndim] == out.shape, f"{law}; got shape {out.shape} for inputs of {first}"
+    assert jnp.promote_types(out.dtype, jnp.float32) == out.dtype, f"{law}; got {out.dtype}"
+    chex.assert_tree_all_finite(out)
+
+
+def jit_and_vmap_agree(fn, *inputs):
+    """`jit`, `vmap` and eager calls give one result."""
+    eager = fn(*inputs)
+    for name, transform in (("jit", jax.jit), ("vmap", jax.vmap)):
+        try:
+            got = transform(fn)(*map(jnp.asarray, inputs))
+        except TypeError as error:
+            raise AssertionError(f"{name} must take the loss; {error}") from error
+        _close(f"{name} must agree with the eager call", got, eager)
+
+
+def gradient_is_right(fn, *inputs):
+    """Derivatives of the predictions agree with finite differences."""
+    first, *rest = inputs
+    check_gradient(lambda x: fn(x, *rest), first)
+
+
+def mismatched_shapes_are_refused(fn, *inputs):
+    """An additional axis in any one input raises."""
+    for i, x in enumerate(inputs) if len(inputs) > 1 else ():
+        wrong = [*inputs[:i], jnp.asarray(x)[..., None], *inputs[i + 1 :]]
+        try:
+            with jax.numpy_rank_promotion("allow"):
+                fn(*wrong)
+        except (ValueError, TypeError, AssertionError):
+            continue
+        raise AssertionError(
+            f"shapes that do not fit must be refused: input {i} of shape "
+            f"{jnp.shape(wrong[i])} was taken"
+        )
+
+
+def low_precision_is_widened(fn, *inputs):
+    """bfloat16 in, float32 out."""
+    narrow = [x.astype(jnp.bfloat16) if _floating(x) else x for x in map(jnp.asarray, inputs)]
+    got = jnp.asarray(fn(*narrow)).dtype
+    assert got == jnp.float32, f"bfloat16 inputs must give a float32 loss; got {got}"
+
+
+def padding_is_never_read(fn, *inputs):
+    """Rows of weight 0 may hold NaN, or labels out of range: the mean of the others stands."""
+    inputs = [jnp.asarray(x) for x in inputs]
+    mask = np.arange(len(inputs[0])) % 3 != 2
+    pad = lambda x: x.at[~mask].set(jnp.nan if _floating(x) else -1 if x.dtype != bool else False)
+
+    @jax.jit
+    @jax.value_and_grad
+    def measure(first, rest):
+        return mean(fn(first, *rest), mask).value
+
+    want, true_slope = measure(inputs[0], inputs[1:])
+    got, slope = measure(pad(inputs[0]), [pad(x) for x in inputs[1:]])
+    _close("padding must not be read", got, want)
+    _close("padding must not reach other rows' gradients", slope[mask], true_slope[mask])
+
+
+def pooled_parts_are_the_whole(fn, *inputs):
+    """Means of parts, pooled, are the mean of the whole."""
+    inputs = [jnp.asarray(x) for x in inputs]
+    half = len(inputs[0]) // 2
+    weights = jnp.linspace(0, 1, 2 * half)
+    measure = jax.jit(lambda inputs, weights: mean(fn(*inputs), weights))
+    part = lambda rows: measure([x[rows] for x in inputs], weights[rows])
+    pooled = pool(part(slice(half)), part(slice(half, 2 * half)))
+    _close("parts pooled must be the whole", pooled.value, part(slice(2 * half)).value)
+
+
+def large_predictions_are_survived(fn, *inputs, size: float):
+    """Predictions of ±`size` never give NaN, in value or gradient."""
+    first, *rest = map(jnp.asarray, inputs)
+    signs = jnp.where(first > jnp.mean(first), 1.0, -1.0)
+
+    @jax.jit
+    def measure(predictions, rest):
+        values, pull = jax.vjp(lambda x: fn(x, *rest), predictions)
+        return values, pull(jnp.ones_like(values))[0]
+
+    for shape in (signs, -signs, jnp.ones_like(signs), -jnp.ones_like(signs)):
+        values, slope = measure(size * shape, rest)
+        bad = jnp.isnan(values) | (values == -jnp.inf)
+        assert not bad.any(), f"predictions of ±{size:g} must not give NaN; got {values}"
+        assert not jnp.isnan(slope).any(), f"gradients at ±{size:g} must not be NaN; got {slope}"
+
+
+LAWS = (
+    mismatched_shapes_are_refused,
+    one_number_per_example,
+    jit_and_vmap_agree,
+    gradient_is_right,
+    low_precision_is_widened,
+    padding_is_never_read,
+    pooled_parts_are_the_whole,
+)
+
+
+def _floating(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _close(law, got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=law)

@@ -1,0 +1,70 @@
+"""The one evaluation loop."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lossopt import _checks
+from lossopt._grad import Pieces, accumulate, rows
+from lossopt._typing import Array, Batch, PyTree
+from lossopt.training._objective import adapt, columns
+
+
+def evaluate(
+    objective: Callable,
+    params: PyTree,
+    data: Batch,
+    *,
+    batch_size: int,
+    has_aux: bool = False,
+    model_state: PyTree = None,
+    hyperparameters: PyTree = None,
+) -> dict[str, Array]:
+    """Measures an objective on a whole data set, batch by batch and exactly.
+
+    Args:
+      objective: as in `run`; its `key` is None here, by which it knows that it is evaluated.
+      params: any tree of arrays.
+      data: tree of arrays that share a leading axis of rows.
+      batch_size: rows at a time; the last batch may be smaller.
+      has_aux: whether the objective returns `(means, aux)`.
+      model_state: given to the objective, and not changed.
+      hyperparameters: given to the objective.
+
+    Returns:
+      Numbers, shape `()`, by name: `"value"`, each term and each metric.
+
+    Raises:
+      ValueError: if leaves of `data` differ in rows, or two columns would have one name.
+
+    Examples:
+      >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
+      >>> lo.training.evaluate(objective, 1.0, jnp.array([0.0, 2.0, 4.0]), batch_size=2)
+      {'value': Array(3.6666667, dtype=float32), 'fit': Array(3.6666667, dtype=float32)}
+    """
+    keywords = {"model_state": model_state, "hyperparameters": hyperparameters}
+    call = adapt(objective, has_aux, **keywords)
+
+    def step(carry, number, indices):
+        means, aux = call(params, take(data, indices), key=None, **keywords)
+        return carry, (means, aux.get("metrics"))
+
+    _, (means, metrics) = accumulate(step, None, batches(jnp.arange(rows(data)), batch_size))
+    return columns(means, metrics)
+
+
+def batches(order: Array, batch_size: int, *, drop_last: bool = False) -> Pieces:
+    """Row numbers in batches; the last may be smaller, or is dropped."""
+    _checks.at_least(1, batch_size=batch_size)
+    if drop_last:
+        _checks.at_most(len(order), batch_size=batch_size)
+    full = len(order) // batch_size
+    stacked = order[: full * batch_size].reshape(full, batch_size) if full else None
+    last = None if drop_last or len(order) % batch_size == 0 else order[full * batch_size :]
+    return Pieces(stacked, last)
+
+
+def take(data: Batch, indices: Array) -> Batch:
+    """The rows with these numbers."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)

@@ -1,0 +1,160 @@
+"""One row per ranking, contrastive and policy loss: covers the branches, keeps off the kinks."""
+
+from functools import partial
+
+import numpy as np
+
+import lossopt as lo
+from tests import references_coupled as references
+from tests.case import Loss
+
+_rng = np.random.default_rng(0)
+
+
+def _normal(*shape, scale=1.0):
+    return (scale * _rng.normal(size=shape)).astype(np.float32)
+
+
+def _unit(*shape):
+    x = _normal(*shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _row(name, *inputs, **numbers):
+    fn = partial(getattr(lo.losses, name), **numbers)
+    return Loss(name, fn, inputs, partial(getattr(references, name), **numbers))
+
+
+# Six lists of six items. Grades repeat, a list has one relevant item, one has none, one is all
+# equal; with every third item masked from the second on there still are pairs in most.
+_GRADES = np.array(
+    [
+        [2, 0, 1, 0, 3, 1],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [2, 2, 2, 2, 2, 2],
+        [0, 1, 1, 4, 0, 2],
+        [3, 2, 0, 1, 2, 0],
+    ],
+    np.int32,
+)
+_SHARES = np.where(_GRADES == 1, 0.6, _GRADES).astype(np.float32)  # relevance need not be whole
+_ORDERS = np.argsort(_rng.random((6, 6)), axis=1).astype(np.int32)  # without ties
+_WEIGHTS = np.array(
+    [
+        [1.0, 0.5, 2.0, 1.0, 0.25, 3.0],
+        [0.0, 1.0, 1.5, 2.0, 0.0, 1.0],
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [1.0, 2.0, 1.0, 2.0, 1.0, 2.0],
+        [0.5, 0.0, 0.5, 1.0, 1.0, 1.0],
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+    ],
+    np.float32,
+)
+# Ratios within the clip range, above and below it, each with advantages of both signs.
+_LOG_RATIOS = np.array([0.05, -0.07, 0.6, 0.5, -0.7, -0.4], np.float32)
+_ADVANTAGES = np.array([1.3, -0.4, 0.8, -2.0, 1.1, -0.6], np.float32)
+_OLD = -np.abs(_normal(6)) - 0.5
+_OLD_TOKENS = -np.abs(_normal(6, 5, 3)) - 0.5
+_REWARDS = np.array(
+    [
+        [1, 0, 0, 1, 1],
+        [0, 3, 1, 2, 5],
+        [2, 2, 2, 2, 2],  # a group of equal answers
+        [0, 0, 0, 0, 1],
+        [-1, 1, -1, 1, 4],
+        [0.3, -1.2, 2.5, 0.7, 0.1],
+    ],
+    np.float32,
+)
+
+_ROWS = [
+    _row(
+        "margin_ranking",
+        np.array([2.0, 0.3, -1.0, 0.5, 1.4, -0.2], np.float32),
+        np.array([0.1, 0.5, -0.6, -1.5, 1.0, 0.9], np.float32),
+        margin=0.7,
+    ),
+    _row("pairwise_logistic", _normal(6, 6), _GRADES, _WEIGHTS),
+    _row("pairwise_hinge", _normal(6, 6), _GRADES, _WEIGHTS),
+    _row("pairwise_squared_hinge", _normal(6, 6), _GRADES, _WEIGHTS),
+    _row("list_softmax", _normal(6, 6), _SHARES),
+    _row("list_mle", _normal(6, 6), _ORDERS),
+    _row("lambda_rank", _normal(6, 6), _GRADES),
+    _row("approximate_ndcg", _normal(6, 6), _GRADES, temperature=0.4),
+    _row(
+        "contrastive",
+        _normal(6, 3, scale=0.8),
+        _normal(6, 3, scale=0.8),
+        np.array([1, 0, 0, 0, 0.3, 0.75], np.float32),
+        margin=1.5,
+    ),
+    _row(
+        "triplet",
+        _normal(6, 3),
+        _normal(6, 3),
+        _normal(6, 3),
+        margin=0.4,
+    ),
+    _row("info_nce", _unit(6, 5, 4), _unit(6, 5, 4), temperature=0.3),
+    _row("clip", _unit(6, 5, 4), _unit(6, 5, 4), scale=3.5),
+    _row("sigmoid_pairs", _unit(6, 5, 4), _unit(6, 5, 4), scale=5.0, bias=-2.0),
+    _row(
+        "supervised_contrastive",
+        _unit(6, 6, 4),
+        np.array(
+            [
+                [0, 1, 0, 0, 1, 2],  # two, one and no partner
+                [0, 1, 2, 3, 4, 5],  # no partners at all
+                [7, 7, 7, 7, 7, 7],  # all others
+                [3, 3, -1, -1, 4, 4],
+                [0, 0, 1, 0, 9, 0],
+                [5, 2, 5, 2, 1, 2],
+            ],
+            np.int32,
+        ),
+        temperature=0.5,
+    ),
+    _row("policy_gradient", _OLD, _ADVANTAGES),
+    _row("clipped_surrogate", _OLD + _LOG_RATIOS, _OLD, _ADVANTAGES, clip_range=0.2),
+    _row(
+        "group_relative",
+        _OLD_TOKENS + _normal(6, 5, 3, scale=0.4),
+        _OLD_TOKENS,
+        _REWARDS,
+        clip_range=0.3,
+    ),
+    _row(
+        "value_clipped",
+        np.array([1.5, 0.5, -0.2, 1.1, 0.3, 2.2], np.float32),
+        np.array([1.0, 1.0, -0.9, 1.2, 0.25, 1.0], np.float32),
+        np.array([2.0, 2.0, 0.4, 0.0, 1.5, -1.0], np.float32),
+        clip_range=0.25,
+    ),
+    _row("entropy", _normal(6, 5, scale=2.0)),
+    _row(
+        "direct_preference",
+        *(-np.abs(_normal(6, scale=5.0)) - 5 for _ in range(4)),
+        strength=0.3,
+    ),
+]
+
+COUPLED = {row.name: row for row in _ROWS}
+
+COUPLED_LISTS = {
+    name: COUPLED[name]
+    for name in (
+        "pairwise_logistic",
+        "pairwise_hinge",
+        "pairwise_squared_hinge",
+        "list_softmax",
+        "list_mle",
+        "lambda_rank",
+        "approximate_ndcg",
+        "info_nce",
+        "clip",
+        "sigmoid_pairs",
+        "supervised_contrastive",
+        "group_relative",
+    )
+}

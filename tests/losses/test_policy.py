@@ -1,0 +1,143 @@
+"""What is particular to losses of policies; the family contract is in `tests/test_contract.py`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lossopt as lo
+
+RNG = np.random.default_rng(0)
+LOG_PROBS, OLD, ADVANTAGES = RNG.normal(size=(3, 6)).astype(np.float32)
+CONSTANTS = {
+    "policy_gradient": (lo.losses.policy_gradient, 1, 2),
+    "clipped_surrogate": (lo.losses.clipped_surrogate, 1, 3),
+    "value_clipped": (partial(lo.losses.value_clipped, clip_range=0.2), 1, 3),
+    "direct_preference": (partial(lo.losses.direct_preference, strength=0.1), 2, 4),
+    "group_relative": (lo.losses.group_relative, 1, 3),
+}
+
+
+@pytest.mark.parametrize(("loss", "varied", "total"), CONSTANTS.values(), ids=CONSTANTS)
+def test_what_an_algorithm_holds_constant_has_no_gradient(loss, varied, total):
+    inputs = RNG.normal(size=(total, 6)).astype(np.float32)
+    gradients = jax.grad(lambda *x: loss(*x).sum(), argnums=tuple(range(total)))(*inputs)
+    assert all((g != 0).any() for g in gradients[:varied])
+    assert all((g == 0).all() for g in gradients[varied:])
+
+
+class TestClippedSurrogate:
+    def test_is_the_policy_gradient_at_the_old_policy(self):
+        at_old = lambda x: lo.losses.clipped_surrogate(x, x, ADVANTAGES).sum()
+        want = jax.grad(lambda x: lo.losses.policy_gradient(x, ADVANTAGES).sum())(LOG_PROBS)
+        np.testing.assert_allclose(jax.grad(at_old)(LOG_PROBS), want, rtol=1e-6)
+
+    @pytest.mark.parametrize("log_ratio", [-1e4, -200.0, 200.0, 1e4])
+    @pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+    def test_overflow_is_infinite_and_never_nan(self, log_ratio, advantage):
+        loss = lambda x: lo.losses.clipped_surrogate(x, 0.0, advantage)
+        value, gradient = jax.value_and_grad(loss)(log_ratio)
+        if log_ratio > 0 and advantage < 0:
+            assert value == gradient == np.inf
+        else:
+            assert np.isfinite(value)
+            assert gradient == 0
+
+    def test_stops_only_where_moving_on_would_pay(self):
+        far, loss = np.log(2.0), partial(lo.losses.clipped_surrogate, clip_range=0.2)
+        slope = lambda log_ratio, advantage: jax.grad(loss)(log_ratio, 0.0, advantage)
+        assert slope(far, 1.0) == slope(-far, -1.0) == 0
+        np.testing.assert_allclose([slope(far, -1.0), slope(-far, 1.0)], [2.0, -0.5], rtol=1e-6)
+
+    @pytest.mark.parametrize("clip_range", [0.0, -0.1, 1.5])
+    def test_refuses_a_range_without_meaning(self, clip_range):
+        with pytest.raises(ValueError, match="clip_range"):
+            lo.losses.clipped_surrogate(LOG_PROBS, OLD, ADVANTAGES, clip_range=clip_range)
+
+
+def test_value_clipped_within_the_range_is_the_squared_error():
+    loss = partial(lo.losses.value_clipped, old_values=0.0, returns=3.0, clip_range=1.0)
+    value, slope = jax.value_and_grad(loss)(0.7)
+    np.testing.assert_allclose([value, slope], [2.3**2, -4.6], rtol=1e-6)
+
+
+class TestEntropy:
+    def test_impossible_classes_count_nothing(self):
+        masked = np.array([0.3, -np.inf, 1.2, -np.inf], np.float32)
+        value, gradient = jax.value_and_grad(lo.losses.entropy)(masked)
+        want, slope = jax.value_and_grad(lo.losses.entropy)(masked[::2])
+        np.testing.assert_allclose(value, want, rtol=1e-6)
+        np.testing.assert_allclose(gradient, [slope[0], 0, slope[1], 0], rtol=1e-6)
+
+    @pytest.mark.parametrize("logits", [[1e4, -1e4, 0], [-np.inf, 3, -np.inf], [7]])
+    def test_certainty_is_zero(self, logits):
+        value, gradient = jax.value_and_grad(lo.losses.entropy)(np.array(logits, np.float32))
+        assert value == 0
+        assert (gradient == 0).all()
+
+    def test_is_greatest_for_equal_logits(self):
+        value, gradient = jax.value_and_grad(lo.losses.entropy)(np.full(5, 1e4, np.float32))
+        np.testing.assert_allclose(value, np.log(5), rtol=1e-6)
+        np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_direct_preference_starts_at_log_two():
+    loss = lo.losses.direct_preference(LOG_PROBS, OLD, LOG_PROBS, OLD, strength=0.1)
+    np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
+
+
+class TestGroupRelative:
+    loss = staticmethod(lo.losses.group_relative)
+
+    @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, 1e4 + 0.1])
+    def test_equal_rewards_teach_nothing(self, reward):
+        rewards = np.full(6, reward, np.float32)
+        assert (self.loss(LOG_PROBS, OLD, rewards) == 0).all()
+        assert (jax.grad(lambda x: self.loss(x, OLD, rewards).sum())(LOG_PROBS) == 0).all()
+
+    @pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (3.0, 7.0), (1e6, 0.0)])
+    def test_scale_and_origin_of_rewards_do_not_count(self, scale, shift):
+        want = self.loss(LOG_PROBS, OLD, ADVANTAGES)
+        got = self.loss(LOG_PROBS, OLD, scale * ADVANTAGES + shift)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+    def test_tokens_share_the_advantage_of_their_answer(self):
+        log_probs, old = RNG.normal(size=(2, 6, 4)).astype(np.float32)
+        got = self.loss(log_probs, old, ADVANTAGES)
+        want = jax.vmap(self.loss, in_axes=(1, 1, None), out_axes=1)(log_probs, old, ADVANTAGES)
+        assert got.shape == (6, 4)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+    @pytest.mark.parametrize("tokens", [(), (4,)])
+    def test_masked_answers_are_nan_and_never_read(self, tokens):
+        items = np.array([True, False, True, True, False, True])
+        spread = items.reshape(6, *[1 for _ in tokens])
+        log_probs, old = RNG.normal(size=(2, 6, *tokens)).astype(np.float32)
+        padded = np.where(spread, log_probs, np.nan), np.where(spread, old, np.inf)
+        rewards = np.where(items, ADVANTAGES, -np.inf)
+        got = self.loss(*padded, rewards, items=items)
+        assert np.isnan(got[~items]).all()
+        want = self.loss(log_probs[items], old[items], ADVANTAGES[items])
+        np.testing.assert_allclose(got[items], want, rtol=1e-5)
+        average = lambda x: lo.mean(self.loss(x, padded[1], rewards, items=items), items).value
+        gradient = jax.grad(average)(padded[0])
+        assert np.isfinite(gradient).all()
+        assert (gradient[~items] == 0).all()
+
+    def test_a_wholly_masked_group_is_clean(self):
+        none = np.zeros(6, bool)
+        average = lambda x: lo.mean(self.loss(x, OLD, ADVANTAGES, items=none), none).value
+        assert (jax.grad(average)(jnp.full(6, jnp.nan)) == 0).all()
+
+    def test_a_nan_reward_spoils_its_group_loudly(self):
+        rewards = np.stack([ADVANTAGES, ADVANTAGES])
+        rewards[0, 2] = np.nan
+        got = self.loss(np.stack([LOG_PROBS] * 2), np.stack([OLD] * 2), rewards)
+        assert np.isnan(got).all(axis=1).tolist() == [True, False]
+
+    @pytest.mark.parametrize("rewards", [np.ones(5), np.ones((6, 1)), np.float32(1)])
+    def test_refuses_rewards_that_do_not_lead(self, rewards):
+        with pytest.raises(ValueError, match="Expected rewards"):
+            self.loss(LOG_PROBS, OLD, rewards)

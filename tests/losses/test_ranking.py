@@ -1,0 +1,231 @@
+"""What is particular to losses of lists; the family contract is in `tests/test_contract.py`."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+from jax.test_util import check_grads
+
+import lossopt as lo
+
+PAIRWISE = {
+    "pairwise_logistic": lo.losses.pairwise_logistic,
+    "pairwise_hinge": lo.losses.pairwise_hinge,
+    "pairwise_squared_hinge": lo.losses.pairwise_squared_hinge,
+}
+GRADED = {
+    "list_softmax": lo.losses.list_softmax,
+    "lambda_rank": lo.losses.lambda_rank,
+    "approximate_ndcg": partial(lo.losses.approximate_ndcg, temperature=0.5),
+}
+LISTS = PAIRWISE | GRADED | {"list_mle": lo.losses.list_mle}
+
+SCORES = np.array([[0.3, -1.2, 0.8, 2.0], [1.0, 0.1, -0.4, 0.9]], np.float32)
+GRADES = np.array([[2, 0, 3, 1], [0, 1, 3, 2]], np.float32)
+
+
+def each(losses):
+    return pytest.mark.parametrize("loss", losses.values(), ids=losses)
+
+
+@each(LISTS)
+def test_only_differences_of_scores_and_no_positions_count(loss):
+    order = np.array([2, 0, 3, 1])
+    moved = loss(SCORES[:, order] + 7, GRADES[:, order])
+    np.testing.assert_allclose(moved, loss(SCORES, GRADES), rtol=1e-5)
+
+
+@each(LISTS)
+def test_a_list_with_nothing_to_compare_is_zero(loss):
+    nothing = np.zeros(SCORES.shape, bool)
+    single = np.arange(4) == [[1], [2]]
+    for items in (nothing, single):
+        total = lambda scores, items=items: loss(scores, GRADES, items=items).sum()
+        value, gradient = jax.value_and_grad(total)(SCORES)
+        assert value == 0
+        assert (gradient == 0).all()
+    assert loss(np.zeros((2, 0)), np.zeros((2, 0))).tolist() == [0, 0]
+    assert loss(np.zeros((0, 3)), np.zeros((0, 3))).shape == (0,)
+
+
+@each(PAIRWISE | GRADED)
+def test_equal_relevance_is_nothing_to_compare(loss):
+    value, gradient = jax.value_and_grad(loss)(SCORES[0], np.zeros(4))
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+@each(LISTS)
+def test_masked_relevance_need_not_be_in_range(loss):
+    items = np.array([True, False, True, True])
+    kept = loss(SCORES[0][items], GRADES[0][items])
+    for rubbish in (np.nan, np.inf, -np.inf, -5.0):
+        scores, grades = np.where(items, SCORES[0], rubbish), np.where(items, GRADES[0], rubbish)
+        value, gradient = jax.value_and_grad(loss)(scores, grades, items=items)
+        np.testing.assert_allclose(value, kept, rtol=1e-6)
+        assert np.isfinite(gradient).all()
+        assert gradient[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "bad"),
+    [(loss, np.nan) for loss in LISTS.values()] + [(loss, -1.0) for loss in GRADED.values()],
+)
+def test_relevance_out_of_range_spoils_its_own_list_only(loss, bad):
+    grades = GRADES.copy()
+    grades[0, 1] = bad
+    values = loss(SCORES, grades)
+    assert np.isnan(values).tolist() == [True, False]
+    weighed = lambda scores: lo.mean(loss(scores, grades), np.array([0, 1])).value
+    assert np.isfinite(jax.grad(weighed)(SCORES)).all()
+    error, _ = checkify.checkify(jax.jit(loss))(SCORES, grades)
+    with pytest.raises(checkify.JaxRuntimeError, match=f"expected relevance >= .*, got {bad}"):
+        error.throw()
+
+
+@each(PAIRWISE | {"list_mle": lo.losses.list_mle})
+def test_losses_of_an_order_take_any_real_relevance(loss):
+    np.testing.assert_allclose(loss(SCORES, GRADES - 10), loss(SCORES, GRADES), rtol=1e-6)
+
+
+@each(LISTS)
+def test_masks_are_boolean_and_shaped_as_the_scores(loss):
+    with pytest.raises(TypeError, match="boolean items"):
+        loss(SCORES, GRADES, items=np.ones((2, 4)))
+    with pytest.raises(ValueError, match="Expected items of shape"):
+        loss(SCORES, GRADES, items=np.ones(4, bool))
+
+
+class TestPairwise:
+    @each(PAIRWISE)
+    def test_a_weight_of_zero_is_a_mask(self, loss):
+        scores, weights = np.array([0.3, np.nan, 0.8, 2.0]), np.array([1.0, 0.0, 2.0, 0.5])
+        value, gradient = jax.value_and_grad(loss)(scores, GRADES[0], weights)
+        kept = weights > 0
+        want = loss(scores[kept], GRADES[0][kept], weights[kept])
+        np.testing.assert_allclose(value, want, rtol=1e-6)
+        assert gradient[1] == 0
+
+    @each(PAIRWISE)
+    @pytest.mark.parametrize("scale", [1e-30, 1e30])
+    def test_only_ratios_of_weights_count(self, loss, scale):
+        weights = np.array([1.0, 0.3, 2.0, 0.5], np.float32)
+        want = loss(SCORES[0], GRADES[0], weights)
+        np.testing.assert_allclose(loss(SCORES[0], GRADES[0], scale * weights), want, rtol=1e-5)
+
+    @each(PAIRWISE)
+    def test_a_weight_of_two_is_the_item_twice(self, loss):
+        twice = np.array([0, 1, 1, 2, 3])
+        want = loss(SCORES[0][twice], GRADES[0][twice])
+        np.testing.assert_allclose(
+            loss(SCORES[0], GRADES[0], np.array([1, 2, 1, 1])), want, rtol=1e-6
+        )
+
+    def test_weights_have_gradients(self):
+        weights = np.array([1.0, 0.3, 2.0, 0.5], np.float32)
+        loss = partial(lo.losses.pairwise_logistic, SCORES[0], GRADES[0])
+        # The value does not change along the weights themselves.
+        assert abs(weights @ jax.grad(loss)(weights)) < 1e-6
+        check_grads(loss, (weights,), order=2, rtol=2e-2, atol=2e-2)
+
+    def test_refuses_weights_of_another_shape(self):
+        with pytest.raises(ValueError, match="Expected equal shapes"):
+            lo.losses.pairwise_hinge(SCORES, GRADES, np.ones(2))
+
+
+class TestListSoftmax:
+    def test_is_least_at_the_log_of_the_shares(self):
+        grades = np.array([1.0, 2.0, 5.0], np.float32)
+        value, gradient = jax.value_and_grad(lo.losses.list_softmax)(np.log(grades), grades)
+        share = grades / grades.sum()
+        np.testing.assert_allclose(value, -(share * np.log(share)).sum(), rtol=1e-6)
+        np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+class TestListMle:
+    def test_the_probabilities_of_all_orders_sum_to_one(self):
+        orders = np.array(list(itertools.permutations(range(4))), np.float32)
+        scores = np.broadcast_to(SCORES[0], orders.shape)
+        np.testing.assert_allclose(jnp.exp(-lo.losses.list_mle(scores, orders)).sum(), 1, rtol=1e-5)
+
+    def test_ties_keep_their_positions(self):
+        tied = lo.losses.list_mle(SCORES[0], np.array([1, 0, 1, 1]))
+        np.testing.assert_allclose(tied, lo.losses.list_mle(SCORES[0], np.array([3, 0, 2, 1])))
+
+    def test_is_precise_near_zero(self):
+        loss = lo.losses.list_mle(np.array([20.0, 0.0]), np.array([1, 0]))
+        np.testing.assert_allclose(loss, np.log1p(np.exp(-20.0)), rtol=1e-6)
+
+
+def one_minus_ndcg(scores, grades):
+    discounts = 1 / np.log2(np.arange(2, 2 + scores.shape[-1]))
+    ranked = np.take_along_axis(grades, np.argsort(-scores, axis=-1, kind="stable"), axis=-1)
+    ideal = -np.sort(-grades, axis=-1)
+    return 1 - ((2**ranked - 1) @ discounts) / ((2**ideal - 1) @ discounts)
+
+
+def many_lists():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(50, 6)).astype(np.float32)
+    return scores, rng.integers(0, 4, size=(50, 6)).astype(np.float32) + (np.arange(6) == 0)
+
+
+class TestLambdaRank:
+    def test_bounds_what_is_lost_in_ndcg(self):
+        scores, grades = many_lists()
+        bound = lo.losses.lambda_rank(scores, grades) / np.log(2)
+        assert (bound >= one_minus_ndcg(scores, grades) - 1e-6).all()
+
+    def test_weighs_the_top(self):
+        scores = np.array([3.0, 2.0, 1.0, 0.0])
+        top = lo.losses.lambda_rank(scores, np.array([2, 3, 1, 0]))
+        bottom = lo.losses.lambda_rank(scores, np.array([3, 2, 0, 1]))
+        assert top > bottom
+
+    def test_equal_scores_rank_by_position(self):
+        tied = lo.losses.lambda_rank(np.zeros(3), np.array([0, 1, 2]))
+        broken = lo.losses.lambda_rank(np.array([2e-6, 1e-6, 0.0]), np.array([0, 1, 2]))
+        np.testing.assert_allclose(tied, broken, rtol=1e-5)
+
+    def test_masked_items_take_no_rank(self):
+        items = np.array([False, True, True])
+        loss = lo.losses.lambda_rank(np.array([9.0, 1.0, 2.0]), np.array([3, 1, 0]), items=items)
+        np.testing.assert_allclose(
+            loss, lo.losses.lambda_rank(np.array([1.0, 2.0]), np.array([1, 0]))
+        )
+
+
+class TestApproximateNdcg:
+    def test_is_ndcg_in_the_cold(self):
+        scores, grades = many_lists()
+        loss = lo.losses.approximate_ndcg(scores, grades, temperature=1e-6)
+        np.testing.assert_allclose(loss, one_minus_ndcg(scores, grades), rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+    def test_lies_between_zero_and_one(self, temperature):
+        loss = lo.losses.approximate_ndcg(*many_lists(), temperature=temperature)
+        assert loss.min() >= -1e-6
+        assert loss.max() < 1
+
+    def test_refuses_a_temperature_of_zero(self):
+        with pytest.raises(ValueError, match="temperature > 0"):
+            lo.losses.approximate_ndcg(SCORES, GRADES, temperature=0.0)
+
+
+@each({name: GRADED[name] for name in ("lambda_rank", "approximate_ndcg")})
+def test_large_grades_stay_finite(loss):
+    value, gradient = jax.value_and_grad(loss)(SCORES[0], np.array([1000, 0, 998, 3]))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_margin_ranking_is_zero_beyond_the_margin():
+    better, worse = np.array([3.0, 1.5, 0.0]), np.array([1.0, 1.0, 1.0])
+    loss = lo.losses.margin_ranking(better, worse, margin=1.0)
+    np.testing.assert_allclose(loss, [0.0, 0.5, 2.0])
+    with pytest.raises(ValueError, match="margin >= 0"):
+        lo.losses.margin_ranking(better, worse, margin=-1.0)

@@ -1,0 +1,100 @@
+"""Who may import whom, what import loads, and one public path for each object."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import lossopt
+
+ROOT = pathlib.Path(lossopt.__file__).parent
+BASE = {"_typing", "_checks", "_jax"}
+MAY_IMPORT = {
+    "_typing": set(),
+    "_checks": {"_typing"},
+    "_jax": {"_typing"},
+    "_mean": BASE,
+    "_grad": BASE | {"_mean"},
+    "losses": BASE,
+    "regularizers": BASE,
+    "schedules": BASE,
+    "testing": BASE | {"_mean", "_grad"},
+    "training": BASE | {"_mean", "_grad"},
+}
+HEAVY = {"chex", "flax", "orbax", "rich", "matplotlib", "scipy", "sklearn", "pandas", "torch"}
+
+
+def _rooms():
+    return {module.name for module in pkgutil.iter_modules([str(ROOT)])}
+
+
+def _files(room):
+    return [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else (ROOT / room).rglob("*.py")
+
+
+def _imports(room):
+    for node in (n for path in _files(room) for n in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{room} imports relatively"
+            package, *rest = node.module.split(".")
+            if package == "lossopt":
+                yield from rest[:1] or [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] != "lossopt" for alias in node.names), room
+
+
+def _public(module):
+    return {
+        name: thing
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+
+
+def _public_modules():
+    names = sorted(room for room in _rooms() if not room.startswith("_"))
+    return [lossopt, *(importlib.import_module(f"lossopt.{name}") for name in names)]
+
+
+def test_every_room_has_a_row():
+    assert _rooms() == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_room_imports_only_from_below(room):
+    assert set(_imports(room)) - {room} <= MAY_IMPORT[room]
+
+
+def test_every_object_has_one_public_path():
+    paths = {}
+    for module in _public_modules():
+        for name, thing in _public(module).items():
+            paths.setdefault(id(thing), []).append(f"{module.__name__}.{name}")
+    assert [places for places in paths.values() if len(places) > 1] == []
+
+
+@pytest.mark.parametrize("module", _public_modules(), ids=lambda module: module.__name__)
+def test_an_init_holds_a_docstring_and_reexports(module):
+    tree = ast.parse(inspect.getsource(module))
+    assert ast.get_docstring(tree)
+    for node in tree.body[1:]:
+        assert isinstance(node, ast.ImportFrom)
+        assert all(alias.asname == alias.name for alias in node.names)
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, lossopt; print(*{name.split('.')[0] for name in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(out.stdout.split())
+    assert {"jax", "optax", "numpy"} <= loaded
+    assert not HEAVY & loaded
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.name)
+def test_modules_are_short(path):
+    assert len(path.read_text().splitlines()) <= 300

@@ -1,0 +1,185 @@
+"""What every member of a family must do. New members are covered by their row in `cases`."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lossopt as lo
+from lossopt.testing import check_schedule
+from lossopt.testing._losses import (
+    LAWS,
+    gradient_is_right,
+    large_predictions_are_survived,
+    padding_is_never_read,
+)
+from tests import cases
+
+FAMILIES = {
+    lo.losses: cases.LOSSES | cases.DECISIONS,
+    lo.regularizers: cases.REGULARIZERS,
+    lo.schedules: cases.SCHEDULES,
+}
+NO_MEMBERS = {"Regularizer"}  # a protocol
+
+
+@pytest.mark.parametrize("room", FAMILIES, ids=lambda room: room.__name__)
+def test_every_member_has_a_case(room):
+    public = {name for name, thing in vars(room).items() if name[0] != "_" and callable(thing)}
+    assert public - NO_MEMBERS == set(FAMILIES[room])
+
+
+@pytest.mark.parametrize("room", FAMILIES, ids=lambda room: room.__name__)
+def test_every_member_has_the_anatomy(room):
+    for name in FAMILIES[room]:
+        member = getattr(room, name)
+        wanted = ["Args:", "Returns:"] if inspect.isfunction(member) else ["Attributes:"]
+        for section in [*wanted, "Examples:"]:
+            assert section in inspect.getdoc(member), f"{name} has no {section}"
+
+
+LOSSES = cases.LOSSES | cases.VARIANTS
+LAWS_OF_VARIANTS = (gradient_is_right, padding_is_never_read)  # the branches are in the values
+LAWS_OF_ROWS = [(law, row) for law in LAWS for row in cases.LOSSES.values()]
+LAWS_OF_ROWS += [(law, row) for law in LAWS_OF_VARIANTS for row in cases.VARIANTS.values()]
+
+
+def _name(parameter):
+    return getattr(parameter, "name", None) or parameter.__name__
+
+
+@pytest.mark.parametrize("row", (LOSSES | cases.DECISIONS).values(), ids=_name)
+class TestReference:
+    def test_equals_its_reference(self, row):
+        wide = [np.asarray(x, np.float64) if x.dtype.kind == "f" else x for x in row.inputs]
+        want = row.reference(*wide)
+        np.testing.assert_allclose(row.fn(*row.inputs), want, rtol=2e-6, atol=1e-6)
+
+    def test_equals_its_reference_in_float64(self, row):
+        wide = [np.asarray(x, np.float64) if x.dtype.kind == "f" else x for x in row.inputs]
+        with jax.enable_x64(True):
+            got = row.fn(*map(jnp.asarray, wide))
+            assert got.dtype in (jnp.float64, jnp.int32)
+            np.testing.assert_allclose(got, row.reference(*wide), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("law", "row"), LAWS_OF_ROWS, ids=_name)
+def test_loss(law, row):
+    law(row.fn, *row.inputs)
+
+
+@pytest.mark.parametrize("row", cases.LOSSES.values(), ids=_name)
+def test_loss_survives_large_predictions(row):
+    size = 0.5 if row.name.startswith("squared_log_error") else 1e4  # defined above -1
+    large_predictions_are_survived(row.fn, *row.inputs, size=size)
+
+
+@pytest.mark.parametrize("row", cases.LISTS.values(), ids=_name)
+class TestList:
+    """Losses that couple the items of a list, with a structural mask."""
+
+    def _masked(self, row):
+        items = np.arange(row.inputs[0].shape[1]) % 3 != 1
+        items = np.broadcast_to(items, row.inputs[0].shape[:2])
+        return items, [x[:, items[0]] for x in row.inputs]
+
+    def _poison(self, x, items):
+        spread = items.reshape(items.shape + (1,) * (x.ndim - 2))
+        return np.where(spread, x, np.nan if x.dtype.kind == "f" else x.max() + 7).astype(x.dtype)
+
+    def test_masked_items_are_never_read(self, row):
+        items, kept = self._masked(row)
+        poisoned = [self._poison(x, items) for x in row.inputs]
+        got, want = row.fn(*poisoned, items=items), row.fn(*kept)
+        if got.ndim > 1:
+            assert jnp.isnan(got[~items]).all()
+            got = got[items].reshape(want.shape)
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+    def test_gradients_are_clean(self, row):
+        items, kept = self._masked(row)
+        poisoned = [self._poison(x, items) for x in row.inputs]
+
+        @jax.jit
+        @jax.grad
+        def slope(first, rest, items):
+            out = row.fn(first, *rest, items=items)
+            return lo.mean(out, items if out.ndim > 1 else None).total
+
+        got = slope(poisoned[0], poisoned[1:], items)
+        want = slope(kept[0], kept[1:], np.ones(kept[0].shape[:2], bool))
+        assert not got[~items].any()
+        np.testing.assert_allclose(got[items].reshape(want.shape), want, rtol=1e-5, atol=1e-6)
+
+    def test_the_order_of_items_does_not_matter(self, row):
+        order = np.random.default_rng(0).permutation(row.inputs[0].shape[1])
+        got, want = row.fn(*(x[:, order] for x in row.inputs)), row.fn(*row.inputs)
+        want = want[:, order] if want.ndim > 1 else want
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+    def test_a_wrong_mask_is_refused(self, row):
+        items, _ = self._masked(row)
+        for wrong in (items[:, :-1], items[..., None], items.astype(float)):
+            with pytest.raises((ValueError, TypeError), match="items"):
+                row.fn(*row.inputs, items=wrong)
+
+
+@pytest.mark.parametrize("row", cases.SCHEDULES.values(), ids=cases.SCHEDULES)
+class TestSchedule:
+    def test_laws(self, row):
+        schedule = row.make(**row.arguments)
+        check_schedule(schedule, row.steps or 12, start=row.start, end=row.end)
+
+    def test_equals_its_reference(self, row):
+        counts = np.arange((row.steps or 30) + 4)
+        got = jax.vmap(row.make(**row.arguments))(counts)
+        want = np.array([row.reference(count) for count in counts], np.float64)
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-7)
+
+    def test_every_argument_may_be_traced(self, row):
+        counts = jnp.arange((row.steps or 30) + 4)
+        values = lambda **arguments: jax.vmap(row.make(**(row.arguments | arguments)))(counts)
+        for name, number in row.arguments.items():
+            pair = jnp.stack([jnp.asarray(number), jnp.asarray(number) + 1])
+            got = jax.jit(jax.vmap(lambda x, name=name: values(**{name: x})))(pair)
+            want = jnp.stack([values(**{name: number}), values(**{name: number + 1})])
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("row", cases.REGULARIZERS.values(), ids=cases.REGULARIZERS)
+class TestRegularizer:
+    x = np.random.default_rng(0).normal(size=7).astype(np.float32)
+
+    def test_equals_its_reference(self, row):
+        member, reference = row
+        np.testing.assert_allclose(member(self.x), reference(np.float64(self.x)), rtol=1e-6)
+
+    @pytest.mark.parametrize("step", [0.1, 1.0, 5.0])
+    def test_prox_minimizes(self, row, step):
+        member, _ = row
+        energy = lambda z: jnp.sum((z - self.x) ** 2) / 2 + step * member(z)
+        best = member.prox(self.x, step)
+        nearby = np.random.default_rng(1).normal(size=(500, 7)).astype(np.float32) * 0.05
+        assert energy(best) <= jax.vmap(energy)(best[None] + nearby).min() + 1e-6
+
+    def test_prox_is_firmly_nonexpansive(self, row):
+        member, _ = row
+        other = self.x[::-1].copy()
+        moved = member.prox(self.x, 1.0) - member.prox(other, 1.0)
+        assert jnp.sum(moved**2) <= jnp.vdot(moved, self.x - other) + 1e-6
+
+    def test_gradient_of_the_envelope(self, row):
+        member, _ = row
+        near = lambda x: member.prox(x, 0.5)
+        envelope = lambda x: jnp.sum((near(x) - x) ** 2) / (2 * 0.5) + member(near(x))
+        want = (self.x - near(self.x)) / 0.5
+        np.testing.assert_allclose(jax.grad(envelope)(self.x), want, rtol=1e-5, atol=1e-6)
+
+    def test_is_a_pytree_of_its_numbers(self, row):
+        member, _ = row
+        pair = jax.tree.map(lambda number: jnp.array([number, 2 * number]), member)
+        got = jax.vmap(partial(lambda x, member: member(x), self.x))(pair)
+        np.testing.assert_allclose(got, [member(self.x), 2 * member(self.x)], rtol=1e-6)
