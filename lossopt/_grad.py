@@ -48,8 +48,9 @@ def value_and_grad(
       and of the piece, where there are several.
 
     Raises:
-      ValueError: if weights depend on `params` or `model_state`, if there are more microbatches
-        than rows, or if the leaves of `batch` differ in rows.
+      ValueError: if weights depend on `params` or `model_state` (also where one `custom_vjp` or
+        `while_loop` gives totals and weights together), if there are more microbatches than rows,
+        or if the leaves of `batch` differ in rows.
       TypeError: if the objective returns another thing than a tree of `Mean`.
 
     Examples:

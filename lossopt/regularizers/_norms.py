@@ -97,18 +97,19 @@ class L2:
 
 def _penalty(strength, magnitude, params):
     _checks.at_least(0, strength=strength)
-    leaves = (_checks.floats(params=x)[0] for x in jax.tree.leaves(params))
-    total = sum((jnp.sum(magnitude(x)) for x in leaves), start=jnp.zeros(()))
-    return jnp.multiply(strength, total)
+    _checks.exact_shape((), strength=strength)
+    leaves = (_checks.floating(params=x) for x in jax.tree.leaves(params))
+    return jnp.multiply(strength, sum((jnp.sum(magnitude(x)) for x in leaves), start=0.0))
 
 
 def _prox(strength, shrink, params, step):
     _checks.at_least(0, strength=strength)
+    _checks.exact_shape((), strength=strength)
 
     def leaf(x, step):
         _checks.at_least(0, step=step)
         _checks.exact_shape(jnp.shape(x) if jnp.ndim(step) else (), step=step)
-        wide, step = _checks.floats(params=x, step=step)
+        wide = _checks.floating(params=x)
         return shrink(wide, step * strength).astype(jnp.result_type(x))
 
     return jax.tree.map(leaf, params, jax.tree.broadcast(step, params))

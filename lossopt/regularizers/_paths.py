@@ -41,27 +41,29 @@ class _ByPath:
     members: tuple[Regularizer, ...]
 
     def __call__(self, params: PyTree) -> Scalar:
-        leaves = jax.tree.leaves(params)
-        parts = zip(self.members, _places(self.patterns, params))
-        penalties = (member([leaves[i] for i in places]) for member, places in parts)
-        return sum(penalties, start=jnp.zeros(()))
+        leaves, paths = jax.tree.leaves(params), _paths(params)
+        parts = zip(self.members, _places(self.patterns, paths))
+        penalties = (member({paths[i]: leaves[i] for i in places}) for member, places in parts)
+        return jnp.asarray(sum(penalties, start=0.0))
 
     def prox(self, params: Params, step: Step) -> Params:
         leaves, structure = jax.tree.flatten(params)
-        steps = jax.tree.leaves(jax.tree.broadcast(step, params))
-        for member, places in zip(self.members, _places(self.patterns, params)):
-            moved = member.prox([leaves[i] for i in places], [steps[i] for i in places])
-            for i, leaf in zip(places, moved):
-                leaves[i] = leaf
+        steps, paths = jax.tree.leaves(jax.tree.broadcast(step, params)), _paths(params)
+        for member, places in zip(self.members, _places(self.patterns, paths)):
+            part, metric = ({paths[i]: x[i] for i in places} for x in (leaves, steps))
+            moved = member.prox(part, metric)
+            for i in places:
+                leaves[i] = moved[paths[i]]
         return structure.unflatten(leaves)
 
 
-def _places(patterns, params):
+def _paths(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _places(patterns, paths):
     """For each pattern the numbers of the leaves that it takes."""
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
     takers = [next((p for p in patterns if re.search(p, path)), None) for path in paths]
     for pattern in patterns:
         if pattern not in takers:

@@ -42,8 +42,10 @@ def fit(
     """Trains as `training.run` does, compiled, with a progress bar and numpy columns.
 
     Before it compiles, it evaluates the conditions that losses state on values (labels in range,
-    weights at least 0) over `train` and `validation`. Compiled programs outlive the call: a second
-    `fit` with the same objective and optimizer objects and the same shapes compiles nothing.
+    weights at least 0) over `train` and `validation`. Rows of weight 0 count, too: pad with copies
+    of real rows, or name the label of padding as `ignore_index`. Compiled programs outlive the
+    call: a second `fit` with the same objective and optimizer objects and the same shapes compiles
+    nothing.
 
     Args:
       objective: as in `training.run`, and so are all arguments up to `drop_last`.

@@ -252,7 +252,9 @@ def _first_row(spec, data, state):
 
 
 def _outline(tree):
-    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    return jax.tree.structure(tree), [
+        jax.typeof(jnp.asarray(x)).str_short() for x in jax.tree.leaves(tree)
+    ]
 
 
 def _row(measured, validation):

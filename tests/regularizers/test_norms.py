@@ -240,3 +240,17 @@ def test_members_are_regularizers():
     from lossopt.regularizers._base import Regularizer
 
     assert all(isinstance(make(0.1), Regularizer) for make in MEMBERS.values())
+
+
+@pytest.mark.parametrize("member", [lo.regularizers.L1, lo.regularizers.L2])
+def test_what_is_no_float_or_no_number_is_refused(member):
+    with pytest.raises(ValueError, match=r"floating params, got int.*by_path"):
+        member(0.5)(jnp.arange(3))
+    with pytest.raises(ValueError, match=r"floating params, got int.*by_path"):
+        member(0.5).prox(jnp.arange(3), 1.0)
+    with pytest.raises(ValueError, match=r"strength of shape \(\), got \(2,\)"):
+        member(jnp.ones(2))(jnp.ones(2))
+
+
+def test_the_penalty_of_a_zero_has_no_slope():
+    assert jax.grad(lo.regularizers.L1(1.0))(jnp.zeros(3)).tolist() == [0, 0, 0]

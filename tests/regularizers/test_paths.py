@@ -156,3 +156,12 @@ def test_a_member_may_be_anything_with_two_verbs():
 def test_members_refuse_as_they_do_alone():
     with pytest.raises(ValueError, match="strength >= 0"):
         by_path({"kernel": L1(-1.0)})(PARAMS)
+
+
+def test_rules_may_be_nested():
+    params = {"a": {"k": jnp.array([2.0]), "b": jnp.array([2.0])}, "c": jnp.array([2.0])}
+    rules = lo.regularizers
+    nested = rules.by_path({r"^a": rules.by_path({r"k$": rules.L1(0.5)})})
+    assert nested(params) == 1.0
+    moved = nested.prox(params, 1.0)
+    assert (moved["a"]["k"], moved["a"]["b"], moved["c"]) == (1.5, 2.0, 2.0)
