@@ -14,6 +14,28 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTBOOK = (ROOT / "docs" / "textbook.md").read_text()
 ROWS = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", TEXTBOOK, re.MULTILINE)}
+README = (ROOT / "README.md").read_text()
+CLAIMS = {
+    "masks, ragged batches, microbatches": "test_any_weights",
+    "devices give the value and gradient": "test_ours_is_the_truth_in_the_table",
+    "under `jit`, `vmap` and `pmap`": "test_devices_run_side_by_side",
+    "exact for any number of terms": "test_terms_of_different_weights",
+    "need not divide the batch": "test_microbatches_from_one_to_the_number_of_rows",
+    "one number per example, strict on shapes": "test_loss",
+    "finite at logits of ±10 000": "test_loss_survives_large_predictions",
+    "out of range is NaN in its row": "test_out_of_range_is_nan_and_never_another_class",
+    "warmup lengths can be swept": "test_warmup_lengths_may_be_swept",
+    "a value and a proximal operator": "test_prox_minimizes",
+    "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
+    "laws that our own losses and schedules pass": "test_laws",
+    "Every optax transformation": "test_every_optimizer_takes_the_steps_of_a_plain_loop",
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_claim_of_the_readme_is_held_by_a_test(claim):
+    assert claim in README
+    assert any(CLAIMS[claim] in _functions(path) for path in ROOT.glob("tests/**/test_*.py"))
 
 
 def test_which_loss_names_every_loss():
