@@ -64,15 +64,14 @@ def rank_at_least(rank: int, **arrays: ArrayLike) -> None:
             )
 
 
-def floating(**arrays: ArrayLike) -> Array:
-    """The one named array as `floats`, which must hold floating numbers already."""
-    ((name, array),) = arrays.items()
-    if not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
-        raise ValueError(
-            f"Expected floating {name}, got {jnp.result_type(array)}. Name the leaves that are "
-            "meant with lossopt.regularizers.by_path."
-        )
-    return floats(**arrays)[0]
+def floating(**arrays: ArrayLike) -> None:
+    """Raises where a leaf of the parameters is no floating array, and so has no step."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
+            raise ValueError(
+                f"Expected floating {name}, got {jnp.result_type(array)}. Name the leaves that "
+                "are meant with lossopt.regularizers.by_path."
+            )
 
 
 def integers(**arrays: ArrayLike) -> list[Array]:

@@ -98,7 +98,7 @@ class L2:
 def _penalty(strength, magnitude, params):
     _checks.at_least(0, strength=strength)
     _checks.exact_shape((), strength=strength)
-    leaves = (_checks.floating(params=x) for x in jax.tree.leaves(params))
+    leaves = (_wide(params=x)[0] for x in jax.tree.leaves(params))
     return jnp.multiply(strength, sum((jnp.sum(magnitude(x)) for x in leaves), start=0.0))
 
 
@@ -109,7 +109,12 @@ def _prox(strength, shrink, params, step):
     def leaf(x, step):
         _checks.at_least(0, step=step)
         _checks.exact_shape(jnp.shape(x) if jnp.ndim(step) else (), step=step)
-        wide = _checks.floating(params=x)
+        wide, step = _wide(params=x, step=step)
         return shrink(wide, step * strength).astype(jnp.result_type(x))
 
     return jax.tree.map(leaf, params, jax.tree.broadcast(step, params))
+
+
+def _wide(*, params, **others):
+    _checks.floating(params=params)
+    return _checks.floats(params=params, **others)

@@ -24,7 +24,8 @@ def by_path(rules: Mapping[str, Regularizer]) -> Regularizer:
       A regularizer: the sum of its members, each on its own leaves.
 
     Raises:
-      ValueError: when it is used, if a pattern takes no leaf; the message lists the paths.
+      ValueError: when it is used, if a pattern takes no leaf, or if two leaves have one path; the
+        message lists the paths.
 
     Examples:
       >>> r = lo.regularizers.by_path({r"kernel$": lo.regularizers.L1(0.5)})
@@ -59,7 +60,10 @@ class _ByPath:
 
 def _paths(params):
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"Two leaves have one path among {paths}: rename one.")
+    return paths
 
 
 def _places(patterns, paths):

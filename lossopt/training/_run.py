@@ -252,9 +252,8 @@ def _first_row(spec, data, state):
 
 
 def _outline(tree):
-    return jax.tree.structure(tree), [
-        jax.typeof(jnp.asarray(x)).str_short() for x in jax.tree.leaves(tree)
-    ]
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), str(jnp.result_type(x))) for x in leaves]
 
 
 def _row(measured, validation):

@@ -254,3 +254,15 @@ def test_what_is_no_float_or_no_number_is_refused(member):
 
 def test_the_penalty_of_a_zero_has_no_slope():
     assert jax.grad(lo.regularizers.L1(1.0))(jnp.zeros(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("member", [lo.regularizers.L1, lo.regularizers.L2])
+def test_a_low_precision_step_is_widened_first(member):
+    step = jnp.array([0.3], jnp.bfloat16)
+    got = member(np.float32(0.7)).prox(jnp.ones(1), step)
+    want = member(np.float32(0.7)).prox(jnp.ones(1), step.astype(jnp.float32))
+    np.testing.assert_array_equal(got, want)
+    strength = jnp.array(0.7, jnp.bfloat16)
+    got = member(strength).prox(jnp.ones(1), step)
+    want = member(strength.astype(jnp.float32)).prox(jnp.ones(1), step.astype(jnp.float32))
+    np.testing.assert_array_equal(got, want)

@@ -165,3 +165,11 @@ def test_rules_may_be_nested():
     assert nested(params) == 1.0
     moved = nested.prox(params, 1.0)
     assert (moved["a"]["k"], moved["a"]["b"], moved["c"]) == (1.5, 2.0, 2.0)
+
+
+def test_leaves_of_one_path_are_refused():
+    params = {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}
+    r = lo.regularizers.by_path({"a": lo.regularizers.L1(1.0)})
+    for use in (r, lambda p: r.prox(p, 1.0)):
+        with pytest.raises(ValueError, match="Two leaves have one path"):
+            use(params)

@@ -852,3 +852,21 @@ def test_float32_parameters_run_where_float64_is_on(name):
         objective = lambda params, batch: {"fit": lo.mean(_square_loss(params, batch))}
         result = _outline(objective, params, train, OPTIMIZERS[name])
         assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {jnp.dtype("float32")}
+
+
+def test_a_state_of_another_dtype_is_refused():
+    def objective(w, x, model_state):
+        return {"fit": lo.mean((w - x) ** 2)}, {"model_state": model_state + 0.5}
+
+    with pytest.raises(ValueError, match=r"model_state like the first one.*int32.*float32"):
+        lo.training.run(
+            objective,
+            0.0,
+            jnp.arange(4.0),
+            optax.sgd(0.1),
+            batch_size=2,
+            epochs=1,
+            key=jax.random.key(0),
+            has_aux=True,
+            model_state=jnp.int32(0),
+        )
