@@ -208,12 +208,46 @@ VARIANTS = {row.name: row for row in _FURTHER}
 DECISIONS = {"decide": _costly_row("decide", _LOGITS, costs=_COSTS[:, :3])}
 LISTS = COUPLED_LISTS | {"cox": LOSSES["cox"]}
 
-# A member, and its value on an array of one axis.
+_KERNEL = _normal(4, 3)
+
+
+def _rows(x):
+    return np.sqrt((x**2).sum(axis=1)).sum()
+
+
+# A member, parameters that fit it, and its value on them; that of a constraint is 0.
 REGULARIZERS = {
-    "L1": (lo.regularizers.L1(0.3), lambda x: 0.3 * abs(x).sum()),
-    "L2": (lo.regularizers.L2(0.3), lambda x: 0.3 * (x**2).sum()),
-    "by_path": (  # the path of a bare array is empty
-        lo.regularizers.by_path({r"^$": lo.regularizers.L1(0.4)}),
-        lambda x: 0.4 * abs(x).sum(),
+    "L1": (lo.regularizers.L1(0.3), _KERNEL, lambda x: 0.3 * abs(x).sum()),
+    "L2": (lo.regularizers.L2(0.3), _KERNEL, lambda x: 0.3 * (x**2).sum()),
+    "ElasticNet": (
+        lo.regularizers.ElasticNet(0.5, mix=0.2),
+        _KERNEL,
+        lambda x: 0.5 * (0.2 * abs(x).sum() + 0.8 * (x**2).sum()),
+    ),
+    "GroupLasso": (lo.regularizers.GroupLasso(1.5, axis=1), _KERNEL, lambda x: 1.5 * _rows(x)),
+    "SparseGroupLasso": (
+        lo.regularizers.SparseGroupLasso(1.5, mix=0.4, axis=1),
+        _KERNEL,
+        lambda x: 1.5 * (0.4 * abs(x).sum() + 0.6 * _rows(x)),
+    ),
+    "Nuclear": (
+        lo.regularizers.Nuclear(0.8),
+        _KERNEL,
+        lambda x: 0.8 * np.sqrt(np.linalg.eigvalsh(x.T @ x)).sum(),
+    ),
+    "TotalVariation": (
+        lo.regularizers.TotalVariation(0.7, axis=0),
+        _KERNEL,
+        lambda x: 0.7 * abs(x[1:] - x[:-1]).sum(),
+    ),
+    "NonNegative": (lo.regularizers.NonNegative(), _KERNEL, lambda x: 0),
+    "Box": (lo.regularizers.Box(-0.3, 0.5), _KERNEL, lambda x: 0),
+    "Simplex": (lo.regularizers.Simplex(1.5), _KERNEL, lambda x: 0),
+    "L1Ball": (lo.regularizers.L1Ball(0.7, axis=0), _KERNEL, lambda x: 0),
+    "L2Ball": (lo.regularizers.L2Ball(0.6, axis=1), _KERNEL, lambda x: 0),
+    "by_path": (
+        lo.regularizers.by_path({r"^kernel$": lo.regularizers.L1(0.4)}),
+        {"kernel": _KERNEL, "bias": _KERNEL[0]},
+        lambda params: 0.4 * abs(params["kernel"]).sum(),
     ),
 }

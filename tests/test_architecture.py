@@ -13,11 +13,12 @@ import pytest
 import lossopt
 
 ROOT = pathlib.Path(lossopt.__file__).parent
-BASE = {"_typing", "_checks", "_jax"}
+BASE = {"_typing", "_checks", "_jax", "_paths"}
 MAY_IMPORT = {
     "_typing": set(),
     "_checks": {"_typing"},
     "_jax": {"_typing"},
+    "_paths": {"_typing"},
     "_mean": BASE,
     "_grad": BASE | {"_mean"},
     "losses": BASE,

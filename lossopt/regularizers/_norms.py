@@ -1,13 +1,17 @@
-"""Norm penalties."""
+"""Penalties on single coordinates."""
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks
 from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt.regularizers import _leaves
+from lossopt.regularizers._base import Regularizer
+from lossopt.regularizers._sums import Sum, add, add_to
+from lossopt.regularizers._variation import TotalVariation
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["strength"], meta_fields=[])
@@ -34,11 +38,15 @@ class L1:
     """
 
     strength: Number
+    _after: ClassVar[tuple[type, ...]] = (TotalVariation,)
+    _joined: ClassVar[str] = "L1(a + b)"
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; its gradient at 0 is 0."""
+        _leaves.at_least_zero(strength=self.strength)
         magnitude = lambda x: jnp.maximum(x, -x)  # the slope of `jnp.abs` at 0 is 1
-        return _penalty(self.strength, magnitude, params)
+        value = _leaves.penalty(lambda x: jnp.sum(magnitude(x)), params)
+        return jnp.multiply(self.strength, value)
 
     def prox(self, params: Params, step: Step) -> Params:
         r"""Soft thresholding, $\text{sign}(\theta) \max(|\theta| - \text{step} \cdot \lambda, 0)$.
@@ -50,14 +58,18 @@ class L1:
         Returns:
           A tree like `params`, with its dtypes.
         """
-        shrink = lambda x, t: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t, 0)
-        return _prox(self.strength, shrink, params, step)
+        _leaves.at_least_zero(strength=self.strength)
+        shrink = lambda x, t: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * self.strength, 0)
+        return _leaves.prox(shrink, params, step)
+
+    __add__ = add
+    __radd__ = add_to
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["strength"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class L2:
-    r"""Sum of squares, without a half.
+    r"""Sum of squares, without a half. It may be added to every other regularizer.
 
     $$R(\theta) = \lambda \sum_i \theta_i^2$$
 
@@ -80,7 +92,9 @@ class L2:
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`."""
-        return _penalty(self.strength, jnp.square, params)
+        _leaves.at_least_zero(strength=self.strength)
+        value = _leaves.penalty(lambda x: jnp.sum(jnp.square(x)), params)
+        return jnp.multiply(self.strength, value)
 
     def prox(self, params: Params, step: Step) -> Params:
         r"""Shrinkage by a factor, $\theta / (1 + 2 \, \text{step} \cdot \lambda)$.
@@ -92,29 +106,71 @@ class L2:
         Returns:
           A tree like `params`, with its dtypes.
         """
-        return _prox(self.strength, lambda x, t: x / (1 + 2 * t), params, step)
+        _leaves.at_least_zero(strength=self.strength)
+        return _leaves.prox(lambda x, t: x / self._factor(t), params, step)
+
+    def _absorb(self, params, steps):
+        """Where the prox of any R alone is that of R and this one together."""
+        _leaves.at_least_zero(strength=self.strength)
+        moved = _leaves.prox(lambda x, t: x / self._factor(t), params, steps)
+        return moved, jax.tree.map(lambda t: t / self._factor(t), steps)
+
+    def _factor(self, step):
+        return 1 + 2 * step * self.strength
+
+    __add__ = add
+    __radd__ = add_to
 
 
-def _penalty(strength, magnitude, params):
-    _checks.at_least(0, strength=strength)
-    _checks.exact_shape((), strength=strength)
-    leaves = (_wide(params=x)[0] for x in jax.tree.leaves(params))
-    return jnp.multiply(strength, sum((jnp.sum(magnitude(x)) for x in leaves), start=0.0))
+@partial(jax.tree_util.register_dataclass, data_fields=["strength", "mix"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class ElasticNet:
+    r"""A mixture of absolute values and squares, the latter without a half.
 
+    $$R(\theta) = \lambda \Big( m \sum_i |\theta_i| + (1 - m) \sum_i \theta_i^2 \Big)$$
 
-def _prox(strength, shrink, params, step):
-    _checks.at_least(0, strength=strength)
-    _checks.exact_shape((), strength=strength)
+    In a sum it counts as `L1(strength * mix) + L2(strength * (1 - mix))`.
 
-    def leaf(x, step):
-        _checks.at_least(0, step=step)
-        _checks.exact_shape(jnp.shape(x) if jnp.ndim(step) else (), step=step)
-        wide, step = _wide(params=x, step=step)
-        return shrink(wide, step * strength).astype(jnp.result_type(x))
+    Attributes:
+      strength: $\lambda \ge 0$.
+      mix: $m$ in [0, 1], the share of the absolute values.
 
-    return jax.tree.map(leaf, params, jax.tree.broadcast(step, params))
+    Examples:
+      >>> net = lo.regularizers.ElasticNet(1.0, mix=0.5)
+      >>> float(net(jnp.array([-3.0, 1.0])))
+      7.0
+      >>> print(net.prox(jnp.array([-2.5, 0.25]), 1.0))
+      [-1.  0.]
 
+    References:
+      Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", 2005.
+    """
 
-def _wide(*, params, **others):
-    _checks.floating(params=params)
-    return _checks.floats(params=params, **others)
+    strength: Number
+    mix: Number
+
+    def __call__(self, params: PyTree) -> Scalar:
+        """The penalty, shape `()`; its gradient at 0 is 0."""
+        return Sum(self._parts())(params)
+
+    def prox(self, params: Params, step: Step) -> Params:
+        r"""Soft thresholding by $\text{step} \cdot \lambda m$, then shrinkage.
+
+        $$z = \frac{\text{sign}(\theta) \max(|\theta| - \text{step} \cdot \lambda m, 0)}
+        {1 + 2 \, \text{step} \cdot \lambda (1 - m)}$$
+
+        Args:
+          params: any tree of floating arrays.
+          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+
+        Returns:
+          A tree like `params`, with its dtypes.
+        """
+        return Sum(self._parts()).prox(params, step)
+
+    def _parts(self) -> tuple[Regularizer, ...]:
+        strength, mix = _leaves.mixture(self.strength, self.mix)
+        return L1(strength * mix), L2(strength * (1 - mix))
+
+    __add__ = add
+    __radd__ = add_to

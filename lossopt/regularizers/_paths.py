@@ -1,15 +1,17 @@
 """A regularizer for each part of the parameters, named by path."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from lossopt._paths import paths, places
 from lossopt._typing import Params, PyTree, Scalar, Step
 from lossopt.regularizers._base import Regularizer
+from lossopt.regularizers._sums import add, add_to
 
 
 def by_path(rules: Mapping[str, Regularizer]) -> Regularizer:
@@ -40,39 +42,23 @@ def by_path(rules: Mapping[str, Regularizer]) -> Regularizer:
 class _ByPath:
     patterns: tuple[str, ...]
     members: tuple[Regularizer, ...]
+    _called: ClassVar[str] = "by_path"
 
     def __call__(self, params: PyTree) -> Scalar:
-        leaves, paths = jax.tree.leaves(params), _paths(params)
-        parts = zip(self.members, _places(self.patterns, paths))
-        penalties = (member({paths[i]: leaves[i] for i in places}) for member, places in parts)
+        leaves, names = jax.tree.leaves(params), paths(params)
+        parts = zip(self.members, places(self.patterns, names))
+        penalties = (member({names[i]: leaves[i] for i in taken}) for member, taken in parts)
         return jnp.asarray(sum(penalties, start=0.0))
 
     def prox(self, params: Params, step: Step) -> Params:
         leaves, structure = jax.tree.flatten(params)
-        steps, paths = jax.tree.leaves(jax.tree.broadcast(step, params)), _paths(params)
-        for member, places in zip(self.members, _places(self.patterns, paths)):
-            part, metric = ({paths[i]: x[i] for i in places} for x in (leaves, steps))
+        steps, names = jax.tree.leaves(jax.tree.broadcast(step, params)), paths(params)
+        for member, taken in zip(self.members, places(self.patterns, names)):
+            part, metric = ({names[i]: x[i] for i in taken} for x in (leaves, steps))
             moved = member.prox(part, metric)
-            for i in places:
-                leaves[i] = moved[paths[i]]
+            for i in taken:
+                leaves[i] = moved[names[i]]
         return structure.unflatten(leaves)
 
-
-def _paths(params):
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"Two leaves have one path among {paths}: rename one.")
-    return paths
-
-
-def _places(patterns, paths):
-    """For each pattern the numbers of the leaves that it takes."""
-    takers = [next((p for p in patterns if re.search(p, path)), None) for path in paths]
-    for pattern in patterns:
-        if pattern not in takers:
-            raise ValueError(
-                f"The pattern {pattern!r} takes no leaf of {paths}. A leaf goes to the first "
-                "pattern that matches: correct the pattern, or move it forward."
-            )
-    return [[i for i, taker in enumerate(takers) if taker == pattern] for pattern in patterns]
+    __add__ = add
+    __radd__ = add_to

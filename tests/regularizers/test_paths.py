@@ -173,3 +173,28 @@ def test_leaves_of_one_path_are_refused():
     for use in (r, lambda p: r.prox(p, 1.0)):
         with pytest.raises(ValueError, match="Two leaves have one path"):
             use(params)
+
+
+def test_every_kind_of_member_has_its_leaves():
+    r, x = lo.regularizers, jnp.array([[3.0, -4.0], [0.3, 0.4]])
+    params = {"rows": x, "image": x, "line": x, "share": x, "both": x, "free": x}
+    rules = {
+        "rows": r.GroupLasso(1.0, axis=1),
+        "image": r.Nuclear(1.0),
+        "line": r.TotalVariation(1.0),
+        "share": r.Simplex(axis=1),
+        "both": r.L1(0.5) + r.Box(-1.0, 1.0),
+    }
+    moved = by_path(rules).prox(params, 0.2)
+    for name, member in rules.items():
+        np.testing.assert_array_equal(moved[name], member.prox(x, 0.2))
+    np.testing.assert_array_equal(moved["free"], x)
+    np.testing.assert_allclose(by_path(rules)(params), sum(m(x) for m in rules.values()), rtol=1e-6)
+
+
+def test_squares_are_added_to_rules():
+    for both in (by_path({"kernel": L1(0.5)}) + L2(0.1), L2(0.1) + by_path({"kernel": L1(0.5)})):
+        np.testing.assert_allclose(both(PARAMS), 0.5 * 7 + 0.1 * 30, rtol=1e-6)
+        moved = both.prox(PARAMS, 1.0)
+        np.testing.assert_allclose(moved["dense"]["bias"], [3 / 1.2], rtol=1e-6)
+        np.testing.assert_allclose(moved["head"]["kernel"], [(4 - 0.5) / 1.2], rtol=1e-6)

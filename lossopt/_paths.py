@@ -1,0 +1,30 @@
+"""Leaves named by path: the grammar of every argument that names leaves."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import jax
+
+from lossopt._typing import PyTree
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The path of each leaf, its parts between slashes, as in `"params/Dense_0/kernel"`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two leaves have one path among {names}: rename one.")
+    return names
+
+
+def places(patterns: Iterable[str], paths: Sequence[str]) -> list[list[int]]:
+    """For each pattern the numbers of the leaves that it takes; a leaf goes to the first match."""
+    patterns = list(patterns)
+    takers = [next((p for p in patterns if re.search(p, path)), None) for path in paths]
+    for pattern in patterns:
+        if pattern not in takers:
+            raise ValueError(
+                f"The pattern {pattern!r} takes no leaf of {list(paths)}. A leaf goes to the "
+                "first pattern that matches: correct the pattern, or move it forward."
+            )
+    return [[i for i, taker in enumerate(takers) if taker == pattern] for pattern in patterns]

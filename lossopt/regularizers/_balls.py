@@ -1,0 +1,208 @@
+"""The simplex and balls of norms."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt.regularizers import _leaves
+from lossopt.regularizers._secular import root
+from lossopt.regularizers._sums import add, add_to
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["total"], meta_fields=["axis"])
+@dataclasses.dataclass(frozen=True)
+class Simplex:
+    r"""The constraint $\theta_i \ge 0$, $\sum_i \theta_i = s$. Its value is 0 everywhere.
+
+    Attributes:
+      total: $s \ge 0$.
+      axis: the axes that a sum runs over, static; None is the whole leaf.
+
+    Examples:
+      >>> simplex = lo.regularizers.Simplex()
+      >>> print(simplex.prox(jnp.array([0.5, 1.0, -2.0]), 0.1))
+      [0.25 0.75 0.  ]
+      >>> print(simplex.prox(jnp.array([0.5, 1.0]), jnp.array([0.1, 0.4])).round(3))
+      [0.4 0.6]
+
+    References:
+      Held, Wolfe and Crowder, "Validation of Subgradient Optimization", 1974.
+    """
+
+    total: Number = 1.0
+    axis: _leaves.Axis = None
+
+    def __call__(self, params: PyTree) -> Scalar:
+        """0, shape `()`, outside of the constraint too."""
+        _leaves.at_least_zero(total=self.total)
+        return _leaves.nothing(params)
+
+    def prox(self, params: Params, step: Step) -> Params:
+        r"""The projection $\max(\theta - \tau \, \text{step}, 0)$, of the right sum by its $\tau$.
+
+        Args:
+          params: any tree of floating arrays.
+          step: one number, or a tree like `params` of one number per coordinate, at least 0. Only
+            the ratios within a group count.
+
+        Returns:
+          A tree like `params`, with its dtypes.
+
+        Raises:
+          ValueError: if a leaf does not have the axes.
+        """
+        _leaves.at_least_zero(total=self.total)
+        project = lambda x, t: _on_simplex(x, _leaves.relative(t, x), self.total)
+        return _leaves.prox_of_groups(project, params, step, self.axis)
+
+    __add__ = add
+    __radd__ = add_to
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["radius"], meta_fields=["axis"])
+@dataclasses.dataclass(frozen=True)
+class L1Ball:
+    r"""The constraint $\sum_i |\theta_i| \le r$. Its value is 0 everywhere: only its prox acts.
+
+    Attributes:
+      radius: $r \ge 0$.
+      axis: the axes that a sum runs over, static; None is the whole leaf.
+
+    Examples:
+      >>> print(lo.regularizers.L1Ball(1.0).prox(jnp.array([0.5, -1.0, 0.1]), 0.1))
+      [ 0.25 -0.75  0.  ]
+
+    References:
+      Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient Projections onto the l1-Ball for
+      Learning in High Dimensions", 2008.
+    """
+
+    radius: Number
+    axis: _leaves.Axis = None
+
+    def __call__(self, params: PyTree) -> Scalar:
+        """0, shape `()`, outside of the constraint too."""
+        _leaves.at_least_zero(radius=self.radius)
+        return _leaves.nothing(params)
+
+    def prox(self, params: Params, step: Step) -> Params:
+        r"""The projection $\text{sign}(\theta) \max(|\theta| - \tau \, \text{step}, 0)$.
+
+        What lies within the ball stays as it is. Otherwise the result has the radius by its $\tau$.
+
+        Args:
+          params: any tree of floating arrays.
+          step: one number, or a tree like `params` of one number per coordinate, at least 0. Only
+            the ratios within a group count.
+
+        Returns:
+          A tree like `params`, with its dtypes.
+
+        Raises:
+          ValueError: if a leaf does not have the axes.
+        """
+        _leaves.at_least_zero(radius=self.radius)
+
+        def project(x, t):
+            size = jnp.abs(x)
+            inside = jnp.sum(size, -1, keepdims=True) <= self.radius
+            onto = _on_simplex(size, _leaves.relative(t, x), self.radius)
+            return jnp.where(inside, x, jnp.sign(x) * onto)
+
+        return _leaves.prox_of_groups(project, params, step, self.axis)
+
+    __add__ = add
+    __radd__ = add_to
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["radius"], meta_fields=["axis"])
+@dataclasses.dataclass(frozen=True)
+class L2Ball:
+    r"""The constraint $\|\theta\|_2 \le r$. Its value is 0 everywhere: only its prox acts.
+
+    Attributes:
+      radius: $r \ge 0$.
+      axis: the axes that a norm runs over, static: `axis=0` on a kernel of shape `(inputs,
+        outputs)` bounds the weights of each output. None is the whole leaf.
+
+    Examples:
+      >>> print(lo.regularizers.L2Ball(1.0).prox(jnp.array([3.0, -4.0]), 0.1).round(3))
+      [ 0.6 -0.8]
+
+    References:
+      Moré and Sorensen, "Computing a Trust Region Step", 1983.
+    """
+
+    radius: Number
+    axis: _leaves.Axis = None
+
+    def __call__(self, params: PyTree) -> Scalar:
+        """0, shape `()`, outside of the constraint too."""
+        _leaves.at_least_zero(radius=self.radius)
+        return _leaves.nothing(params)
+
+    def prox(self, params: Params, step: Step) -> Params:
+        r"""The projection $\theta / (1 + \mu \, \text{step})$, $\mu \ge 0$.
+
+        With one step it is $\theta \min(1, r / \|\theta\|)$. In a diagonal metric $\mu$ solves one
+        equation, to rounding.
+
+        Args:
+          params: any tree of floating arrays.
+          step: one number, or a tree like `params` of one number per coordinate, at least 0. Only
+            the ratios within a group count.
+
+        Returns:
+          A tree like `params`, with its dtypes.
+
+        Raises:
+          ValueError: if a leaf does not have the axes.
+        """
+        _leaves.at_least_zero(radius=self.radius)
+        project = lambda x, t: _in_ball(x, t, self.radius)
+        return _leaves.prox_of_groups(project, params, step, self.axis)
+
+    __add__ = add
+    __radd__ = add_to
+
+
+def _in_ball(x, step, radius):
+    if not step.ndim:
+        norm = _leaves.norms(x)
+        outside = norm > radius
+        return x * jnp.where(outside, radius / jnp.where(outside, norm, 1), 1)
+    largest, step = _leaves.scale(x), _leaves.relative(step, x)
+    radius = radius / largest
+    price = root(jnp.abs(x) / largest, step, radius)
+    outside = price > 0
+    radius = jnp.where(outside, radius, 1)
+    return x * (radius / jnp.where(outside, price * step + radius, 1))
+
+
+@jax.jit
+def _on_simplex(x, step, total):
+    size = jnp.maximum(_leaves.scale(x), lax.stop_gradient(total))
+    x, total = x / size, total / size
+    # At least one coordinate has all: from there on, what is kept lies within 0 and the total,
+    # and no sum loses it to large numbers that cancel.
+    least = lax.stop_gradient(jnp.max((x - total) / step, -1, keepdims=True))
+    x = x - least * step
+    kept = _kept(*map(lax.stop_gradient, (x, step, total)))
+    for _ in range(2):  # the second time takes the rounding of the first
+        excess = jnp.sum(jnp.where(kept, x, 0), -1, keepdims=True) - total
+        x = x - excess / jnp.sum(jnp.where(kept, step, 0), -1, keepdims=True) * step
+    return size * jnp.where(kept, jnp.maximum(x, 0), 0)
+
+
+def _kept(x, step, total):
+    """Which coordinates the projection keeps: a beginning of them by descending ratio."""
+    falling, xs, steps = lax.sort((-x / step, x, step), num_keys=1)
+    sums, widths = jnp.cumsum(xs, -1), jnp.cumsum(steps, -1)
+    above = -falling * widths > sums - total
+    count = jnp.sum(above & (xs > 0), -1, keepdims=True)  # below 0 both sides may be one number
+    last = jnp.take_along_axis(falling, jnp.maximum(count, 1) - 1, -1)
+    return -x / step <= last

@@ -1,0 +1,130 @@
+"""Penalties on singular values."""
+
+import dataclasses
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt.regularizers import _leaves
+from lossopt.regularizers._sums import add, add_to
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["strength"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Nuclear:
+    r"""Sum of singular values, whose prox lowers the rank of matrices.
+
+    $$R(\theta) = \lambda \sum_i \sigma_i(\theta)$$
+
+    The last two axes of a leaf are a matrix, those before count matrices.
+
+    Attributes:
+      strength: $\lambda \ge 0$, in units of loss per unit of parameter.
+
+    Examples:
+      >>> nuclear = lo.regularizers.Nuclear(1.0)
+      >>> kernel = jnp.array([[3.0, 0.0], [0.0, 0.5]])
+      >>> float(nuclear(kernel))
+      3.5
+      >>> print(nuclear.prox(kernel, 1.0).round(3) + 0.0)
+      [[2. 0.]
+       [0. 0.]]
+
+    References:
+      Cai, Candès and Shen, "A Singular Value Thresholding Algorithm for Matrix Completion", 2010.
+    """
+
+    strength: Number
+    _joined: ClassVar[str] = "Nuclear(a + b)"
+
+    def __call__(self, params: PyTree) -> Scalar:
+        """The penalty, shape `()`; the gradient of a zero matrix is 0."""
+        _leaves.at_least_zero(strength=self.strength)
+
+        def measure(x):
+            values = jnp.linalg.svd(_matrices(x), compute_uv=False)
+            return jnp.sum(jnp.where(values > 0, values, 0))
+
+        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+
+    def prox(self, params: Params, step: Step) -> Params:
+        r"""Soft thresholding of the singular values by $\text{step} \cdot \lambda$.
+
+        Args:
+          params: any tree of floating arrays of two axes or more.
+          step: one number, or a tree of one number for each leaf, at least 0.
+
+        Returns:
+          A tree like `params`, with its dtypes.
+
+        Raises:
+          ValueError: if a leaf is no matrix, or if a step is one for each coordinate.
+        """
+        _leaves.at_least_zero(strength=self.strength)
+
+        def shrink(x, t):
+            _leaves.one_step("Nuclear", t)
+            return _shrunk(_matrices(x), jnp.asarray(t * self.strength, x.dtype))
+
+        return _leaves.prox(shrink, params, step)
+
+    __add__ = add
+    __radd__ = add_to
+
+
+@jax.custom_jvp
+def _shrunk(x, threshold):
+    """Has its own derivative: that of the factors alone is infinite where values are equal."""
+    u, values, vt = jnp.linalg.svd(x, full_matrices=False)
+    return _product(u * jnp.maximum(values - threshold, 0)[..., None, :], vt)
+
+
+@_shrunk.defjvp
+def _shrunk_jvp(primals, tangents):
+    (x, threshold), (dx, dthreshold) = primals, tangents
+    u, values, vt = jnp.linalg.svd(x, full_matrices=False)
+    ut, v = u.mT, vt.mT
+    left, kept = jnp.maximum(values - threshold, 0), values > threshold
+    inner = _product(ut, dx, v)
+    core = _differences(values, left, kept, inner) - dthreshold * _diagonal(kept, x.dtype)
+    share = left / jnp.where(kept, values, 1)
+    columns = (_product(dx, v) - _product(u, inner)) * share[..., None, :]
+    rows = share[..., :, None] * (_product(ut, dx) - _product(inner, vt))
+    out = _product(u, core, vt) + _product(columns, vt) + _product(u, rows)
+    return _product(u * left[..., None, :], vt), out
+
+
+def _differences(values, left, kept, inner):
+    """The change within the singular spaces, by divided differences of the thresholded values."""
+    pair = lambda x: (x[..., :, None], x[..., None, :])
+    (a, b), (fa, fb), (ka, kb) = pair(values), pair(left), pair(kept)
+    one = ka ^ kb  # then the values differ; else the quotient is 1 or 0 even if they are equal
+    minus = jnp.where(one, (fa - fb) / jnp.where(one, a - b, 1), ka & kb)
+    plus = (fa + fb) / jnp.where(ka | kb, a + b, 1)
+    return (minus * (inner + inner.mT) + plus * (inner - inner.mT)) / 2
+
+
+def _diagonal(kept, dtype):
+    return kept[..., None, :] * jnp.broadcast_to(
+        jnp.eye(kept.shape[-1], dtype=dtype), (*kept.shape, kept.shape[-1])
+    )
+
+
+def _product(*factors):
+    first, *rest = factors
+    for factor in rest:  # accelerators multiply float32 with the bits of less by default
+        first = jnp.matmul(first, factor, precision=lax.Precision.HIGHEST)
+    return first
+
+
+def _matrices(x):
+    if x.ndim < 2:
+        raise ValueError(
+            f"Expected params of two axes or more for Nuclear, got shape {x.shape}. Name the "
+            "matrices with lossopt.regularizers.by_path."
+        )
+    return x

@@ -1,0 +1,61 @@
+"""One equation behind the norms of groups in a diagonal metric."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lossopt._typing import Array
+
+_LIMIT = 200  # Newton needs about ten steps, and a few more for each scale of a wild metric
+
+
+@jax.jit  # a program of its own, so that use outside of jit compiles its loop once
+def root(a: Array, b: Array, c: Array) -> Array:
+    r"""The $s \ge 0$ at which $\| a / (s b + c) \| = 1$, along the last axis, which is kept.
+
+    It is 0 where the norm is at most 1 already. All are at least 0, b above it, and where a is 0
+    nothing is divided. The last axis of b and c may be 1.
+
+    The reciprocal of the norm is concave in s, as a power mean of lines, so Newton's method on it
+    climbs from the left without passing the root. A last step from the root, outside of the loop,
+    carries the derivative.
+    """
+    found = _climb(*map(lax.stop_gradient, (a, b, c)))
+    some = found > 0
+    squares, slope = _squares_and_slope(found, a, b, c)
+    squares, slope = jnp.where(some, squares, 1), jnp.where(some, slope, 1)
+    norm = jnp.sqrt(squares)
+    return jnp.where(some, found + (norm - 1) * squares / slope, 0)
+
+
+def _climb(a, b, c):
+    def further(state):
+        count, _, moved = state
+        return (count < _LIMIT) & moved
+
+    def step(state):
+        count, s, _ = state
+        squares, slope = _squares_and_slope(s, a, b, c)
+        above = squares > 1
+        ahead = (jnp.sqrt(squares) - 1) * squares / jnp.where(above, slope, 1)
+        higher = jnp.where(above, s + ahead, s)
+        return count + 1, higher, jnp.any(higher > s)
+
+    return lax.while_loop(further, step, (0, _below(a, b, c), True))[1]
+
+
+def _below(a, b, c):
+    """No coordinate alone, nor all with the largest b and c, passes 1 at the root."""
+    top = lambda x: jnp.max(x, -1, keepdims=True)
+    norm = jnp.sqrt(jnp.sum(jnp.square(a), -1, keepdims=True))
+    alone, together = top((a - c) / b), (norm - top(c)) / top(b)
+    return jnp.maximum(jnp.maximum(alone, together), 0)
+
+
+def _squares_and_slope(s, a, b, c):
+    """The squared norm, and minus half of its derivative in s."""
+    some = a > 0
+    whole = jnp.where(some, s * b + c, 1)
+    squares = jnp.where(some, jnp.square(a / whole), 0)
+    total = lambda x: jnp.sum(x, -1, keepdims=True)
+    return total(squares), total(squares * b / whole)

@@ -1,0 +1,169 @@
+"""A sum is built only if its prox is known."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lossopt as lo
+
+r = lo.regularizers
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+
+MEMBERS = {
+    "L1": r.L1(0.3),
+    "GroupLasso": r.GroupLasso(0.5, axis=1),
+    "Nuclear": r.Nuclear(0.4),
+    "TotalVariation": r.TotalVariation(0.2),
+    "NonNegative": r.NonNegative(),
+    "Box": r.Box(-0.5, 0.5),
+    "Simplex": r.Simplex(),
+    "L1Ball": r.L1Ball(1.0),
+    "L2Ball": r.L2Ball(1.0),
+    "by_path": r.by_path({"": r.L1(0.3)}),
+}
+ALLOWED = {
+    frozenset(pair)
+    for pair in (
+        ("L1", "Box"),
+        ("L1", "NonNegative"),
+        ("L1", "GroupLasso"),
+        ("L1", "TotalVariation"),
+        ("GroupLasso", "NonNegative"),
+    )
+}
+PAIRS = list(itertools.combinations_with_replacement(MEMBERS, 2))
+REFUSED = [pair for pair in PAIRS if frozenset(pair) not in ALLOWED]
+
+
+class Mine:
+    """Somebody's own regularizer: the constraint that all coordinates are 1."""
+
+    def __call__(self, params):
+        return jnp.zeros(())
+
+    def prox(self, params, step):
+        return jax.tree.map(jnp.ones_like, params)
+
+
+def test_five_pairs_are_known():
+    assert len(PAIRS) - len(REFUSED) == 5
+
+
+@pytest.mark.parametrize(("a", "b"), REFUSED)
+def test_every_other_pair_is_refused_when_built(a, b):
+    for one, other in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match=rf"holds the pair {one} \+ {other}\. \w+"):
+            MEMBERS[one] + MEMBERS[other]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: r.L1(1.0) + r.L1(2.0), r"L1 \+ L1\. Write L1\(a \+ b\) for both"),
+        (lambda: r.Nuclear(1.0) + r.Nuclear(2.0), r"Write Nuclear\(a \+ b\)"),
+        (lambda: r.GroupLasso(1.0, 0) + r.GroupLasso(2.0, 0), r"Write .*\(a \+ b, axis=0\)"),
+        (lambda: r.GroupLasso(1.0, 0) + r.GroupLasso(2.0, 1), "by_path"),
+        (lambda: r.TotalVariation(1.0) + r.TotalVariation(2.0), r"\(a \+ b, axis=-1\)"),
+        (lambda: r.Box(0, 1) + r.NonNegative(), r"Box \+ NonNegative\. Write one Box for both"),
+        (lambda: r.Box(0, 1) + r.Box(0, 2), r"Box \+ Box\. Write one Box for both"),
+        (lambda: r.Simplex() + r.L1(1.0), r"Simplex \+ L1\. Give each its own leaves .*by_path"),
+        (lambda: r.TotalVariation(1.0) + r.Box(0, 1), r"TotalVariation \+ Box\. Give each"),
+        (lambda: r.ElasticNet(1.0, 0.5) + r.L1(1.0), r"ElasticNet \+ L1, which .* pair L1 \+ L1"),
+        (lambda: r.L2(1.0) + r.L1(1.0) + r.L1(1.0), r"\(L2 \+ L1\) \+ L1, which .* L1 \+ L1"),
+        (lambda: r.L1(1.0) + r.Box(0, 1) + r.GroupLasso(1.0, 0), r"pair Box \+ GroupLasso"),
+        (lambda: r.SparseGroupLasso(1.0, 0.5, 0) + r.L1(1.0), r"pair L1 \+ L1"),
+        (lambda: r.L1(1.0) + (r.L2(1.0) + r.Nuclear(1.0)), r"pair L1 \+ Nuclear"),
+        (lambda: Mine() + r.L1(1.0), r"Mine \+ L1\."),
+        (lambda: r.L1(1.0) + Mine(), r"L1 \+ Mine\."),
+        (lambda: Mine() + (r.L2(1.0) + r.L1(1.0)), r"pair Mine \+ L1"),
+        (lambda: r.ElasticNet(1.0, 1.5) + r.L2(1.0), "mix <= 1, got 1.5"),
+        (lambda: r.ElasticNet(-1.0, 0.5) + r.L2(1.0), "strength >= 0, got -1.0"),
+    ],
+)
+def test_the_refusal_names_the_pair_and_the_remedy(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("other", [0, None, 1.5])
+def test_only_regularizers_are_added(other):
+    for build in (lambda: r.L1(1.0) + other, lambda: other + r.L1(1.0)):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            build()
+
+
+@pytest.mark.parametrize("name", [*MEMBERS, "L2"])
+def test_squares_go_with_everything(name):
+    member = MEMBERS.get(name, r.L2(0.3))
+    for both in (member + r.L2(0.7), r.L2(0.7) + member):
+        np.testing.assert_allclose(both(X), member(X) + 0.7 * jnp.sum(X**2), rtol=1e-6)
+        shrunk, step = X / (1 + 2 * 0.7 * 0.6), 0.6 / (1 + 2 * 0.7 * 0.6)
+        np.testing.assert_allclose(both.prox(X, 0.6), member.prox(shrunk, step), atol=1e-6)
+
+
+def test_squares_go_with_a_stranger():
+    for both in (Mine() + r.L2(2.0), r.L2(2.0) + Mine(), r.L2(1.0) + Mine() + r.L2(1.0)):
+        np.testing.assert_allclose(both(X), 2 * jnp.sum(X**2), rtol=1e-6)
+        np.testing.assert_array_equal(both.prox(X, 0.5), jnp.ones_like(X))
+
+
+def test_the_order_of_terms_does_not_matter():
+    terms = [r.L1(0.3), r.L2(0.2), r.NonNegative(), r.GroupLasso(0.5, axis=1)]
+    points = [(a + b + c + d).prox(X, 0.8) for a, b, c, d in itertools.permutations(terms)]
+    for point in points:
+        np.testing.assert_allclose(point, points[0], rtol=1e-6)
+    assert (points[0] >= 0).all()
+    assert (points[0] > 0).any()
+    left, right = terms[:2], terms[2:]
+    grouped = (left[0] + left[1]) + (right[0] + right[1])
+    np.testing.assert_allclose(grouped.prox(X, 0.8), points[0], rtol=1e-6)
+
+
+def test_an_elastic_net_is_its_parts():
+    net, parts = r.ElasticNet(0.8, mix=0.25), r.L1(0.2) + r.L2(0.6)
+    np.testing.assert_allclose(net(X), parts(X), rtol=1e-6)
+    np.testing.assert_allclose(net.prox(X, 0.5), parts.prox(X, 0.5), rtol=1e-6)
+    group, parts = r.SparseGroupLasso(0.8, 0.25, axis=0), r.L1(0.2) + r.GroupLasso(0.6, axis=0)
+    np.testing.assert_allclose(group.prox(X, 0.5), parts.prox(X, 0.5), rtol=1e-6)
+
+
+def test_the_laws_hold_for_sums():
+    groups = r.by_path({"": r.GroupLasso(0.5, axis=1) + r.NonNegative()})
+    lo.testing.check_regularizer(groups + r.L2(0.2), X)
+
+
+def test_strengths_of_a_sum_are_swept():
+    strengths = jnp.array([0.1, 0.5])
+    swept = jax.vmap(lambda both: both.prox(X, 0.5))(
+        r.ElasticNet(strengths, jnp.array([0.5, 0.2])) + r.NonNegative()
+    )
+    for i, (strength, mix) in enumerate([(0.1, 0.5), (0.5, 0.2)]):
+        alone = (r.ElasticNet(strength, mix) + r.NonNegative()).prox(X, 0.5)
+        np.testing.assert_allclose(swept[i], alone, rtol=1e-6)
+
+
+def test_low_precision_is_rounded_once():
+    x = jnp.linspace(-1, 1, 301).astype(jnp.bfloat16)
+    both = r.L1(0.013) + r.L2(0.37)
+    want = both.prox(x.astype(jnp.float32), 0.9).astype(jnp.bfloat16)
+    got = both.prox(x, jnp.bfloat16(0.9))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(both.prox(x, 0.9), want)
+    wide = both.prox(x.astype(jnp.float32), jnp.float32(jnp.bfloat16(0.9))).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(got, wide)
+    mixed = r.ElasticNet(jnp.bfloat16(1.0), jnp.bfloat16(0.002))
+    np.testing.assert_allclose(mixed(jnp.ones(1)), 1.0, rtol=1e-6)
+
+
+def test_a_tree_keeps_its_steps():
+    params = {"a": X, "b": {"c": X[0]}}
+    both = r.L2(0.5) + r.by_path({"c": r.L1(0.3)})
+    moved = both.prox(params, {"a": 0.2, "b": 0.7})
+    np.testing.assert_allclose(moved["a"], X / 1.2, rtol=1e-6)
+    shrunk = r.L1(0.3).prox(X[0] / 1.7, 0.7 / 1.7)
+    np.testing.assert_allclose(moved["b"]["c"], shrunk, rtol=1e-6)
+    with pytest.raises(ValueError, match="floating params"):
+        both.prox({"a": jnp.arange(3), "b": {"c": X[0]}}, 0.1)
