@@ -12,6 +12,7 @@ from tests import references
 from tests.case import Loss
 from tests.cases_coupled import COUPLED, COUPLED_LISTS
 from tests.schedule_cases import SCHEDULES as SCHEDULES
+from tests.transform_cases import TRANSFORMS as TRANSFORMS
 
 _rng = np.random.default_rng(0)
 

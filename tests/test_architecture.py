@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "regularizers": BASE,
     "schedules": BASE,
     "testing": BASE | {"_mean", "_grad"},
+    "transforms": BASE | {"regularizers"},
     "training": BASE | {"_mean", "_grad"},
 }
 HEAVY = {"chex", "flax", "orbax", "rich", "matplotlib", "scipy", "sklearn", "pandas", "torch"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lossopt as lo
-from lossopt.testing import check_schedule
+from lossopt.testing import check_schedule, check_transform
 from lossopt.testing._losses import (
     LAWS,
     gradient_is_right,
@@ -23,6 +23,7 @@ FAMILIES = {
     lo.losses: cases.LOSSES | cases.DECISIONS,
     lo.regularizers: cases.REGULARIZERS,
     lo.schedules: cases.SCHEDULES,
+    lo.transforms: cases.TRANSFORMS,
 }
 NO_MEMBERS = {"Regularizer"}  # a protocol
 
@@ -165,3 +166,8 @@ class TestRegularizer:
     def test_laws(self, law, name):
         member, params, _ = cases.REGULARIZERS[name]
         law(member, params, 0.5)
+
+
+@pytest.mark.parametrize("row", cases.TRANSFORMS.values(), ids=cases.TRANSFORMS)
+def test_transform(row):
+    check_transform(row.make, row.numbers, extra=row.extra, wide=row.wide)

@@ -190,7 +190,7 @@ def _seen(regularizer, params, step):
             rng.normal(size=(lengths.size, *x.shape)) * lengths.reshape(-1, *[1] * x.ndim)
         )
         directions = jax.tree.map(draw, params)
-        return jax.tree.map(np.asarray, _measured(regularizer, params, steps, directions))
+        return jax.tree.map(np.array, _measured(regularizer, params, steps, directions))
 
 
 @jax.jit

@@ -1,0 +1,186 @@
+"""What every gradient transformation must do."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lossopt._typing import Array, Number
+
+STEPS = 4
+
+
+class Subject(NamedTuple):
+    """A transformation and how to call it."""
+
+    make: Callable[..., optax.GradientTransformation]
+    numbers: dict[str, Number]
+    extra: dict[str, Any]
+    wide: bool
+
+
+def check_transform(
+    make: Callable[..., optax.GradientTransformation],
+    numbers: Mapping[str, Number],
+    *,
+    extra: Mapping[str, Any] | None = None,
+    wide: bool = False,
+) -> None:
+    """Asserts the laws of a gradient transformation.
+
+    Updates look like the parameters; the state keeps its structure, shapes and dtypes in `scan`,
+    behind another transformation in `optax.chain`, for bfloat16 parameters and traced numbers; a
+    second step compiles nothing; `vmap` over each number is a loop over it; each number may be a
+    schedule; it works inside `optax.masked`, `optax.partition` and `optax.inject_hyperparams`.
+
+    Args:
+      make: builds the transformation: `make(**numbers)`. Bind all else by `functools.partial`.
+      numbers: its numbers by name, each away from the ends of its range.
+      extra: further arguments of `update`, such as `{"value": 1.0}`.
+      wide: whether updates of low-precision parameters are float32.
+
+    Raises:
+      AssertionError: at the first law that does not hold; the message says which.
+
+    Examples:
+      >>> lo.testing.check_transform(lo.transforms.descent, {"learning_rate": 0.1})
+    """
+    subject = Subject(make, dict(numbers), dict(extra or {}), wide)
+    for law in LAWS:
+        try:
+            law(subject)
+        except AssertionError:
+            raise
+        except Exception as error:
+            raise AssertionError(f"{inspect.getdoc(law)} Got: {error}") from error
+
+
+def updates_look_like_params(subject):
+    """Structure, shapes and dtypes are those of the parameters."""
+    transform = optax.with_extra_args_support(subject.make(**subject.numbers))
+    params = _params()
+    updates, _ = transform.update(params, transform.init(params), params, **subject.extra)
+    want = jax.tree.map(lambda x: x.astype(jnp.float32), params) if subject.wide else params
+    _same_types("updates must look like the parameters", updates, want)
+
+
+def state_is_fixed_in_scan(subject):
+    """Structure, shapes and dtypes of the state outlast a step."""
+    jax.jit(lambda: _walk(subject.make(**subject.numbers), subject.extra))()
+
+
+def a_second_step_compiles_nothing(subject):
+    """The state that comes out of a step has the type of the one that went in."""
+    transform = optax.with_extra_args_support(subject.make(**subject.numbers))
+    traces = []
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        return transform.update(params, state, params, **subject.extra)[1]
+
+    params = _params()
+    state = transform.init(params)
+    for _ in range(3):
+        state = step(params, state)
+    assert len(traces) == 1, "a second step must not compile again; the state's types changed"
+
+
+def numbers_may_be_vmapped(subject):
+    """A `vmap` over the numbers, each changed in its turn, gives what a loop over them gives."""
+    walk = lambda numbers: _walk(subject.make(**numbers), subject.extra)
+    names = list(subject.numbers)
+    if not names:
+        return
+    each = [
+        subject.numbers | {n: _other(x) for n, x in subject.numbers.items() if n == m}
+        for m in names
+    ]
+    each = [jax.tree.map(jnp.asarray, numbers) for numbers in [subject.numbers, *each]]
+    together = jax.jit(jax.vmap(walk))(jax.tree.map(lambda *xs: jnp.stack(xs), *each))
+    alone = jax.jit(walk)
+    for i, numbers in enumerate(each):
+        got = jax.tree.map(lambda x, i=i: x[i], together)
+        _close(f"vmap over {names[max(i - 1, 0)]} must be a loop", got, alone(numbers))
+
+
+def numbers_may_be_schedules(subject):
+    """A schedule that is constant does what its number does."""
+    numbers = {name: jnp.asarray(x) for name, x in subject.numbers.items()}
+    schedules = {
+        name: lambda count, x=x: x + 0 * count.astype(x.dtype) for name, x in numbers.items()
+    }
+    got, want = (
+        jax.jit(partial(_walk, subject.make(**x), subject.extra))() for x in (schedules, numbers)
+    )
+    _close("numbers may be schedules", got, want)
+
+
+def it_works_inside_optax(subject):
+    """In `masked`, `partition` and `inject_hyperparams`, leaf by leaf as alone."""
+    params = _params()
+    alone = _walk(subject.make(**subject.numbers), subject.extra, {"w": params["w"]})
+    first = {"w": True, "b": False}
+    static = set(inspect.signature(subject.make).parameters) - set(subject.numbers)
+    hosts = {
+        "masked": lambda: optax.masked(subject.make(**subject.numbers), first),
+        "partition": lambda: optax.partition(
+            {True: subject.make(**subject.numbers), False: optax.set_to_zero()}, first
+        ),
+        "inject_hyperparams": lambda: optax.masked(
+            optax.inject_hyperparams(subject.make, static_args=static)(**subject.numbers), first
+        ),
+    }
+    for name, host in hosts.items():
+        got = jax.jit(lambda host=host: _walk(host(), subject.extra))()
+        _close(f"it must work inside optax.{name}", got["w"], alone["w"])
+
+
+LAWS = (
+    updates_look_like_params,
+    state_is_fixed_in_scan,
+    a_second_step_compiles_nothing,
+    numbers_may_be_vmapped,
+    numbers_may_be_schedules,
+    it_works_inside_optax,
+)
+
+
+def _params() -> dict[str, Array]:
+    w = jnp.array([[0.5, -1.0, 2.0], [-0.25, 0.125, -1.5]])
+    return {"w": w, "b": jnp.array([1.0, -0.5, 0.25], jnp.bfloat16)}
+
+
+def _walk(transform, extra, params=None) -> Any:
+    """Parameters after some steps on a quadratic, behind a clip."""
+    params = _params() if params is None else params
+    optimizer = optax.chain(optax.clip(3.0), transform)
+    start = params, optimizer.init(params)
+
+    def step(carry, i):
+        params, state = carry
+        gradients = jax.tree.map(lambda x: x * (1 + i / STEPS).astype(x.dtype), params)
+        updates, new = optimizer.update(gradients, state, params, **extra)
+        _same_types("a state must keep its structure, shapes and dtypes", new, state)
+        return (optax.apply_updates(params, updates), new), None
+
+    return jax.lax.scan(step, start, jnp.arange(STEPS))[0][0]
+
+
+def _other(number):
+    return 0.9 * number if jnp.issubdtype(jnp.result_type(number), jnp.floating) else number + 1
+
+
+def _same_types(law, got, want):
+    types = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+    assert types(got) == types(want), f"{law}; got {types(got)} for {types(want)}"
+
+
+def _close(law, got, want):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=1e-5, atol=1e-6, err_msg=law)

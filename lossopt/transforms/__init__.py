@@ -1,0 +1,29 @@
+"""Gradient transformations in the protocol of `optax`: they chain with all of its own."""
+
+from lossopt.transforms._accumulation import AccumulateState as AccumulateState
+from lossopt.transforms._accumulation import accumulate as accumulate
+from lossopt.transforms._adaptive import AdagradState as AdagradState
+from lossopt.transforms._adaptive import AdamState as AdamState
+from lossopt.transforms._adaptive import RmspropState as RmspropState
+from lossopt.transforms._adaptive import adagrad as adagrad
+from lossopt.transforms._adaptive import adam as adam
+from lossopt.transforms._adaptive import rmsprop as rmsprop
+from lossopt.transforms._clipping import ClipByGlobalNormState as ClipByGlobalNormState
+from lossopt.transforms._clipping import clip_by_global_norm as clip_by_global_norm
+from lossopt.transforms._descent import MomentumState as MomentumState
+from lossopt.transforms._descent import descent as descent
+from lossopt.transforms._descent import momentum as momentum
+from lossopt.transforms._plateau import ReduceOnPlateauState as ReduceOnPlateauState
+from lossopt.transforms._plateau import reduce_on_plateau as reduce_on_plateau
+from lossopt.transforms._proximal import adam_metric as adam_metric
+from lossopt.transforms._proximal import proximal as proximal
+from lossopt.transforms._proximal import rms_metric as rms_metric
+from lossopt.transforms._quantized import QuantizedState as QuantizedState
+from lossopt.transforms._quantized import quantized as quantized
+from lossopt.transforms._rounding import KahanState as KahanState
+from lossopt.transforms._rounding import StochasticRoundingState as StochasticRoundingState
+from lossopt.transforms._rounding import kahan as kahan
+from lossopt.transforms._rounding import stochastic_rounding as stochastic_rounding
+from lossopt.transforms._spikes import SkipSpikesState as SkipSpikesState
+from lossopt.transforms._spikes import skip_spikes as skip_spikes
+from lossopt.transforms._step import RuleState as RuleState

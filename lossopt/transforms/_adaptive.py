@@ -1,0 +1,254 @@
+"""Rules that measure each coordinate in units of the gradients it has seen."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lossopt import _checks
+from lossopt._typing import Array, PyTree
+from lossopt.regularizers import Regularizer
+from lossopt.transforms._numbers import at, decay_rates, known
+from lossopt.transforms._quantized import Moments
+from lossopt.transforms._step import Where, like, rule
+
+
+class AdagradState(NamedTuple):
+    """State of `adagrad`'s direction. Attributes: sum_of_squares, like the parameters."""
+
+    sum_of_squares: PyTree
+
+
+class RmspropState(NamedTuple):
+    """State of `rmsprop`'s direction. Attributes: nu, the second moment, like the parameters."""
+
+    nu: PyTree
+
+
+class AdamState(NamedTuple):
+    """State of `adam`'s direction.
+
+    Attributes:
+      mu: first moment, an average that began at 0, like the parameters.
+      nu: second moment, an average that began at 0, like the parameters.
+      mu_log_decay: logarithm of the weight that the beginning still has in `mu`, in two parts.
+      nu_log_decay: the same for `nu`.
+    """
+
+    mu: PyTree
+    nu: PyTree
+    mu_log_decay: Array
+    nu_log_decay: Array
+
+
+def adagrad(
+    learning_rate: optax.ScalarOrSchedule,
+    eps: optax.ScalarOrSchedule = 1e-7,
+    *,
+    initial_accumulator: optax.ScalarOrSchedule = 0.1,
+    eps_in_sqrt: bool = True,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_where: Where = None,
+    regularizer: Regularizer | None = None,
+    moments: Moments = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descent whose rate falls, for each coordinate, with all the gradients it has seen.
+
+    $$s \leftarrow s + g^2, \qquad D = 1 / \sqrt{s + \epsilon}, \qquad
+    \theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D g + w \theta))$$
+
+    Args:
+      learning_rate: $\eta \ge 0$, as for `descent`.
+      eps: $\epsilon > 0$.
+      initial_accumulator: $s$ before the first step, at least 0. optax has 0.1, torch 0.
+      eps_in_sqrt: False divides by $\sqrt{s} + \epsilon$, as torch does.
+      weight_decay: $w \ge 0$.
+      weight_decay_where: the leaves that decay, as for `descent`.
+      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      moments: how $s$ is stored; see `quantized` for `"int8"`.
+
+    Returns:
+      A complete transformation. `update` requires `params` for a decay or a regularizer.
+
+    Raises:
+      ValueError: if a number is out of its range, or `params` are missing or not floating.
+
+    Examples:
+      >>> optimizer = lo.transforms.adagrad(1.0, initial_accumulator=0.0, eps_in_sqrt=False)
+      >>> updates, _ = optimizer.update(jnp.array([3.0, -0.5]), optimizer.init(jnp.ones(2)))
+      >>> print(updates.round(4))
+      [-1.  1.]
+
+    References:
+      Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+      Optimization", 2011.
+    """
+    _checks.above(0, **known(eps=eps))
+    _checks.at_least(0, **known(initial_accumulator=initial_accumulator))
+
+    def start(params):
+        initial = at(jnp.zeros((), jnp.int32), initial_accumulator)
+        return AdagradState(jax.tree.map(lambda x: jnp.full_like(x, initial), params))
+
+    def move(gradients, state, count, *_):
+        total = jax.tree.map(lambda s, g: s + g * g, state.sum_of_squares, gradients)
+        metric = _inverse_root(total, at(count, eps), eps_in_sqrt)
+        return jax.tree.map(jnp.multiply, metric, gradients), metric, AdagradState(total)
+
+    ending = weight_decay, weight_decay_where, regularizer, moments
+    return rule(start, move, learning_rate, *ending)
+
+
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: optax.ScalarOrSchedule = 0.9,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    *,
+    initial_accumulator: optax.ScalarOrSchedule = 0.0,
+    eps_in_sqrt: bool = True,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_where: Where = None,
+    regularizer: Regularizer | None = None,
+    moments: Moments = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descent in units of the root of the average squared gradient.
+
+    $$\nu \leftarrow \rho \nu + (1 - \rho) g^2, \qquad D = 1 / \sqrt{\nu + \epsilon}, \qquad
+    \theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D g + w \theta))$$
+
+    Its steps do not become small by themselves: where the gradient fades, so does its root.
+    Let the rate fall to 0.
+
+    Args:
+      learning_rate: $\eta \ge 0$, as for `descent`.
+      decay: $\rho$, in [0, 1). torch has 0.99.
+      eps: $\epsilon > 0$.
+      initial_accumulator: $\nu$ before the first step, at least 0.
+      eps_in_sqrt: False divides by $\sqrt{\nu} + \epsilon$, as torch does.
+      weight_decay: $w \ge 0$.
+      weight_decay_where: the leaves that decay, as for `descent`.
+      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      moments: how $\nu$ is stored; see `quantized` for `"int8"`.
+
+    Returns:
+      A complete transformation. `update` requires `params` for a decay or a regularizer.
+
+    Raises:
+      ValueError: if a number is out of its range, or `params` are missing or not floating.
+
+    Examples:
+      >>> optimizer = lo.transforms.rmsprop(0.5, 0.75, eps_in_sqrt=False)
+      >>> updates, _ = optimizer.update(jnp.array([4.0, -0.5]), optimizer.init(jnp.ones(2)))
+      >>> print(updates.round(4))
+      [-1.  1.]
+
+    References:
+      Tieleman and Hinton, "Lecture 6.5: RMSProp", 2012.
+    """
+    decay_rates(decay=decay)
+    _checks.above(0, **known(eps=eps))
+    _checks.at_least(0, **known(initial_accumulator=initial_accumulator))
+
+    def start(params):
+        initial = at(jnp.zeros((), jnp.int32), initial_accumulator)
+        return RmspropState(jax.tree.map(lambda x: jnp.full_like(x, initial), params))
+
+    def move(gradients, state, count, *_):
+        b = at(count, decay)
+        nu = jax.tree.map(lambda nu, g: _average(b, nu, g * g), state.nu, gradients)
+        metric = _inverse_root(nu, at(count, eps), eps_in_sqrt)
+        return jax.tree.map(jnp.multiply, metric, gradients), metric, RmspropState(nu)
+
+    ending = weight_decay, weight_decay_where, regularizer, moments
+    return rule(start, move, learning_rate, *ending)
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    *,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_where: Where = None,
+    regularizer: Regularizer | None = None,
+    moments: Moments = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam, and AdamW with a decay.
+
+    $$\mu \leftarrow b_1 \mu + (1 - b_1) g, \qquad \nu \leftarrow b_2 \nu + (1 - b_2) g^2, \qquad
+    D = 1 / (\sqrt{\hat\nu} + \epsilon)$$
+
+    $$\theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D \hat\mu + w \theta))$$
+
+    $\hat\mu$ and $\hat\nu$ are divided by the weight that the averages have gathered, $1 - b^t$ for
+    constant rates; it is right for scheduled ones and for $b_2$ near 1.
+
+    Args:
+      learning_rate: $\eta \ge 0$, as for `descent`.
+      b1: in [0, 1).
+      b2: in [0, 1).
+      eps: $\epsilon > 0$.
+      weight_decay: $w \ge 0$; decoupled from the gradient, multiplied by the rate.
+      weight_decay_where: the leaves that decay, as for `descent`.
+      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      moments: how $\mu$ and $\nu$ are stored; see `quantized` for `"int8"`.
+
+    Returns:
+      A complete transformation. `update` requires `params` for a decay or a regularizer.
+
+    Raises:
+      ValueError: if a number is out of its range, or `params` are missing or not floating.
+
+    Examples:
+      >>> optimizer = lo.transforms.adam(0.1, regularizer=lo.regularizers.L1(1.0))
+      >>> params, grads = jnp.array([1.0, 0.01]), jnp.array([-4.0, 0.5])
+      >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [1.075 0.   ]
+
+    References:
+      Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2014.
+      Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2017.
+      Yun, Lozano and Yang, "Adaptive Proximal Gradient Methods for Structured Neural Networks",
+      2021.
+    """
+    decay_rates(b1=b1, b2=b2)
+    _checks.above(0, **known(eps=eps))
+
+    def start(params):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # twice: buffers may be donated
+        return AdamState(zeros(), zeros(), jnp.zeros(2), jnp.zeros(2))
+
+    def move(gradients, state, count, *_):
+        decay1, decay2 = at(count, b1), at(count, b2)
+        mu = jax.tree.map(lambda mu, g: _average(decay1, mu, g), state.mu, gradients)
+        nu = jax.tree.map(lambda nu, g: _average(decay2, nu, g * g), state.nu, gradients)
+        beginnings = _fade(decay1, state.mu_log_decay), _fade(decay2, state.nu_log_decay)
+        gain1, gain2 = (-1 / jnp.expm1(left[0] - left[1]) for left in beginnings)
+        squares = jax.tree.map(lambda nu: nu * like(nu, gain2), nu)
+        metric = _inverse_root(squares, at(count, eps), in_sqrt=False)
+        direction = jax.tree.map(lambda mu, d: mu * like(mu, gain1) * d, mu, metric)
+        return direction, metric, AdamState(mu, nu, *beginnings)
+
+    ending = weight_decay, weight_decay_where, regularizer, moments
+    return rule(start, move, learning_rate, *ending)
+
+
+def _average(decay, old, new):
+    return like(new, decay) * old + like(new, 1 - decay) * new
+
+
+def _fade(decay, log_decay):
+    """Adds log(decay) to a sum in two parts; of 1 - decay, because decay itself is rounded."""
+    total, lost = log_decay
+    term = jnp.maximum(jnp.log1p(-jnp.asarray(1 - decay, total.dtype)), -100) - lost
+    longer = total + term
+    return jnp.stack([longer, (longer - total) - term])
+
+
+def _inverse_root(squares, eps, in_sqrt):
+    if in_sqrt:
+        return jax.tree.map(lambda s: jax.lax.rsqrt(s + like(s, eps)), squares)
+    return jax.tree.map(lambda s: 1 / (jnp.sqrt(s) + like(s, eps)), squares)

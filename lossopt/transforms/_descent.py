@@ -1,0 +1,129 @@
+"""Descent along the gradient, or along a fading sum of gradients."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lossopt._typing import Array, PyTree
+from lossopt.regularizers import Regularizer
+from lossopt.transforms._numbers import at, decay_rates
+from lossopt.transforms._quantized import Moments
+from lossopt.transforms._step import Where, like, rule
+
+
+class MomentumState(NamedTuple):
+    """State of `momentum`'s direction.
+
+    Attributes:
+      mu: sum of gradients, each decayed by its age, like the parameters.
+      gain: what the sum makes of a gradient of 1, shape `()`.
+    """
+
+    mu: PyTree
+    gain: Array
+
+
+def descent(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_where: Where = None,
+    regularizer: Regularizer | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent.
+
+    $$\theta \leftarrow \text{prox}_{\eta R}(\theta - \eta (g + w \theta))$$
+
+    Args:
+      learning_rate: $\eta \ge 0$. This and every other number may be a number, a tracer, or a
+        schedule of the step count.
+      weight_decay: $w \ge 0$.
+      weight_decay_where: the leaves that decay: a regular expression searched in a leaf's path, as
+        in `by_path`; or a function from the parameters to a tree of booleans; None takes those of
+        two axes or more, which is wrong for stacked layers: name them.
+      regularizer: $R$, left out of the objective. None has no proximal step.
+
+    Returns:
+      A complete transformation. `update` requires `params` for a decay or a regularizer.
+
+    Raises:
+      ValueError: if a number is out of its range, or `params` are missing or not floating.
+
+    Examples:
+      >>> optimizer = lo.transforms.descent(0.5, regularizer=lo.regularizers.L1(1.0))
+      >>> params, grads = jnp.array([1.0, 0.25]), jnp.array([-3.0, 0.25])
+      >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [2. 0.]
+
+    References:
+      Cauchy, "Méthode générale pour la résolution des systèmes d'équations simultanées", 1847.
+      Beck and Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm", 2009.
+    """
+    start = lambda params: ()
+    move = lambda gradients, state, *_: (gradients, 1.0, state)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer)
+
+
+def momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: optax.ScalarOrSchedule = 0.9,
+    *,
+    nesterov: bool = False,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_where: Where = None,
+    regularizer: Regularizer | None = None,
+    moments: Moments = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descent along a sum of gradients that forgets: heavy ball, or Nesterov's form.
+
+    $$v \leftarrow \beta v + g, \qquad d = v \;\text{ or }\; g + \beta v, \qquad
+    \theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (d + w \theta))$$
+
+    The sum of a constant gradient tends to $g / (1 - \beta)$. A text whose $v$ is an average,
+    $v \leftarrow \beta v + (1 - \beta) g$, takes the same steps with the rate
+    $\eta / (1 - \beta)$ in place of $\eta$. $D$ is the gain that the sum has reached.
+
+    Args:
+      learning_rate: $\eta \ge 0$, as for `descent`.
+      decay: $\beta$, in [0, 1).
+      nesterov: looks one step ahead.
+      weight_decay: $w \ge 0$.
+      weight_decay_where: the leaves that decay, as for `descent`.
+      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      moments: how $v$ is stored; see `quantized` for `"int8"`.
+
+    Returns:
+      A complete transformation. `update` requires `params` for a decay or a regularizer.
+
+    Raises:
+      ValueError: if a number is out of its range, or `params` are missing or not floating.
+
+    Examples:
+      >>> optimizer = lo.transforms.momentum(0.1, 0.5)
+      >>> state = optimizer.init(jnp.array(1.0))
+      >>> _, state = optimizer.update(jnp.array(1.0), state)
+      >>> print(optimizer.update(jnp.array(1.0), state)[0])
+      -0.15
+
+    References:
+      Polyak, "Some Methods of Speeding up the Convergence of Iteration Methods", 1964.
+      Sutskever et al., "On the Importance of Initialization and Momentum in Deep Learning", 2013.
+    """
+    decay_rates(decay=decay)
+
+    def start(params):
+        return MomentumState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+
+    def move(gradients, state, count, *_):
+        b = at(count, decay)
+        forget = lambda mu, g: like(g, b) * mu + g
+        mu, gain = jax.tree.map(forget, state.mu, gradients), forget(state.gain, jnp.ones(()))
+        ahead = (jax.tree.map(forget, mu, gradients), forget(gain, jnp.ones(())))
+        direction, metric = ahead if nesterov else (mu, gain)
+        return direction, metric, MomentumState(mu, gain)
+
+    ending = weight_decay, weight_decay_where, regularizer, moments
+    return rule(start, move, learning_rate, *ending)

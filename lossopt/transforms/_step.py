@@ -1,0 +1,122 @@
+"""The end that all rules share: the rate, the decay and the proximal step, in float32 or wider."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lossopt import _checks, _paths
+from lossopt._typing import Array, Params, PyTree
+from lossopt.regularizers import Regularizer
+from lossopt.transforms._numbers import at, known
+from lossopt.transforms._quantized import Moments, with_moments
+
+Where = str | Callable[[PyTree], PyTree] | None
+
+
+class RuleState(NamedTuple):
+    """State of a complete rule.
+
+    Attributes:
+      count: steps taken, an integer of shape `()`.
+      direction: state of that which gives the direction: moments, in float32 or wider.
+    """
+
+    count: Array
+    direction: PyTree
+
+
+def rule(
+    start: Callable[[PyTree], PyTree],
+    move: Callable[..., tuple[PyTree, PyTree, PyTree]],
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_where: Where = None,
+    regularizer: Regularizer | None = None,
+    moments: Moments = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    """A complete rule from a direction that knows its metric.
+
+    Args:
+      start: from wide parameters to the state of the direction.
+      move: from `(gradients, state, count, params, extra)`, wide, to the direction d, its metric D
+        and the next state: a constant gradient g settles on d = D g. D is a number, or a tree.
+      learning_rate: its unit is parameter per unit of d, at least 0.
+      weight_decay: per unit of `learning_rate`, at least 0.
+      weight_decay_where: the leaves that decay.
+      regularizer: touched only by its prox, in the metric.
+      moments: how the state is stored.
+
+    Returns:
+      A transformation whose updates look like the parameters.
+    """
+    _checks.at_least(0, **known(learning_rate=learning_rate, weight_decay=weight_decay))
+    decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        raise ValueError(
+            f"Expected regularizer as a lossopt regularizer, got {regularizer!r}. "
+            "Under optax.inject_hyperparams, name it in static_args."
+        )
+
+    def init(params):
+        return RuleState(jnp.zeros((), jnp.int32), start(_wide(params)))
+
+    def update(updates, state, params=None, **extra):
+        if params is None and (decays or regularizer is not None):
+            needs = "weight_decay" if regularizer is None else "regularizer"
+            raise ValueError(
+                f"A rule with {needs}= needs the current point, got no params. "
+                "Call update(grads, state, params)."
+            )
+        gradients, point = _wide(updates), _wide(params)
+        rate = at(state.count, learning_rate)
+        direction, metric, inner = move(gradients, state.direction, state.count, point, extra)
+        if decays:
+            strength = at(state.count, weight_decay)
+            direction = _decay(direction, point, strength, _named(weight_decay_where, point))
+        change = jax.tree.map(lambda d: -like(d, rate) * d, direction)
+        if regularizer is not None:
+            steps = jax.tree.map(lambda d: rate * d, metric)
+            near = regularizer.prox(jax.tree.map(jnp.add, point, change), steps)
+            change = jax.tree.map(jnp.subtract, near, point)
+        narrow = lambda u, x: u.astype(jnp.result_type(x))
+        change = jax.tree.map(narrow, change, updates if params is None else params)
+        return change, RuleState(jnp.asarray(optax.safe_increment(state.count)), inner)
+
+    return with_moments(optax.GradientTransformationExtraArgs(init, update), moments)
+
+
+def like(x: Array, number: Any) -> Array:
+    """The number in the dtype of `x`, so that a wider one never widens a state."""
+    return jnp.asarray(number, x.dtype)
+
+
+def _wide(tree: Params) -> Params:
+    def leaf(x):
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"Expected real floating parameters, got a leaf of {dtype}. "
+                "Leave it out with optax.masked or optax.partition."
+            )
+        return jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))
+
+    return jax.tree.map(leaf, tree)
+
+
+def _decay(direction, params, strength, named):
+    decayed = lambda d, x, yes: d + like(d, strength) * x if yes else d
+    return jax.tree.map(decayed, direction, params, named)
+
+
+def _named(where: Where, params):
+    """A tree like the parameters: which leaves decay."""
+    if where is None:
+        return jax.tree.map(lambda x: x.ndim >= 2, params)
+    if callable(where):
+        return jax.tree.broadcast(where(params), params)
+    (places,) = _paths.places([where], _paths.paths(params))
+    structure = jax.tree.structure(params)
+    return structure.unflatten([i in places for i in range(structure.num_leaves)])

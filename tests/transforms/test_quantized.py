@@ -1,0 +1,342 @@
+"""Eight bits do what float32 does: on average, on adversarial blocks, and in the end."""
+
+from functools import partial
+from pydoc_data import topics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+import lossopt as lo
+from lossopt.transforms import _quantized
+from lossopt.transforms._codes import Code, is_code
+from lossopt.transforms._quantized import QuantizedState, decoded, quantized, with_moments
+
+SIZE = 4096
+adam = lo.transforms.adam
+
+
+def _codes(state):
+    return [x for x in jax.tree.leaves(state, is_leaf=is_code) if is_code(x)]
+
+
+def _bytes(tree):
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("shape", [(1024, 256), (262_144,), (511, 513), (7, 64, 128)], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda: quantized(optax.adam(0.1)), lambda: adam(0.1, moments="int8")]
+)
+def test_two_bytes_a_parameter_for_both_moments(make, shape):
+    params = jnp.zeros(shape)
+    state = make().init(params)
+    assert _bytes(state) <= 2.05 * params.size
+    assert {code.codes.shape for code in _codes(state)} == {shape}
+    assert _bytes(optax.adam(0.1).init(params)) > 7.99 * params.size
+
+
+def _adversarial(step):
+    """Gradients whose sizes spread over 2^80 within each block, a row for each kind."""
+    key = jax.random.key(0)
+    draw = lambda key: jnp.exp2(jax.random.uniform(key, (SIZE,), minval=-40.0, maxval=40.0))
+    fixed, noise = draw(key), jax.random.normal(jax.random.fold_in(key, step), (SIZE,))
+    spike = jax.random.bernoulli(jax.random.fold_in(key, -step), 1e-3, (SIZE,))
+    kinds = [
+        fixed,
+        fixed * noise,
+        draw(jax.random.fold_in(key, step // 100)),
+        draw(jax.random.fold_in(key, step)) * jnp.sign(noise),
+        jnp.where(spike, 1e6, 1.0) * noise,
+        jnp.where((step >= 300) & (step < 310), 2.0**30, 1.0) * fixed,
+        jnp.where(step % 200 < 100, 1.0, 2.0**-20) * fixed,
+        noise,
+    ]
+    return jnp.stack(kinds)
+
+
+def test_no_adversarial_block_makes_a_large_step():
+    def largest(rule):
+        def step(state, i):
+            updates, state = rule.update(_adversarial(i), state)
+            return state, jnp.max(jnp.abs(updates), axis=1)
+
+        state = rule.init(jnp.zeros((8, SIZE)))
+        return jax.jit(lambda: jax.lax.scan(step, state, jnp.arange(1, 1000))[1].max(0))()
+
+    exact = optax.scale_by_adam(eps=1e-20)
+    assert (largest(quantized(exact)) <= 1.5 * largest(exact)).all()
+
+
+def _tracked(rule):
+    """Mean size of the steps long after half of the gradients grew and half of them shrank."""
+    sizes = jnp.exp2(2 * jax.random.normal(jax.random.key(1), (SIZE,)))
+    change = jnp.where(jnp.arange(SIZE) % 2, 0.25, 4.0)
+
+    def step(carry, i):
+        state, total = carry
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(2), i), (SIZE,))
+        updates, state = rule.update(sizes * noise * jnp.where(i < 2000, 1.0, change), state)
+        return (state, total + jnp.where(i >= 6000, jnp.abs(updates), 0)), None
+
+    carry = rule.init(jnp.zeros(SIZE)), jnp.zeros(SIZE)
+    (_, total), _ = jax.jit(lambda: jax.lax.scan(step, carry, jnp.arange(7000)))()
+    return np.asarray(total)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return _tracked(optax.scale_by_adam())
+
+
+def _ratios(total, exact):
+    """Of grown and of shrunk gradients; the steps of optax are 1."""
+    ratios = total / exact
+    return [ratios[::2].mean(), ratios[1::2].mean()]
+
+
+STORED = {
+    "8": (lambda: quantized(optax.scale_by_adam()), 0x80000800),
+    "16": (lambda: with_moments(optax.scale_by_adam(), "bfloat16"), 0x80000000),
+}
+
+
+@pytest.mark.parametrize(("make", "half"), STORED.values(), ids=STORED)
+def test_second_moments_track(make, half, exact):
+    grown, shrunk = _ratios(_tracked(make()), exact)
+    assert 0.8 < grown < 1.25
+    assert 0.8 < shrunk < 1.25
+
+
+@pytest.mark.parametrize(("make", "half"), STORED.values(), ids=STORED)
+def test_rounded_to_nearest_they_would_freeze(make, half, exact, monkeypatch):
+    nearest = lambda words, leaf, step, shape: jnp.full(shape, half, jnp.uint32)
+    monkeypatch.setattr(_quantized, "noise", nearest)
+    assert _ratios(_tracked(make()), exact)[1] < 0.5
+
+
+def _perceptron(x, kernels):
+    for kernel in kernels[:-1]:
+        x = jax.nn.relu(x @ kernel)
+    return x @ kernels[-1]
+
+
+def _digits():
+    data = load_digits()
+    shapes = [(64, 128), (128, 64), (64, 10)]
+    return np.float32(data.data / 16), data.target, shapes, lambda p, x: _perceptron(x, p)
+
+
+def _characters():
+    """The next letter of Python's own manual."""
+    text = np.frombuffer("".join(topics.topics.values()).encode("ascii", "ignore"), np.uint8)
+    kinds, text = np.unique(text[:60_000], return_inverse=True)
+    windows = np.lib.stride_tricks.sliding_window_view(np.int32(text), 9)
+    shapes = [(len(kinds), 64), (512, 64), (64, len(kinds))]
+    model = lambda p, x: _perceptron(p[0][x].reshape(len(x), -1), p[1:])
+    return windows[:, :-1], windows[:, -1], shapes, model
+
+
+@pytest.mark.parametrize("problem", [_digits, _characters])
+def test_the_final_loss_is_that_of_float32(problem):
+    x, y, shapes, model = problem()
+    x, y, steps, seeds = jnp.asarray(x), jnp.asarray(y), 400, 3
+    random = np.random.default_rng(0)
+    start = [random.normal(size=(seeds, *s)).astype("f4") / s[0] ** 0.5 for s in shapes]
+    rows = random.integers(len(y), size=(seeds, steps, 64))
+
+    def loss(params, rows):
+        logits = model(params, x[rows])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+
+    def run(rule, params, rows):
+        def step(carry, rows):
+            params, state = carry
+            updates, state = rule.update(jax.grad(loss)(params, rows), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, rule.init(params)), rows)
+        return loss(params, np.arange(0, len(y), 4))
+
+    rate = optax.cosine_decay_schedule(2e-3, steps)
+    rules = [optax.adam(rate), quantized(optax.adam(rate))]
+    want, got = (jax.jit(jax.vmap(partial(run, rule)))(start, rows) for rule in rules)
+    assert abs(float(jnp.mean(got - want))) < 0.005
+    assert not np.array_equal(got, want)
+
+
+SECONDS = [
+    (optax.adam(0.1), ["nu"]),
+    (optax.yogi(0.1), ["nu"]),
+    (optax.adamax(0.1), ["nu"]),
+    (optax.amsgrad(0.1), ["nu", "nu_max"]),
+    (optax.adabelief(0.1), ["nu"]),
+    (optax.rmsprop(0.1), ["nu"]),
+    (optax.scale_by_rms(bias_correction=True), ["nu"]),
+    (optax.adagrad(0.1), ["sum_of_squares"]),
+    (optax.adadelta(0.1), ["e_g", "e_x"]),
+    (optax.adan(0.1), ["n"]),
+    (optax.rprop(0.1), ["step_sizes"]),
+    (optax.contrib.ademamix(0.1), ["nu"]),
+    (optax.contrib.adopt(0.1), ["nu"]),
+    (optax.contrib.sophia(0.1), []),  # of a Hessian, which may be negative
+    (optax.lion(0.1), []),
+    (optax.sgd(0.1, momentum=0.9), []),
+    (lo.transforms.adam(0.1), ["nu"]),
+    (lo.transforms.rmsprop(0.1), ["nu"]),
+    (lo.transforms.adagrad(0.1), ["sum_of_squares"]),
+    (lo.transforms.momentum(0.1), []),
+]
+
+
+@pytest.mark.parametrize(("rule", "fields"), SECONDS)
+def test_second_moments_are_known(rule, fields):
+    params = {"w": jnp.full((64, 64), 0.5)}
+    state = jax.eval_shape(quantized(rule).init, params)
+    paths = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_code)
+    found = {str(path[-2].name) for path, x in paths if is_code(x) and x.second}
+    assert found == set(fields)
+    moments = sum(x.shape == (64, 64) for x in jax.tree.leaves(jax.eval_shape(rule.init, params)))
+    assert len(_codes(state)) == moments > 0
+
+
+def _custom():
+    """A rule with a state of its own."""
+    init = lambda params: {"speed": params, "squares": params, "count": jnp.zeros(())}
+    return optax.GradientTransformation(init, lambda g, state, p=None: (g, state))
+
+
+def test_second_moments_may_be_named():
+    params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": jnp.ones((64, 64))}}
+    seconds = lambda rule: [code.second for code in _codes(rule.init(params))]
+    assert seconds(quantized(_custom())) == [False] * 4
+    assert seconds(quantized(_custom(), second="^squares/")) == [False, False, True, True]
+    assert seconds(quantized(_custom(), second="squares/b")) == [False, False, False, True]
+    with pytest.raises(ValueError, match=r"'square/' takes no leaf of \[.*'squares/a/kernel'"):
+        quantized(_custom(), second="square/").init(params)
+
+
+REFUSED = [
+    (optax.scale_by_stddev(), "ScaleByRStdDevState.nu.*scale_by_rms"),
+    (optax.rmsprop(0.1, centered=True), "ScaleByRStdDev.*scale_by_rms"),
+    (optax.contrib.schedule_free(optax.sgd(0.1), 0.1), "ScheduleFreeState.z.*within"),
+    (optax.contrib.prodigy(0.1), "ProdigyState.params0.*leave"),
+    (lo.transforms.stochastic_rounding(optax.adam(0.1), jax.random.key(0)), "around quantized"),
+    (lo.transforms.kahan(optax.adam(0.1)), "KahanState.state.*around quantized"),
+]
+
+
+@pytest.mark.parametrize(("rule", "words"), REFUSED)
+def test_what_eight_bits_cannot_hold_is_refused(rule, words):
+    with pytest.raises(ValueError, match=words):
+        quantized(rule).init(jnp.ones((64, 64)))
+
+
+def test_small_whole_masked_and_missing_leaves_stay():
+    params = {
+        "large": jnp.ones((64, 64)),
+        "small": jnp.ones(4095),
+        "scalar": jnp.ones(()),
+        "empty": jnp.ones((0, 3)),
+        "none": None,
+        "left": jnp.ones((64, 64)),
+    }
+    masked = optax.masked(optax.adam(0.1), {**dict.fromkeys(params, True), "left": False})
+    rule, exact = quantized(masked), masked
+    state, want = rule.init(params), exact.init(params)
+    assert len(_codes(state)) == 2
+    grads = jax.tree.map(lambda x: 0.5 * x, params)
+    for _ in range(3):
+        updates, state = rule.update(grads, state, params)
+        wanted, want = exact.update(grads, want, params)
+    assert isinstance(state.state.inner_state[0].mu["left"], optax.MaskedNode)
+    assert state.state.inner_state[0].mu["none"] is None
+    for name in ("small", "scalar", "empty", "left"):
+        np.testing.assert_array_equal(updates[name], wanted[name])
+    assert jax.tree.structure(decoded(state.state)) == jax.tree.structure(want)
+    np.testing.assert_allclose(updates["large"], wanted["large"], rtol=0.25)
+
+
+def test_low_precision_computes_in_float32():
+    """In optax on bfloat16 a second moment never decays."""
+    params = jnp.ones((64, 64), jnp.bfloat16)
+    rule = quantized(optax.scale_by_adam())
+    state = rule.init(params)
+    assert {code.dtype for code in _codes(state)} == {np.dtype("float32")}
+    updates, state = rule.update(params, state, params)
+    assert updates.dtype == jnp.bfloat16
+    before = decoded(state.state).nu.mean()
+    decay = lambda state, _: (rule.update(jnp.zeros_like(params), state, params)[1], None)
+    state, _ = jax.jit(lambda state: jax.lax.scan(decay, state, length=1000))(state)
+    np.testing.assert_allclose(decoded(state.state).nu.mean() / before, 0.999**1000, rtol=0.1)
+
+
+def test_float64_comes_back():
+    with jax.enable_x64(True):
+        params = jnp.ones((64, 64), jnp.float64)
+        rule = quantized(optax.adam(0.1))
+        updates, state = rule.update(params, rule.init(params), params)
+        assert updates.dtype == jnp.float64
+        assert len(_codes(state)) == 2
+        assert decoded(state.state)[0].mu.dtype == jnp.float64
+
+
+def test_seeds_differ_and_may_be_vmapped():
+    params = jnp.ones((64, 64))
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)
+
+    def run(seed):
+        rule = quantized(optax.scale_by_adam(), seed=seed)
+        return rule.update(grads, rule.init(params))[1].state.mu.codes
+
+    got = jax.jit(jax.vmap(run))(jnp.arange(3))
+    np.testing.assert_array_equal(got[1], jax.jit(run)(1))
+    assert np.mean(got[0] != got[1]) > 0.1
+
+
+def test_moments_in_bfloat16_are_those_of_any_size_and_nothing_else():
+    for params in (jnp.ones(2), {"w": jnp.ones((64, 64)), "b": jnp.ones(2), "s": jnp.ones(())}):
+        state = adam(0.1, moments="bfloat16").init(params)
+        assert isinstance(state, QuantizedState)
+        kinds = jax.tree.map(lambda x: isinstance(x, Code), state.state.direction, is_leaf=is_code)
+        assert all(jax.tree.leaves((kinds.mu, kinds.nu)))
+        assert state.state.direction.mu_log_decay.dtype == jnp.float32
+        assert not kinds.mu_log_decay
+        assert {x.codes.dtype for x in _codes(state)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_float32_moments_are_the_rule_itself():
+    rule = optax.with_extra_args_support(optax.adam(0.1))
+    assert with_moments(rule, "float32") is rule
+
+
+def test_codes_shard_like_their_parameters():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    shards = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d", None))
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(64, 512)), jnp.float32)
+    rule = quantized(optax.adam(0.1))
+    update = jax.jit(rule.update)
+    alone, state = update(grads, rule.init(grads))
+    there = jax.tree.map(
+        lambda x: jax.device_put(x, shards) if x.ndim == 2 else x, rule.init(grads)
+    )
+    spread, moved = update(jax.device_put(grads, shards), there)
+    assert moved.state[0].mu.codes.sharding.is_equivalent_to(shards, 2)
+    np.testing.assert_array_equal(spread, alone)
+    np.testing.assert_array_equal(moved.state[0].mu.codes, state.state[0].mu.codes)
+
+
+@pytest.mark.parametrize("block", [0, -1, 2.5, "256"])
+def test_blocks_are_checked(block):
+    with pytest.raises(ValueError, match="Expected block as a whole number"):
+        quantized(optax.adam(0.1), block)
+
+
+def test_other_refusals():
+    with pytest.raises(ValueError, match="seed >= 0"):
+        quantized(optax.adam(0.1), seed=-1)
+    with pytest.raises(ValueError, match=r"moments.*'float32', 'bfloat16', 'int8', got 'int4'"):
+        adam(0.1, moments="int4")

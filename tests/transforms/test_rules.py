@@ -1,0 +1,347 @@
+"""The textbook's rules, step by step; the family's laws are in `tests/test_contract.py`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lossopt as lo
+
+adagrad, adam, descent = lo.transforms.adagrad, lo.transforms.adam, lo.transforms.descent
+momentum, rmsprop = lo.transforms.momentum, lo.transforms.rmsprop
+
+STEPS = 100
+RNG = np.random.default_rng(0)
+PARAMS = {"w": RNG.normal(size=(3, 4)), "b": RNG.normal(size=4)}
+SCALES = {"w": np.geomspace(0.1, 10, 12).reshape(3, 4), "b": np.geomspace(3, 0.3, 4)}
+NOISE = {k: 0.3 * RNG.normal(size=(STEPS, *x.shape)) for k, x in PARAMS.items()}
+EVERY = lambda params: jax.tree.map(lambda x: True, params)
+
+OPTAX = {
+    "descent": (descent(0.05), optax.sgd(0.05)),
+    "momentum": (momentum(0.02, 0.9), optax.sgd(0.02, 0.9)),
+    "nesterov": (momentum(0.02, 0.9, nesterov=True), optax.sgd(0.02, 0.9, nesterov=True)),
+    "adagrad": (adagrad(0.3), optax.adagrad(0.3)),
+    "rmsprop": (rmsprop(0.01), optax.rmsprop(0.01)),
+    "rmsprop, eps outside, from 1": (
+        rmsprop(0.01, 0.95, 1e-3, initial_accumulator=1.0, eps_in_sqrt=False),
+        optax.rmsprop(0.01, 0.95, 1e-3, initial_scale=1.0, eps_in_sqrt=False),
+    ),
+    "adam": (adam(0.02), optax.adam(0.02)),
+    "adam, other numbers": (adam(0.02, 0.8, 0.95, 1e-3), optax.adam(0.02, 0.8, 0.95, 1e-3)),
+    "adam without a first moment": (adam(0.02, b1=0.0), optax.adam(0.02, b1=0.0)),
+    "adam, decay": (
+        adam(0.02, weight_decay=0.1, weight_decay_where=EVERY),
+        optax.adamw(0.02, weight_decay=0.1),
+    ),
+    "adam, decay of matrices": (
+        adam(0.02, weight_decay=0.1),
+        optax.adamw(0.02, weight_decay=0.1, mask={"w": True, "b": False}),
+    ),
+    "adam, cosine": (
+        adam(lo.schedules.cosine(0.05, 80)),
+        optax.adam(optax.cosine_decay_schedule(0.05, 80)),
+    ),
+}
+
+
+def _walk(optimizer, dtype=jnp.float32):
+    """Parameters along noisy steps on a quadratic, a row per step."""
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
+
+    def step(carry, noise):
+        params, state = carry
+        slopes = jax.tree.map(lambda s, x, n: (s * x + n).astype(dtype), SCALES, params, noise)
+        updates, state = optimizer.update(slopes, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    walk = jax.jit(lambda params: jax.lax.scan(step, (params, optimizer.init(params)), NOISE)[1])
+    return walk(params)
+
+
+def _assert_same_path(got, want):
+    for name in PARAMS:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), OPTAX.values(), ids=OPTAX)
+def test_every_step_is_that_of_optax(ours, theirs):
+    with jax.enable_x64(True):
+        _assert_same_path(_walk(ours, jnp.float64), _walk(theirs, jnp.float64))
+
+
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "rmsprop", "adam, decay"])
+def test_in_float32_every_step_is_as_near_to_float64_as_that_of_optax(name):
+    ours, theirs = OPTAX[name]
+    with jax.enable_x64(True):
+        truth = _walk(theirs, jnp.float64)
+    far = lambda path: max(float(abs(path[k] - np.asarray(truth[k])).max()) for k in PARAMS)
+    assert far(_walk(ours)) <= max(far(_walk(theirs)), 1e-6)
+
+
+TORCH = {
+    "descent": (descent(0.05), "SGD", {"lr": 0.05}),
+    "momentum": (momentum(0.02, 0.9), "SGD", {"lr": 0.02, "momentum": 0.9}),
+    "nesterov": (
+        momentum(0.02, 0.9, nesterov=True),
+        "SGD",
+        {"lr": 0.02, "momentum": 0.9, "nesterov": True},
+    ),
+    "adagrad": (
+        adagrad(0.3, 1e-10, initial_accumulator=0.0, eps_in_sqrt=False),
+        "Adagrad",
+        {"lr": 0.3},
+    ),
+    "rmsprop": (rmsprop(0.01, 0.99, eps_in_sqrt=False), "RMSprop", {"lr": 0.01}),
+    "adam": (adam(0.02), "Adam", {"lr": 0.02}),
+    "adamw": (
+        adam(0.02, weight_decay=0.1, weight_decay_where=EVERY),
+        "AdamW",
+        {"lr": 0.02, "weight_decay": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("ours", "name", "settings"), TORCH.values(), ids=TORCH)
+def test_every_step_is_that_of_torch(ours, name, settings):
+    torch = pytest.importorskip("torch")
+    params = {k: torch.tensor(x, requires_grad=True) for k, x in PARAMS.items()}
+    optimizer = getattr(torch.optim, name)(list(params.values()), **settings)
+    path = []
+    for i in range(STEPS):
+        for k, x in params.items():
+            x.grad = torch.tensor(SCALES[k]) * x.detach() + torch.tensor(NOISE[k][i])
+        optimizer.step()
+        path.append({k: x.detach().numpy().copy() for k, x in params.items()})
+    with jax.enable_x64(True):
+        _assert_same_path(_walk(ours, jnp.float64), jax.tree.map(lambda *xs: np.stack(xs), *path))
+
+
+def _adam_by_hand(gradients, rates, b1, b2, eps=1e-8):
+    """Adam in float64 with scheduled rates of forgetting, its averages weighed out in full."""
+    change = []
+    for t in range(len(gradients)):
+        keep1, keep2 = np.cumprod(b1[t::-1])[::-1], np.cumprod(b2[t::-1])[::-1]
+        ages1 = (1 - b1[: t + 1]) * np.append(keep1[1:], 1)
+        ages2 = (1 - b2[: t + 1]) * np.append(keep2[1:], 1)
+        mu = (ages1 @ gradients[: t + 1]) / ages1.sum()
+        nu = (ages2 @ gradients[: t + 1] ** 2) / ages2.sum()
+        change.append(-rates[t] * mu / (np.sqrt(nu) + eps))
+    return np.stack(change)
+
+
+def _changes(optimizer, gradients):
+    step = lambda state, g: optimizer.update(g, state)[::-1]
+    return jax.lax.scan(step, optimizer.init(gradients[0]), gradients)[1]
+
+
+def test_scheduled_averages_are_weighed_by_what_they_have_seen():
+    gradients = np.random.default_rng(1).normal(size=(60, 5)) + 0.5
+    t = np.arange(60)
+    b1, b2, rates = 0.5 + 0.4 * t / 60, 0.9 + 0.0999 * (t > 20), 0.1 / (1 + t)
+    got = _changes(
+        adam(
+            lambda t: 0.1 / (1 + t), lambda t: 0.5 + 0.4 * t / 60, lambda t: 0.9 + 0.0999 * (t > 20)
+        ),
+        jnp.float32(gradients),
+    )
+    want = _adam_by_hand(gradients, rates, b1, b2)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("b2", [0.999, 0.9999, 0.99999])
+def test_a_traced_b2_near_1_is_debiased_exactly(b2):
+    gradients = np.random.default_rng(2).normal(size=(50, 4))
+    kept = np.float64(np.float32(b2))  # what the tracer holds
+    want = _adam_by_hand(gradients, np.ones(50), np.full(50, 0.9), np.full(50, kept))
+    walk = lambda b2: _changes(adam(1.0, b2=b2), jnp.float32(gradients))
+    np.testing.assert_allclose(jax.jit(walk)(jnp.float32(b2)), want, rtol=3e-6, atol=1e-6)
+
+
+def test_the_debias_stays_exact_over_many_steps():
+    fade = lo.transforms._adaptive._fade
+    for b2 in (0.9, 0.999, 0.99999):
+        pair = jax.lax.fori_loop(0, 100_000, lambda i, p, b=b2: fade(b, p), jnp.zeros(2))
+        got, want = (
+            -np.expm1(np.float64(pair[0]) - np.float64(pair[1])),
+            -np.expm1(1e5 * np.log(b2)),
+        )
+        np.testing.assert_allclose(got, want, rtol=3e-7)
+
+
+def test_a_second_moment_of_bfloat16_parameters_decays():
+    params = jnp.ones(3, jnp.bfloat16)
+    optimizer = adam(1e-3)
+    state = optimizer.update(params, optimizer.init(params))[1]
+    first = state.direction.nu
+    for _ in range(5):
+        _, state = optimizer.update(0 * params, state)
+    assert state.direction.nu.dtype == jnp.float32
+    np.testing.assert_allclose(state.direction.nu, first * 0.999**5, rtol=1e-6)
+
+
+MAKERS = {
+    "descent": descent,
+    "momentum": momentum,
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+    "adam": adam,
+}
+EACH = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+@EACH
+def test_bfloat16_parameters_get_the_float32_step_rounded_once(make):
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    optimizer = make(0.1, weight_decay=0.1)
+    got, want = (optimizer.update(x, optimizer.init(x), x)[0] for x in (params, wide))
+    for name in PARAMS:
+        assert got[name].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(got[name], want[name].astype(jnp.bfloat16))
+
+
+@EACH
+def test_updates_have_the_dtypes_of_the_parameters_not_of_the_gradients(make):
+    params, gradients = jnp.ones(3, jnp.bfloat16), jnp.ones(3)
+    optimizer = make(0.1)
+    state = optimizer.init(params)
+    assert optimizer.update(gradients, state, params)[0].dtype == jnp.bfloat16
+    assert optimizer.update(gradients, state)[0].dtype == jnp.float32
+
+
+@EACH
+def test_the_gain_of_a_steady_gradient_is_the_metric(make):
+    """The prox of `L1` at 0 thresholds at step times strength: the largest kept gradient is 1."""
+    gradients = jnp.array([-3.0, -1.001, -0.999, 0.2, 0.999, 1.001, 4.0])
+    optimizer = make(0.01, regularizer=lo.regularizers.L1(1.0))
+    params = jnp.zeros(7)
+    state = optimizer.init(params)
+    for _ in range(4):
+        updates, state = optimizer.update(gradients, state, params)
+        assert ((updates != 0) == (abs(gradients) > 1)).all()
+        assert (jnp.sign(updates) == -jnp.sign(gradients) * (abs(gradients) > 1)).all()
+
+
+@EACH
+def test_decay_is_decoupled_and_only_where_it_is_named(make):
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones(3), "c": jnp.ones((2, 3, 1))}
+    still = jax.tree.map(jnp.zeros_like, params)
+
+    def shrunk(where):
+        optimizer = make(0.5, weight_decay=0.1, weight_decay_where=where)
+        updates, _ = optimizer.update(still, optimizer.init(params), params)
+        return {k for k, u in updates.items() if jnp.allclose(u, -0.05, rtol=1e-6)} | {
+            f"{k}?" for k, u in updates.items() if jnp.any((u != 0) & (u != u.ravel()[0]))
+        }
+
+    assert shrunk(None) == {"a", "c"}
+    assert shrunk("^[ab]$") == {"a", "b"}
+    assert shrunk(lambda params: {"a": False, "b": False, "c": True}) == {"c"}
+    with pytest.raises(ValueError, match="takes no leaf"):
+        shrunk("kernel")
+
+
+def test_l2_is_decay_for_descent_and_not_for_adam():
+    params = jnp.array([[1.0, -2.0, 0.5]])
+    gradients = jnp.array([[0.1, 3.0, -1.0]])
+
+    def steps(make):
+        penalized = gradients + jax.grad(lo.regularizers.L2(0.05))(params)
+        plain, decayed = make(0.1), make(0.1, weight_decay=0.1)
+        first = plain.update(penalized, plain.init(params), params)[0]
+        return first, decayed.update(gradients, decayed.init(params), params)[0]
+
+    np.testing.assert_allclose(*steps(descent), rtol=1e-6)
+    assert not np.allclose(*steps(adam), rtol=1e-2)
+
+
+def test_the_two_conventions_of_momentum_take_the_same_steps():
+    average = optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(0.2))
+    _assert_same_path(_walk(momentum(0.02, 0.9)), _walk(average))
+
+
+def test_every_number_may_be_a_tracer_at_once():
+    def run(numbers):
+        return _walk(adam(**numbers))["w"][-1]
+
+    numbers = {"learning_rate": 0.02, "b1": 0.9, "b2": 0.99, "eps": 1e-6, "weight_decay": 0.1}
+    pairs = {k: jnp.array([x, 0.9 * x]) for k, x in numbers.items()}
+    got = jax.jit(jax.vmap(run))(pairs)
+    for i, want in enumerate([run(numbers), run({k: 0.9 * x for k, x in numbers.items()})]):
+        np.testing.assert_allclose(got[i], want, rtol=1e-5, atol=1e-6)
+
+
+@EACH
+def test_float64_numbers_leave_float32_states_as_they_are(make):
+    with jax.enable_x64(True):
+
+        def walk(numbers):
+            optimizer, params = make(*numbers), jnp.ones((2, 3), jnp.float32)
+            step = lambda state, _: (optimizer.update(params, state, params)[1], None)
+            return jax.lax.scan(step, optimizer.init(params), length=2)[0]
+
+        state = jax.jit(walk)([jnp.float64(0.1)] * (1 + (make is not descent)))
+        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state) if x.ndim == 2)
+
+
+@EACH
+def test_the_first_state_may_be_donated(make):
+    optimizer, params = make(0.1), jnp.ones((2, 3))
+    step = jax.jit(lambda g, state: optimizer.update(g, state), donate_argnums=1)
+    assert step(params, optimizer.init(params))[1].count == 1
+
+
+def test_states_say_where_they_are():
+    optimizer = adam(0.1)
+    state = optimizer.init(jnp.ones(2))
+    assert isinstance(state, lo.transforms.RuleState)
+    assert isinstance(state.direction, lo.transforms.AdamState)
+    assert optimizer.update(jnp.ones(2), state)[1].count == 1
+    assert optax.tree.get(state, "nu").shape == (2,)
+
+
+REFUSED = {
+    "a regularizer for a rate": (
+        lambda: adam(lo.regularizers.L1(0.1)),
+        "learning_rate as a number.*regularizer=",
+    ),
+    "a number for a regularizer": (
+        lambda: adam(0.1, regularizer=0.1),
+        "regularizer as a lossopt regularizer.*static_args",
+    ),
+    "b2 of 1": (lambda: adam(0.1, b2=1.0), "b2 < 1"),
+    "b1 below 0": (lambda: adam(0.1, b1=-0.1), "b1 >= 0"),
+    "a decay of 1": (lambda: momentum(0.1, 1.0), "decay < 1"),
+    "no eps": (lambda: rmsprop(0.1, eps=0.0), "eps > 0"),
+    "a negative rate": (lambda: descent(-0.1), "learning_rate >= 0"),
+    "a negative decay": (lambda: descent(0.1, weight_decay=-1.0), "weight_decay >= 0"),
+    "a negative beginning": (
+        lambda: adagrad(0.1, initial_accumulator=-1.0),
+        "initial_accumulator >= 0",
+    ),
+    "b2 in bfloat16": (
+        lambda: adam(0.1, b2=jnp.bfloat16(0.9)),
+        "b2 in float32 or wider.*hyperparam_dtype",
+    ),
+    "unknown moments": (lambda: adam(0.1, moments="float16"), "moments"),
+    "no params for a prox": (
+        lambda: adam(0.1, regularizer=lo.regularizers.L1(0.1)).update(
+            jnp.ones(2), adam(0.1).init(jnp.ones(2))
+        ),
+        "regularizer=.*update\\(grads, state, params\\)",
+    ),
+    "no params for a decay": (
+        lambda: descent(0.1, weight_decay=0.1).update(jnp.ones(2), descent(0.1).init(jnp.ones(2))),
+        "weight_decay=.*update\\(grads, state, params\\)",
+    ),
+    "integers": (lambda: adam(0.1).init({"n": jnp.arange(3)}), "int32.*optax.masked"),
+}
+
+
+@pytest.mark.parametrize(("act", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
