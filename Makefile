@@ -19,6 +19,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.sparsity
+	$(BIN)/python -m benchmarks.low_memory
 
 docs: .venv/ready
 	$(BIN)/mkdocs build --strict

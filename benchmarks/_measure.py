@@ -39,16 +39,13 @@ def compare(rivals: dict[str, Callable], *args: Any, rounds: int) -> dict[str, M
     """Compiles every rival, warms it up, then runs all in turns, every other round backwards."""
     compiled, compilations, results = {}, {}, {}
     for name, rival in rivals.items():
-        start = time.perf_counter()
-        compiled[name] = jax.jit(rival).lower(*args).compile()
-        compilations[name] = time.perf_counter() - start
+        compiled[name], compilations[name] = _compile(jax.jit(rival), *args)
         results[name] = jax.block_until_ready(compiled[name](*args))
     times = {name: np.empty(rounds) for name in rivals}
-    for turn in range(rounds):
-        for name in list(rivals)[:: 1 if turn % 2 else -1]:
-            start = clock()
-            jax.block_until_ready(compiled[name](*args))
-            times[name][turn] = clock() - start
+    for turn, name in _turns(rivals, rounds):
+        start = clock()
+        jax.block_until_ready(compiled[name](*args))
+        times[name][turn] = clock() - start
     first = next(iter(times.values()))
     return {
         name: Measured(
@@ -59,6 +56,64 @@ def compare(rivals: dict[str, Callable], *args: Any, rounds: int) -> dict[str, M
             memory=compiled[name].memory_analysis().temp_size_in_bytes,
         )
         for name in rivals
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepper:
+    """A rival that changes a carry in place, call after call.
+
+    Attributes:
+      ready: makes the carry and returns the function that takes one step.
+      compilation: seconds to trace and compile, cold.
+      memory: temporary bytes of the compiled program.
+    """
+
+    ready: Callable[[], Callable[[], None]]
+    compilation: float = 0.0
+    memory: int = 0
+
+
+def donated(start: Callable, step: Callable, *args: Any) -> Stepper:
+    """The compiled `carry = step(carry, *args)`, from `carry = start()` on, which it overwrites."""
+    begin = jax.jit(start)
+    compiled, seconds = _compile(jax.jit(step, donate_argnums=0), jax.eval_shape(begin), *args)
+
+    def ready():
+        carry = jax.block_until_ready(begin())
+
+        def call():
+            nonlocal carry
+            carry = jax.block_until_ready(compiled(carry, *args))
+
+        return call
+
+    return Stepper(ready, seconds, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def compare_steps(
+    rivals: dict[str, Stepper], *, rounds: int, calls: int = 2
+) -> dict[str, Measured]:
+    """As `compare`, for rivals too large to live together: each turn makes its carry anew."""
+    times = {name: np.empty(rounds) for name in rivals}
+    for turn, name in _turns(rivals, rounds):
+        call = rivals[name].ready()
+        call()
+        start = clock()
+        for _ in range(calls):
+            call()
+        times[name][turn] = (clock() - start) / calls
+        del call  # and the carry, before the next one is made
+    first = next(iter(times.values()))
+    return {
+        name: Measured(
+            result=None,
+            ratios=times[name] / first,
+            seconds=float(np.median(times[name])),
+            compilation=rival.compilation,
+            memory=rival.memory,
+        )
+        for name, rival in rivals.items()
     }
 
 
@@ -85,6 +140,19 @@ def header() -> str:
             ", ".join([f"Python {platform.python_version()}", *versions]),
         ]
     )
+
+
+def _compile(jitted, *args):
+    start = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _turns(rivals, rounds):
+    """Every rival in every round, each other round backwards."""
+    for turn in range(rounds):
+        for name in list(rivals)[:: 1 if turn % 2 else -1]:
+            yield turn, name
 
 
 def _alone():

@@ -1,0 +1,16 @@
+"""The quick form of each example keeps its claim. `make demo` runs `examples/digits.py` in full."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["low_memory", "sparse"])
+def test_quick_form(name, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
