@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Lasso
+from sklearn.preprocessing import StandardScaler
 
 import lossopt as lo
 
@@ -151,3 +154,64 @@ def test_26_microbatches_equal_the_full_batch(microbatches):
     (got, _), cut = lo.value_and_grad(objective, microbatches=microbatches)(params, batch)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert np.linalg.norm(cut - full) <= 1e-6 * np.linalg.norm(full)
+
+
+def test_19_l2_is_weight_decay_only_for_plain_descent():
+    assert lo.regularizers.L2(1.0)(jnp.array([3.0, 4.0])) == 25.0  # no half
+    w, gradient = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([[0.1, 3.0, -1.0]])
+    penalized = gradient + jax.grad(lo.regularizers.L2(0.05))(w)
+
+    def both(rule):
+        plain, decayed = rule(0.1), rule(0.1, weight_decay=2 * 0.05)
+        inside, _ = plain.update(penalized, plain.init(w), w)
+        beside, _ = decayed.update(gradient, decayed.init(w), w)
+        return inside, beside
+
+    np.testing.assert_allclose(*both(lo.transforms.descent), rtol=1e-6)
+    inside, beside = both(lo.transforms.adam)
+    assert abs(inside - beside).max() > 0.005  # of steps of 0.1
+
+
+def _minimize(loss, optimizer, start, steps):
+    def step(carry, _):
+        w, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(w), state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    run = lambda w: jax.lax.scan(step, (w, optimizer.init(w)), length=steps)[0][0]
+    return jax.jit(run)(start)
+
+
+def test_20_l1_gives_exact_zeros_by_its_prox_and_none_by_its_slope():
+    x, y = load_diabetes(return_X_y=True)
+    x, y = StandardScaler().fit_transform(x), (y - y.mean()) / y.std()
+    want = Lasso(0.1, fit_intercept=False, tol=1e-10).fit(x, y).coef_
+    l1, start = lo.regularizers.L1(0.1), jnp.zeros(10)
+    x, y = jnp.float32(x), jnp.float32(y)
+    fit = lambda w: lo.mean(lo.losses.squared_error(x @ w, y)).value / 2
+
+    got = _minimize(fit, lo.transforms.adam(0.01, regularizer=l1), start, 3000)
+    assert ((got != 0) == (want != 0)).all()
+    assert 0 < (got == 0).sum() < 10
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+    slope = _minimize(lambda w: fit(w) + l1(w), optax.adam(0.01), start, 3000)
+    assert (slope != 0).all()
+
+
+def test_21_the_elastic_net_keeps_correlated_features_together():
+    rng = np.random.default_rng(21)
+    common, noise = rng.normal(size=(200, 1)), rng.normal(size=(200, 3))
+    x = jnp.float32(np.hstack([common + 0.05 * noise[:, :2], noise[:, 2:]]))
+    y = 2 * x[:, 0]
+    fit = lambda w: lo.mean(lo.losses.squared_error(x @ w, y)).value / 2
+
+    def kept(regularizer):
+        optimizer = lo.transforms.momentum(0.02, 0.9, regularizer=regularizer)
+        return _minimize(fit, optimizer, jnp.zeros(3), 20_000)
+
+    lasso = kept(lo.regularizers.L1(0.4))
+    net = kept(lo.regularizers.ElasticNet(0.8, 0.5))
+    assert (lasso != 0).tolist() == [True, False, False]
+    assert (net != 0).tolist() == [True, True, False]
+    np.testing.assert_allclose(net[0], net[1], rtol=0.1)
