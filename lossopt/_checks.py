@@ -70,7 +70,8 @@ def floating(**arrays: ArrayLike) -> None:
         if not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
             raise ValueError(
                 f"Expected floating {name}, got {jnp.result_type(array)}. Name the leaves that "
-                "are meant with lossopt.regularizers.by_path."
+                "are meant with lossopt.regularizers.by_path. (optax.inject_hyperparams takes a "
+                "regularizer for a schedule: name it in static_args.)"
             )
 
 
@@ -134,4 +135,6 @@ def condition(holds: ArrayLike, message: str, **values: ArrayLike) -> None:
 def _refuse(wanted, holds, numbers):
     for name, number in numbers.items():
         if not isinstance(number, Tracer) and not np.all(holds(np.asarray(number))):
-            raise ValueError(f"Expected {name} {wanted}, got {number}.")
+            raise ValueError(
+                f"Expected {name} {wanted}, got {number}. Choose {name} within this range."
+            )

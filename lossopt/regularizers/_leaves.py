@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from lossopt import _checks
 from lossopt._typing import Array, Number, Params, PyTree, Scalar, Step
@@ -30,7 +31,7 @@ def prox(move: Move, params: Params, step: Step) -> Params:
     """`move(leaf, step)` on every leaf, in float32 or wider; leaves get their dtypes back."""
 
     def leaf(x, step):
-        _checks.at_least(0, step=step)
+        _at_least_zero_or_nan(step)
         _checks.exact_shape(jnp.shape(x) if jnp.ndim(step) else (), step=step)
         _checks.floating(params=x)
         wide, step = _checks.floats(params=x, step=step)
@@ -142,6 +143,15 @@ def _groups(axis, x):
     split = lambda y: y.transpose(order).reshape([*(x.shape[i] for i in rest), -1])
     join = lambda y: y.reshape([x.shape[i] for i in order]).transpose(np.argsort(order).tolist())
     return split, join
+
+
+def _at_least_zero_or_nan(step):
+    """A step that is NaN comes from a gradient that is, and goes on as NaN."""
+    if not isinstance(step, Tracer) and np.any(np.asarray(step) < 0):
+        raise ValueError(
+            f"Expected step >= 0, got numbers down to {np.min(step)}. A step is a learning rate "
+            "times a metric: let neither be negative."
+        )
 
 
 def _wide(x):

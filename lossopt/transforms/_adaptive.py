@@ -13,6 +13,8 @@ from lossopt.transforms._numbers import at, decay_rates, known
 from lossopt.transforms._quantized import Moments
 from lossopt.transforms._step import Where, like, rule
 
+TINY = float(jnp.finfo(jnp.float32).tiny)
+
 
 class AdagradState(NamedTuple):
     """State of `adagrad`'s direction. Attributes: sum_of_squares, like the parameters."""
@@ -60,7 +62,7 @@ def adagrad(
 
     Args:
       learning_rate: $\eta \ge 0$, as for `descent`.
-      eps: $\epsilon > 0$.
+      eps: $\epsilon > 0$, in float32.
       initial_accumulator: $s$ before the first step, at least 0. optax has 0.1, torch 0.
       eps_in_sqrt: False divides by $\sqrt{s} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
@@ -84,7 +86,7 @@ def adagrad(
       Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
       Optimization", 2011.
     """
-    _checks.above(0, **known(eps=eps))
+    _checks.at_least(TINY, **known(eps=eps))
     _checks.at_least(0, **known(initial_accumulator=initial_accumulator))
 
     def start(params):
@@ -123,7 +125,7 @@ def rmsprop(
     Args:
       learning_rate: $\eta \ge 0$, as for `descent`.
       decay: $\rho$, in [0, 1). torch has 0.99.
-      eps: $\epsilon > 0$.
+      eps: $\epsilon > 0$, in float32.
       initial_accumulator: $\nu$ before the first step, at least 0.
       eps_in_sqrt: False divides by $\sqrt{\nu} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
@@ -147,7 +149,7 @@ def rmsprop(
       Tieleman and Hinton, "Lecture 6.5: RMSProp", 2012.
     """
     decay_rates(decay=decay)
-    _checks.above(0, **known(eps=eps))
+    _checks.at_least(TINY, **known(eps=eps))
     _checks.at_least(0, **known(initial_accumulator=initial_accumulator))
 
     def start(params):
@@ -189,7 +191,7 @@ def adam(
       learning_rate: $\eta \ge 0$, as for `descent`.
       b1: in [0, 1).
       b2: in [0, 1).
-      eps: $\epsilon > 0$.
+      eps: $\epsilon > 0$, in float32.
       weight_decay: $w \ge 0$; decoupled from the gradient, multiplied by the rate.
       weight_decay_where: the leaves that decay, as for `descent`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
@@ -215,7 +217,7 @@ def adam(
       2021.
     """
     decay_rates(b1=b1, b2=b2)
-    _checks.above(0, **known(eps=eps))
+    _checks.at_least(TINY, **known(eps=eps))
 
     def start(params):
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # twice: buffers may be donated
@@ -251,4 +253,9 @@ def _fade(decay, log_decay):
 def _inverse_root(squares, eps, in_sqrt):
     if in_sqrt:
         return jax.tree.map(lambda s: jax.lax.rsqrt(s + like(s, eps)), squares)
-    return jax.tree.map(lambda s: 1 / (jnp.sqrt(s) + like(s, eps)), squares)
+    return jax.tree.map(lambda s: 1 / (_root(s) + like(s, eps)), squares)
+
+
+def _root(x):
+    """The square root, with the derivative 0 at 0 instead of NaN."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))

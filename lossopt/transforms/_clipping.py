@@ -88,7 +88,8 @@ def global_norm(tree: PyTree) -> Scalar:
 
 def scaled(x: Array, factor: Scalar) -> Array:
     """The product in the array's own dtype, computed in float32 or wider."""
-    return (jnp.asarray(x, jnp.promote_types(x.dtype, factor.dtype)) * factor).astype(x.dtype)
+    dtype = jnp.result_type(x)
+    return (jnp.asarray(x, jnp.promote_types(dtype, factor.dtype)) * factor).astype(dtype)
 
 
 def _norm(x):

@@ -113,6 +113,15 @@ def widen(tree: Params) -> Params:
     return jax.tree.map(leaf, tree)
 
 
+def together(updates: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+    """Both widened; the updates in the dtypes of the parameters, if there are any."""
+    updates, params = widen(updates), widen(params)
+    if params is None:
+        return updates, params
+    same = lambda u, p: u.astype(p.dtype) if hasattr(u, "dtype") else u
+    return jax.tree.map(same, updates, params), params
+
+
 # A share of the block's maximum is at most 1, whose pattern begins with the 12 bits 127 << 3: sign,
 # exponent, 3 bits of mantissa. Codes count down from there, and 0 is exactly zero: 127 codes and a
 # sign reach 2^-15.7, 255 codes without one reach 2^-31.7.

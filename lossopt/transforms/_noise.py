@@ -12,7 +12,10 @@ _ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
 
 def words(seed: Number) -> Array:
     """The two words of a seed that is a whole number, 0 or more, perhaps traced."""
+    if not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
+        raise ValueError(f"Expected seed as a whole number, got {seed}. Round it.")
     _checks.at_least(0, seed=seed)
+    _checks.at_most(2**32 - 1, seed=seed)
     word = jnp.asarray(seed).astype(jnp.uint32)
     return jnp.stack([word, _mix(word ^ jnp.uint32(_ODD))])
 

@@ -13,7 +13,7 @@ from lossopt import _checks
 from lossopt._typing import Number, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import decay_rates
-from lossopt.transforms._step import rule
+from lossopt.transforms._step import only_regularizer, rule
 
 Metric = Callable[[Any], PyTree]  # of the state of a direction
 
@@ -65,6 +65,7 @@ def proximal(
       Yun, Lozano and Yang, "Adaptive Proximal Gradient Methods for Structured Neural Networks",
       2021.
     """
+    only_regularizer(regularizer)
     inner = optax.with_extra_args_support(optax.identity() if direction is None else direction)
     read = (lambda state: 1.0) if metric is None else metric
     if direction is not None:
@@ -154,12 +155,16 @@ def _try(inner, read, metric):
 
 
 def _error(inner, read, size):
-    """The largest |d - D g| / |D g| over the last steps of many with one gradient."""
-    gradient = size * jnp.asarray(GRADIENT, jnp.float32)
-    params = jnp.full_like(gradient, 0.1)
+    """The largest |d - D g| / |D g| over the last steps of many with one gradient.
+
+    The first quarter has a larger one: a rule that remembers its maximum is no longer D g.
+    """
+    last = size * jnp.asarray(GRADIENT, jnp.float32)
+    params = jnp.full_like(last, 0.1)
 
     def step(i, carry):
         state, worst = carry
+        gradient = jnp.where(i < STEPS // 4, 10, 1) * last
         direction, state = inner.update(gradient, state, params)
         steady = read(state) * gradient
         here = jnp.max(jnp.abs(direction - steady) / jnp.abs(steady))

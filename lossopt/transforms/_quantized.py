@@ -5,11 +5,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lossopt import _checks, _paths
 from lossopt._typing import Array, Number, PyTree
-from lossopt.transforms._codes import Code, decode, encode, is_code, widen
+from lossopt.transforms._codes import Code, decode, encode, is_code, together, widen
 from lossopt.transforms._noise import noise, words
 from lossopt.transforms._numbers import at, known
 
@@ -111,12 +112,12 @@ def quantized(
       Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
     """
     _checks.at_least(0, **known(seed=seed))
-    if not isinstance(block, int) or block < 1:
+    if not isinstance(block, int | np.integer) or block < 1:
         raise ValueError(
             f"Expected block as a whole number of 1 or more, got {block}. "
             "Under optax.inject_hyperparams, name it in static_args."
         )
-    return _stored(rule, block, second, seed)
+    return _stored(rule, int(block), second, seed)
 
 
 def with_moments(
@@ -153,12 +154,13 @@ def _stored(
 
     def init(params):
         count, wide = jnp.zeros((), jnp.int32), widen(params)
-        state = rule.init(wide)
+        # A constant state would be encoded while compiling, 9 s for each million parameters.
+        state = jax.lax.optimization_barrier(rule.init(wide))
         form = _form(state, _places(rule, wide, state), block, second)
         return QuantizedState(count, encoded(state, form, count))
 
     def update(updates, state, params=None, **extra):
-        gradients, point = widen(updates), widen(params)
+        gradients, point = together(updates, params)
         change, inner = rule.update(gradients, decoded(state.state), point, **extra)
         narrow = lambda u, x: u.astype(jnp.result_type(x))
         change = jax.tree.map(narrow, change, updates if params is None else params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lossopt._typing import Array, Key, PyTree
-from lossopt.transforms._codes import nearest_bfloat16, to_bfloat16, widen
+from lossopt.transforms._codes import nearest_bfloat16, to_bfloat16, together, widen
 from lossopt.transforms._noise import key_words, noise
 
 
@@ -86,14 +86,15 @@ def stochastic_rounding(
         return StochasticRoundingState(jnp.zeros((), jnp.int32), key_words(key), state)
 
     def update(updates, state, params=None, **extra):
-        wide = widen(_accepted(params))
-        change, inner = rule.update(widen(updates), state.state, wide, **extra)
+        gradients, wide = together(updates, _accepted(params))
+        change, inner = rule.update(gradients, state.state, wide, **extra)
         structure = jax.tree.structure(params)
         change = structure.flatten_up_to(change)
         for i, (p, x) in enumerate(zip(jax.tree.leaves(params), jax.tree.leaves(wide))):
             if _narrow(p):
                 bits = noise(state.words, i, state.count, x.shape)
-                change[i] = _between(x, to_bfloat16(x + change[i], bits))
+                target = x + change[i].astype(x.dtype)
+                change[i] = _between(x, to_bfloat16(target, bits))
         count = jnp.asarray(optax.safe_increment(state.count))
         return structure.unflatten(change), StochasticRoundingState(count, state.words, inner)
 
@@ -139,16 +140,16 @@ def kahan(rule: optax.GradientTransformation) -> optax.GradientTransformationExt
         return KahanState(jax.tree.map(empty, params), state)
 
     def update(updates, state, params=None, **extra):
-        wide = widen(_accepted(params))
+        gradients, wide = together(updates, _accepted(params))
         add = lambda x, c: x if isinstance(c, optax.MaskedNode) else x + c.astype(x.dtype)
         point = jax.tree.map(add, wide, state.compensation)
-        change, inner = rule.update(widen(updates), state.state, point, **extra)
+        change, inner = rule.update(gradients, state.state, point, **extra)
         structure = jax.tree.structure(params)
         change, left = map(structure.flatten_up_to, (change, state.compensation))
         trees = map(jax.tree.leaves, (params, wide, point))
         for i, (p, x, exact) in enumerate(zip(*trees)):
             if _narrow(p):
-                target = exact + change[i]
+                target = exact + change[i].astype(x.dtype)
                 rounded = nearest_bfloat16(target)
                 change[i], rest = _between(x, rounded), target - rounded
                 left[i] = nearest_bfloat16(jnp.where(jnp.isfinite(rest), rest, 0)).astype(p.dtype)

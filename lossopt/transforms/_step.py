@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lossopt import _checks, _paths
 from lossopt._typing import Array, Params, PyTree
 from lossopt.regularizers import Regularizer
+from lossopt.transforms._codes import together, widen
 from lossopt.transforms._numbers import at, known
 from lossopt.transforms._quantized import Moments, with_moments
 
@@ -54,23 +56,22 @@ def rule(
     """
     _checks.at_least(0, **known(learning_rate=learning_rate, weight_decay=weight_decay))
     decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
-    if regularizer is not None and not isinstance(regularizer, Regularizer):
-        raise ValueError(
-            f"Expected regularizer as a lossopt regularizer, got {regularizer!r}. "
-            "Under optax.inject_hyperparams, name it in static_args."
-        )
+    if regularizer is not None:
+        only_regularizer(regularizer)
+    _only_names(weight_decay_where)
 
     def init(params):
-        return RuleState(jnp.zeros((), jnp.int32), start(_wide(params)))
+        return RuleState(jnp.zeros((), jnp.int32), start(widen(_floating(params))))
 
     def update(updates, state, params=None, **extra):
         if params is None and (decays or regularizer is not None):
             needs = "weight_decay" if regularizer is None else "regularizer"
             raise ValueError(
                 f"A rule with {needs}= needs the current point, got no params. "
-                "Call update(grads, state, params)."
+                "Call update(grads, state, params). (optax.inject_hyperparams makes an array of "
+                "weight_decay=0.0: name it in static_args.)"
             )
-        gradients, point = _wide(updates), _wide(params)
+        gradients, point = together(_floating(updates), _floating(params))
         rate = at(state.count, learning_rate)
         direction, metric, inner = move(gradients, state.direction, state.count, point, extra)
         if decays:
@@ -93,17 +94,31 @@ def like(x: Array, number: Any) -> Array:
     return jnp.asarray(number, x.dtype)
 
 
-def _wide(tree: Params) -> Params:
-    def leaf(x):
-        dtype = jnp.result_type(x)
+def only_regularizer(regularizer: Any) -> None:
+    """Raises unless it is one, and no class of them."""
+    if isinstance(regularizer, type) or not isinstance(regularizer, Regularizer):
+        raise ValueError(
+            f"Expected regularizer as a lossopt regularizer, got {regularizer!r}. "
+            "Under optax.inject_hyperparams, name it in static_args."
+        )
+
+
+def _floating(tree: Params) -> Params:
+    for dtype in map(jnp.result_type, jax.tree.leaves(tree)):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"Expected real floating parameters, got a leaf of {dtype}. "
                 "Leave it out with optax.masked or optax.partition."
             )
-        return jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))
+    return tree
 
-    return jax.tree.map(leaf, tree)
+
+def _only_names(where):
+    if where is not None and not isinstance(where, str) and not callable(where):
+        raise ValueError(
+            f"Expected weight_decay_where as a pattern of paths or a function, got {where!r}. "
+            "Give a tree of booleans as lambda params: tree."
+        )
 
 
 def _decay(direction, params, strength, named):
@@ -116,7 +131,14 @@ def _named(where: Where, params):
     if where is None:
         return jax.tree.map(lambda x: x.ndim >= 2, params)
     if callable(where):
-        return jax.tree.broadcast(where(params), params)
+        named = jax.tree.broadcast(where(params), params)
+        for yes in jax.tree.leaves(named):
+            if not isinstance(yes, bool | np.bool_):
+                raise ValueError(
+                    f"Expected booleans from weight_decay_where, got {yes!r}. Decide by names and "
+                    "shapes, not by values."
+                )
+        return named
     (places,) = _paths.places([where], _paths.paths(params))
     structure = jax.tree.structure(params)
     return structure.unflatten([i in places for i in range(structure.num_leaves)])

@@ -92,11 +92,25 @@ def test_a_direction_without_the_metric_is_found_out(direction):
         (optax.scale_by_adam(), adam_metric(eps_root=1e-2)),
         (optax.scale_by_rms(), rms_metric(eps=1e-2)),
         (optax.scale_by_factored_rms(), lambda state: 1.0),
+        (optax.scale_by_amsgrad(), adam_metric()),
     ],
 )
 def test_a_wrong_metric_is_found_out(direction, metric):
     with pytest.raises(ValueError, match="off by a factor"):
         proximal(L1(0.5), 0.1, direction, metric=metric)
+
+
+def test_a_metric_of_your_own_is_taken():
+    metric = lambda state: 1 / (jnp.sqrt(state.nu_max) + 1e-8)
+    optimizer = proximal(L1(0.5), FADING, optax.scale_by_amsgrad(), metric=metric)
+    params = _descend(optimizer, jnp.ones(4), lambda x: x - TARGET, 12000)
+    np.testing.assert_allclose(params, LASSO, atol=1e-3)
+
+
+@pytest.mark.parametrize("nothing", [None, L1, 0.1])
+def test_no_regularizer_is_refused(nothing):
+    with pytest.raises(ValueError, match="regularizer as a lossopt regularizer"):
+        proximal(nothing, 0.1)
 
 
 def test_a_slow_average_is_given_the_time_to_settle():

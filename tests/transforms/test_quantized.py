@@ -329,6 +329,12 @@ def test_codes_shard_like_their_parameters():
     np.testing.assert_array_equal(moved.state[0].mu.codes, state.state[0].mu.codes)
 
 
+def test_the_first_state_is_not_computed_while_compiling():
+    optimizer = quantized(optax.adam(0.1))
+    text = jax.jit(optimizer.init).lower(jnp.zeros((64, 1024))).compile().as_text()
+    assert "reduce" in text  # of the maximum of blocks: it was not folded
+
+
 @pytest.mark.parametrize("block", [0, -1, 2.5, "256"])
 def test_blocks_are_checked(block):
     with pytest.raises(ValueError, match="Expected block as a whole number"):
@@ -336,7 +342,9 @@ def test_blocks_are_checked(block):
 
 
 def test_other_refusals():
-    with pytest.raises(ValueError, match="seed >= 0"):
-        quantized(optax.adam(0.1), seed=-1)
+    for seed, message in ((-1, "seed >= 0"), (2**33, "seed <="), (0.5, "seed as a whole number")):
+        with pytest.raises(ValueError, match=message):
+            quantized(optax.adam(0.1), seed=seed).init(jnp.ones(2))
+    assert quantized(optax.adam(0.1), np.int64(64)).init(jnp.ones(2)).count == 0
     with pytest.raises(ValueError, match=r"moments.*'float32', 'bfloat16', 'int8', got 'int4'"):
         adam(0.1, moments="int4")

@@ -288,6 +288,44 @@ def test_float64_numbers_leave_float32_states_as_they_are(make):
 
 
 @EACH
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_float64_gradients_leave_the_states_of_narrow_parameters_as_they_are(make, moments):
+    extra = {} if make is descent else {"moments": moments}
+    with jax.enable_x64(True):
+        params, gradients = jnp.ones((64, 64), jnp.bfloat16), jnp.ones((64, 64), jnp.float64)
+        optimizer = make(0.1, **extra)
+
+        def step(state, _):
+            updates, state = optimizer.update(gradients, state, params)
+            return state, updates
+
+        updates = jax.lax.scan(step, optimizer.init(params), length=2)[1]
+        assert updates.dtype == jnp.bfloat16
+
+
+@EACH
+def test_a_step_has_a_derivative_where_a_gradient_is_zero(make):
+    def after(start):
+        optimizer, params = make(0.1), start
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(params * jnp.array([1.0, 0.0]), state, params)
+            params = params + updates
+        return jnp.sum(params**2)
+
+    assert jnp.isfinite(jax.grad(after)(jnp.array([1.0, 2.0]))).all()
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_nan_gradient_stays_where_it_is(jit):
+    optimizer = adam(0.1, regularizer=lo.regularizers.L1(0.1))
+    params = jnp.ones(3)
+    update = jax.jit(optimizer.update) if jit else optimizer.update
+    updates, _ = update(jnp.array([1.0, jnp.nan, 1.0]), optimizer.init(params), params)
+    assert jnp.isnan(updates).tolist() == [False, True, False]
+
+
+@EACH
 def test_the_first_state_may_be_donated(make):
     optimizer, params = make(0.1), jnp.ones((2, 3))
     step = jax.jit(lambda g, state: optimizer.update(g, state), donate_argnums=1)
@@ -315,7 +353,31 @@ REFUSED = {
     "b2 of 1": (lambda: adam(0.1, b2=1.0), "b2 < 1"),
     "b1 below 0": (lambda: adam(0.1, b1=-0.1), "b1 >= 0"),
     "a decay of 1": (lambda: momentum(0.1, 1.0), "decay < 1"),
-    "no eps": (lambda: rmsprop(0.1, eps=0.0), "eps > 0"),
+    "no eps": (lambda: rmsprop(0.1, eps=0.0), "eps >= 1.1"),
+    "an eps that is 0 in float32": (lambda: adam(0.1, eps=1e-50), "eps >= 1.1"),
+    "two rates": (lambda: adam(jnp.array([0.1, 0.2])), r"learning_rate as one number.*jax\.vmap"),
+    "a schedule of two rates": (
+        lambda: _changes(adam(lambda count: jnp.ones(2)), jnp.ones((3, 2))),
+        "the value of a schedule of shape",
+    ),
+    "no rate": (lambda: adam(None), "learning_rate as a number, a tracer or a schedule, got None"),
+    "a class": (lambda: adam(0.1, regularizer=lo.regularizers.L1), "regularizer as a lossopt"),
+    "a mask": (
+        lambda: adam(0.1, weight_decay=0.1, weight_decay_where={"w": True}),
+        "weight_decay_where as a pattern.*lambda params",
+    ),
+    "a decision by values": (
+        lambda: adam(0.1, weight_decay=0.1, weight_decay_where=lambda x: x > 0).update(
+            jnp.ones(()), adam(0.1).init(jnp.ones(())), jnp.ones(())
+        ),
+        "Expected booleans from weight_decay_where",
+    ),
+    "a regularizer taken for a schedule": (
+        lambda: optax.inject_hyperparams(adam)(0.1, regularizer=lo.regularizers.L1(0.1)).init(
+            jnp.ones(2)
+        ),
+        "static_args",
+    ),
     "a negative rate": (lambda: descent(-0.1), "learning_rate >= 0"),
     "a negative decay": (lambda: descent(0.1, weight_decay=-1.0), "weight_decay >= 0"),
     "a negative beginning": (
