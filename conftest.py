@@ -2,8 +2,11 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,6 +42,13 @@ pytest_collect_file = sybil.Sybil(
     setup=_as_a_newcomer,
     teardown=_strict_again,
 ).pytest()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_programs_of_other_files():
+    """Thousands of compiled programs take gigabytes, and the collector ever more time."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -200,9 +200,11 @@ def _on_simplex(x, step, total):
 
 def _kept(x, step, total):
     """Which coordinates the projection keeps: a beginning of them by descending ratio."""
-    falling, xs, steps = lax.sort((-x / step, x, step), num_keys=1)
+    places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    falling, xs, steps, order = lax.sort((-x / step, x, step, places), num_keys=1)
     sums, widths = jnp.cumsum(xs, -1), jnp.cumsum(steps, -1)
     above = -falling * widths > sums - total
     count = jnp.sum(above & (xs > 0), -1, keepdims=True)  # below 0 both sides may be one number
     last = jnp.take_along_axis(falling, jnp.maximum(count, 1) - 1, -1)
-    return -x / step <= last
+    # Sorted ratios are compared with one of themselves: computed anew they may round otherwise.
+    return lax.sort((order, falling <= last), num_keys=1)[1]

@@ -149,7 +149,7 @@ def _at_least_zero_or_nan(step):
     """A step that is NaN comes from a gradient that is, and goes on as NaN."""
     if not isinstance(step, Tracer) and np.any(np.asarray(step) < 0):
         raise ValueError(
-            f"Expected step >= 0, got numbers down to {np.min(step)}. A step is a learning rate "
+            f"Expected step >= 0, got {np.nanmin(step)}. A step is a learning rate "
             "times a metric: let neither be negative."
         )
 

@@ -79,11 +79,11 @@ def _tracked(rule):
     def step(carry, i):
         state, total = carry
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(2), i), (SIZE,))
-        updates, state = rule.update(sizes * noise * jnp.where(i < 2000, 1.0, change), state)
-        return (state, total + jnp.where(i >= 6000, jnp.abs(updates), 0)), None
+        updates, state = rule.update(sizes * noise * jnp.where(i < 1000, 1.0, change), state)
+        return (state, total + jnp.where(i >= 5000, jnp.abs(updates), 0)), None
 
     carry = rule.init(jnp.zeros(SIZE)), jnp.zeros(SIZE)
-    (_, total), _ = jax.jit(lambda: jax.lax.scan(step, carry, jnp.arange(7000)))()
+    (_, total), _ = jax.jit(lambda: jax.lax.scan(step, carry, jnp.arange(5500)))()
     return np.asarray(total)
 
 
