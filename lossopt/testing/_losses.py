@@ -1,6 +1,7 @@
 """What every loss must do: each law is a function of the loss and its inputs."""
 
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ def check_loss(fn: Callable, *inputs: ArrayLike, size: float = 1e4) -> None:
     """
     shape = jnp.shape(inputs[0])
     assert shape[:1] >= (4,), f"expected at least 4 rows, got inputs of shape {shape}"
+    _program.cache_clear()  # `fn` may call what has been defined anew
     for law in LAWS:
         law(fn, *inputs)
     large_predictions_are_survived(fn, *inputs, size=size)
@@ -57,11 +59,18 @@ def one_number_per_example(fn, *inputs):
 def jit_and_vmap_agree(fn, *inputs):
     """`jit`, `vmap` and eager calls give one result."""
     eager = fn(*inputs)
-    for name, transform in (("jit", jax.jit), ("vmap", jax.vmap)):
-        try:
-            got = transform(fn)(*map(jnp.asarray, inputs))
-        except TypeError as error:
-            raise AssertionError(f"{name} must take the loss; {error}") from error
+
+    @jax.jit
+    def traced(*inputs):
+        results = {}
+        for name, call in (("jit", fn), ("vmap", jax.vmap(fn))):
+            try:
+                results[name] = call(*inputs)
+            except TypeError as error:
+                raise AssertionError(f"{name} must take the loss; {error}") from error
+        return results
+
+    for name, got in traced(*map(jnp.asarray, inputs)).items():
         _close(f"{name} must agree with the eager call", got, eager)
 
 
@@ -74,7 +83,7 @@ def gradient_is_right(fn, *inputs):
 def mismatched_shapes_are_refused(fn, *inputs):
     """An additional axis in any one input raises."""
     for i, x in enumerate(inputs) if len(inputs) > 1 else ():
-        wrong = [*inputs[:i], jnp.asarray(x)[..., None], *inputs[i + 1 :]]
+        wrong = [*inputs[:i], np.asarray(x)[..., None], *inputs[i + 1 :]]
         try:
             with jax.numpy_rank_promotion("allow"):
                 fn(*wrong)
@@ -88,54 +97,50 @@ def mismatched_shapes_are_refused(fn, *inputs):
 
 def low_precision_is_widened(fn, *inputs):
     """bfloat16 in, float32 out."""
-    narrow = [x.astype(jnp.bfloat16) if _floating(x) else x for x in map(jnp.asarray, inputs)]
-    got = jnp.asarray(fn(*narrow)).dtype
+    narrow = [x.astype(jnp.bfloat16) if _floating(x) else x for x in map(np.asarray, inputs)]
+    got = jax.eval_shape(fn, *narrow).dtype
     assert got == jnp.float32, f"bfloat16 inputs must give a float32 loss; got {got}"
 
 
 def padding_is_never_read(fn, *inputs):
     """Rows of weight 0 may hold NaN, or labels out of range: the mean of the others stands."""
-    inputs = [jnp.asarray(x) for x in inputs]
+    inputs = [np.asarray(x) for x in inputs]
     mask = np.arange(len(inputs[0])) % 3 != 2
-    pad = lambda x: x.at[~mask].set(jnp.nan if _floating(x) else -1 if x.dtype != bool else False)
 
-    @jax.jit
-    @jax.value_and_grad
-    def measure(first, rest):
-        return mean(fn(first, *rest), mask).value
+    def pad(x):
+        rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+        bad = jnp.nan if _floating(x) else -1 if x.dtype != bool else False
+        return np.where(rows, x, np.array(bad).astype(x.dtype))
 
-    want, true_slope = measure(inputs[0], inputs[1:])
-    got, slope = measure(pad(inputs[0]), [pad(x) for x in inputs[1:]])
-    _close("padding must not be read", got, want)
+    want, true_slope = _measured(fn, mask, *inputs)
+    got, slope = _measured(fn, mask, *map(pad, inputs))
+    weigh = lambda values: mean(values, mask).value
+    _close("padding must not be read", weigh(got), weigh(want))
     _close("padding must not reach other rows' gradients", slope[mask], true_slope[mask])
 
 
 def pooled_parts_are_the_whole(fn, *inputs):
     """Means of parts, pooled, are the mean of the whole."""
-    inputs = [jnp.asarray(x) for x in inputs]
+    inputs = [np.asarray(x) for x in inputs]
     half = len(inputs[0]) // 2
-    weights = jnp.linspace(0, 1, 2 * half)
-    measure = jax.jit(lambda inputs, weights: mean(fn(*inputs), weights))
-    part = lambda rows: measure([x[rows] for x in inputs], weights[rows])
-    pooled = pool(part(slice(half)), part(slice(half, 2 * half)))
-    _close("parts pooled must be the whole", pooled.value, part(slice(2 * half)).value)
+    weights = np.linspace(0, 1, 2 * half, dtype=np.float32)
+    values, _ = _measured(fn, np.ones(len(inputs[0]), bool), *inputs)
+    loss = jax.jit(lambda *inputs: fn(*inputs))
+    parts = [slice(half), slice(half, 2 * half)]
+    pooled = pool(*(mean(loss(*(x[rows] for x in inputs)), weights[rows]) for rows in parts))
+    whole = mean(values[: 2 * half], weights)
+    _close("parts pooled must be the whole", pooled.value, whole.value)
 
 
 def large_predictions_are_survived(fn, *inputs, size: float):
     """Predictions of ±`size` never give NaN, in value or gradient."""
-    first, *rest = map(jnp.asarray, inputs)
-    signs = jnp.where(first > jnp.mean(first), 1.0, -1.0)
-
-    @jax.jit
-    def measure(predictions, rest):
-        values, pull = jax.vjp(lambda x: fn(x, *rest), predictions)
-        return values, pull(jnp.ones_like(values))[0]
-
-    for shape in (signs, -signs, jnp.ones_like(signs), -jnp.ones_like(signs)):
-        values, slope = measure(size * shape, rest)
-        bad = jnp.isnan(values) | (values == -jnp.inf)
+    first, *rest = map(np.asarray, inputs)
+    signs = np.where(first > np.mean(first), 1, -1).astype(first.dtype)
+    for shape in (signs, -signs, np.ones_like(signs), -np.ones_like(signs)):
+        values, slope = _measured(fn, np.ones(len(first), bool), size * shape, *rest)
+        bad = np.isnan(values) | (values == -np.inf)
         assert not bad.any(), f"predictions of ±{size:g} must not give NaN; got {values}"
-        assert not jnp.isnan(slope).any(), f"gradients at ±{size:g} must not be NaN; got {slope}"
+        assert not np.isnan(slope).any(), f"gradients at ±{size:g} must not be NaN; got {slope}"
 
 
 LAWS = (
@@ -147,6 +152,24 @@ LAWS = (
     padding_is_never_read,
     pooled_parts_are_the_whole,
 )
+
+
+def _measured(fn, rows, *inputs):
+    """Losses, and the slopes of the sum of those of some rows, as arrays of numpy."""
+    return jax.tree.map(np.asarray, _program(fn)(rows, *inputs))
+
+
+@cache
+def _program(fn):
+    """One for all laws that read losses and slopes."""
+
+    @jax.jit
+    def measure(rows, first, *rest):
+        values, pull = jax.vjp(lambda x: fn(x, *rest), first)
+        rows = rows.reshape(rows.shape + (1,) * (values.ndim - rows.ndim))
+        return values, *pull(jnp.broadcast_to(rows, values.shape).astype(values.dtype))
+
+    return measure
 
 
 def _floating(x):

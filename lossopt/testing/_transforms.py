@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,14 +63,17 @@ def updates_look_like_params(subject):
     """Structure, shapes and dtypes are those of the parameters."""
     transform = optax.with_extra_args_support(subject.make(**subject.numbers))
     params = _params()
-    updates, _ = transform.update(params, transform.init(params), params, **subject.extra)
+    update = lambda params: transform.update(
+        params, transform.init(params), params, **subject.extra
+    )
+    updates, _ = jax.eval_shape(update, params)
     want = jax.tree.map(lambda x: x.astype(jnp.float32), params) if subject.wide else params
     _same_types("updates must look like the parameters", updates, want)
 
 
 def state_is_fixed_in_scan(subject):
     """Structure, shapes and dtypes of the state outlast a step."""
-    jax.jit(lambda: _walk(subject.make(**subject.numbers), subject.extra))()
+    jax.eval_shape(lambda: _walk(subject.make(**subject.numbers), subject.extra))
 
 
 def a_second_step_compiles_nothing(subject):
@@ -101,12 +103,11 @@ def numbers_may_be_vmapped(subject):
         subject.numbers | {n: _other(x) for n, x in subject.numbers.items() if n == m}
         for m in names
     ]
-    each = [jax.tree.map(jnp.asarray, numbers) for numbers in [subject.numbers, *each]]
-    together = jax.jit(jax.vmap(walk))(jax.tree.map(lambda *xs: jnp.stack(xs), *each))
-    alone = jax.jit(walk)
-    for i, numbers in enumerate(each):
-        got = jax.tree.map(lambda x, i=i: x[i], together)
-        _close(f"vmap over {names[max(i - 1, 0)]} must be a loop", got, alone(numbers))
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), subject.numbers, *each)
+    together, looped = jax.jit(lambda xs: (jax.vmap(walk)(xs), jax.lax.map(walk, xs)))(stacked)
+    for i in range(len(each) + 1):
+        got, want = jax.tree.map(lambda x, i=i: np.asarray(x)[i], (together, looped))
+        _close(f"vmap over {names[max(i - 1, 0)]} must be a loop", got, want)
 
 
 def numbers_may_be_schedules(subject):
@@ -115,16 +116,12 @@ def numbers_may_be_schedules(subject):
     schedules = {
         name: lambda count, x=x: x + 0 * count.astype(x.dtype) for name, x in numbers.items()
     }
-    got, want = (
-        jax.jit(partial(_walk, subject.make(**x), subject.extra))() for x in (schedules, numbers)
-    )
-    _close("numbers may be schedules", got, want)
+    walk = lambda numbers: _walk(subject.make(**numbers), subject.extra)
+    _close("numbers may be schedules", *jax.jit(lambda: (walk(schedules), walk(numbers)))())
 
 
 def it_works_inside_optax(subject):
     """In `masked`, `partition` and `inject_hyperparams`, leaf by leaf as alone."""
-    params = _params()
-    alone = _walk(subject.make(**subject.numbers), subject.extra, {"w": params["w"]})
     first = {"w": True, "b": False}
     static = set(inspect.signature(subject.make).parameters) - set(subject.numbers)
     hosts = {
@@ -136,8 +133,14 @@ def it_works_inside_optax(subject):
             optax.inject_hyperparams(subject.make, static_args=static)(**subject.numbers), first
         ),
     }
-    for name, host in hosts.items():
-        got = jax.jit(lambda host=host: _walk(host(), subject.extra))()
+
+    @jax.jit
+    def walked():
+        alone = _walk(subject.make(**subject.numbers), subject.extra, {"w": _params()["w"]})
+        return alone, {name: _walk(host(), subject.extra) for name, host in hosts.items()}
+
+    alone, hosted = walked()
+    for name, got in hosted.items():
         _close(f"it must work inside optax.{name}", got["w"], alone["w"])
 
 

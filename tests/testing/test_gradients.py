@@ -41,6 +41,13 @@ def test_a_wrong_derivative_is_caught(slope):
         check_gradient(_with_slope(slope), X)
 
 
+def test_a_value_that_only_differentiation_sees_is_caught():
+    fn = jax.custom_vjp(lambda x: jnp.sum(x**2))
+    fn.defvjp(lambda x: (jnp.sum(x**2) + 1, x), lambda x, g: (2 * x * g,))
+    with pytest.raises(AssertionError, match="the value of the function"):
+        check_gradient(fn, X)
+
+
 def test_a_stopped_gradient_is_caught():
     with pytest.raises(AssertionError):
         check_gradient(lambda x: jnp.sum(x * jax.lax.stop_gradient(x)), X)
