@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lossopt import _checks, _jax
 from lossopt._mean import Mean, is_mean, terms, value
-from lossopt._typing import ArrayLike, Batch, PyTree
+from lossopt._typing import Array, ArrayLike, Batch, PyTree
 
 AUX = {"metrics", "model_state"}
 
@@ -65,15 +65,15 @@ def value_and_grad(
 
     def fn(params, batch, *args, **kwargs):
         pieces = strided(batch, microbatches)
-        inputs = _on_device((args, kwargs), axes)
+        inputs = on_device((args, kwargs), axes)
         call = partial(_call, objective, has_aux, inputs)
         local, state = _jax.varying((params, kwargs.get("model_state")), axes)
 
         def weigh(state, number, piece):
-            return state, _weights(call, local, state, number, piece)
+            return state, fixed_weights(call, local, state, number, piece)
 
         _, weights = accumulate(weigh, state, pieces)
-        weights = _psum(weights, axes)
+        weights = psum(weights, axes)
 
         def share(params, state, number, piece):
             means, metrics, state = call(params, state, number, piece)
@@ -87,9 +87,9 @@ def value_and_grad(
             state = _jax.varying(state, axes)
             return (state, jax.tree.map(jnp.add, grads, summand)), measured
 
-        zeros = jax.tree.map(_zeros, local)
+        zeros = jax.tree.map(zeros_like, local)
         (state, grads), measured = accumulate(step, (state, zeros), pieces)
-        (means, metrics), grads = _psum((measured, grads), axes)
+        (means, metrics), grads = psum((measured, grads), axes)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
         aux = {"metrics": metrics, "model_state": _average(state, axes)}
         aux = {name: part for name, part in aux.items() if part is not None}
@@ -127,6 +127,15 @@ def strided(batch: Batch, count: int) -> Pieces:
     stack = lambda x: jnp.swapaxes(x[: full * size].reshape(size, full, *x.shape[1:]), 0, 1)
     last = jax.tree.map(lambda x: x[full * size :], batch) if total % size else None
     return Pieces(jax.tree.map(stack, batch), last)
+
+
+def joined(stacked: Batch | None, last: Batch | None) -> Batch:
+    """The rows of pieces in the order they had before `strided`."""
+    if stacked is None:
+        return last
+    unstack = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    whole = jax.tree.map(unstack, stacked)
+    return whole if last is None else jax.tree.map(lambda *xs: jnp.concatenate(xs), whole, last)
 
 
 def rows(batch: Batch) -> int:
@@ -176,7 +185,7 @@ def split_aux(out: PyTree, has_aux: bool) -> tuple[PyTree, dict[str, PyTree]]:
 
 def _call(objective, has_aux, inputs, params, state, number, piece):
     """The objective on one piece: means, metrics and the next model state."""
-    args, kwargs = inputs if number is None else _fold_keys(inputs, number)
+    args, kwargs = inputs if number is None else fold_keys(inputs, number)
     _checks.typed_key(kwargs.get("key"))
     stateful = "model_state" in kwargs
     kwargs = kwargs | {"model_state": state} if stateful else kwargs
@@ -190,7 +199,15 @@ def _call(objective, has_aux, inputs, params, state, number, piece):
     return means, aux.get("metrics"), aux.get("model_state", state)
 
 
-def _weights(call, params, state, number, piece):
+def fixed_weights(
+    call: Callable[..., tuple],
+    params: PyTree,
+    state: PyTree,
+    number: ArrayLike | None,
+    piece: Batch,
+) -> PyTree:
+    """Weights of the means that `call` returns first; raises where they depend on parameters."""
+
     def weigh(params, state, piece):
         means, _, _ = call(params, state, number, piece)
         return jax.tree.map(lambda mean: mean.weight, means, is_leaf=is_mean)
@@ -207,7 +224,9 @@ def _weights(call, params, state, number, piece):
     return weights()
 
 
-def _fold_keys(tree, number):
+def fold_keys(tree: PyTree, number: ArrayLike) -> PyTree:
+    """Typed PRNG keys among the leaves folded with a number, other leaves as they are."""
+
     def fold(x):
         if not _is_key(x):
             return x
@@ -220,9 +239,10 @@ def _is_key(x):
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _on_device(inputs, axes):
+def on_device(inputs: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
+    """Typed PRNG keys among the leaves folded with the number of the device."""
     for axis in axes:
-        inputs = _fold_keys(inputs, jax.lax.axis_index(axis))
+        inputs = fold_keys(inputs, jax.lax.axis_index(axis))
     return inputs
 
 
@@ -237,9 +257,11 @@ def _average(state, axes):
     return jax.tree.map(average, state) if axes else state
 
 
-def _psum(tree, axes):
+def psum(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
+    """The sum over devices; without axes the tree itself."""
     return jax.lax.psum(tree, axes) if axes else tree
 
 
-def _zeros(x):
+def zeros_like(x: ArrayLike) -> Array:
+    """Zeros of its shape, in float32 or wider."""
     return jnp.zeros_like(x, dtype=jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -25,6 +25,12 @@ def varying(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
     return jax.tree.map(mark, tree)
 
 
+def alike(tree: PyTree) -> PyTree:
+    """Marks all leaves as per-device along every axis along which one of them is."""
+    axes = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree)))
+    return varying(tree, tuple(axes))
+
+
 def prune(fn: Callable, *args: PyTree) -> tuple[Callable[[], PyTree], PyTree]:
     """Traces `fn(*args)` and deletes what its result does not need, also inside of loops.
 

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "_paths": {"_typing"},
     "_mean": BASE,
     "_grad": BASE | {"_mean"},
+    "fused": BASE | {"_mean", "_grad"},
     "losses": BASE,
     "regularizers": BASE,
     "schedules": BASE,

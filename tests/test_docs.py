@@ -25,6 +25,7 @@ CLAIMS = {
     "finite at logits of ±10 000": "test_loss_survives_large_predictions",
     "out of range is NaN in its row": "test_out_of_range_is_nan_and_never_another_class",
     "warmup lengths can be swept": "test_warmup_lengths_may_be_swept",
+    "without the table in between": "test_nothing_as_large_as_the_matrix_is_ever_made",
     "a value and a proximal operator": "test_prox_minimizes",
     "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
     "laws that our own losses, regularizers, schedules and transformations pass": "test_transform",
@@ -52,6 +53,17 @@ def test_which_loss_names_every_loss():
     modules = {name for _, name, _ in pkgutil.iter_modules(lo.losses.__path__)}
     public = {name for name in vars(lo.losses) if not name.startswith("_")} - modules
     assert set(shown) == public
+
+
+def test_which_replaces_which_names_every_fused_loss():
+    page = (ROOT / "docs" / "fused.md").read_text()
+    table = page.split("## Which replaces which?")[1].split("\n## ")[0]
+    public = {name for name, x in vars(lo.fused).items() if callable(x)} - {
+        "Chunks",
+        "Plan",
+        "plan",
+    }
+    assert set(re.findall(r"\]\[lossopt\.fused\.(\w+)\]", table)) == public
 
 
 def test_the_textbook_has_its_rows():

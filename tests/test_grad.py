@@ -529,7 +529,7 @@ def _weights_pass(objective):
 
     def fn(params, batch):
         call = functools.partial(_grad._call, objective, False, ((), {}))
-        return _grad._weights(call, params, None, None, batch)
+        return _grad.fixed_weights(call, params, None, None, batch)
 
     return fn
 
@@ -739,12 +739,10 @@ class TestWeights:
         direction = {"w": np.array([1.0, -1.0, 2.0, 0.5], np.float32), "b": np.float32(1)}
         dot = lambda grads: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, direction)))
         ours = lo.value_and_grad(objective, microbatches=microbatches)
-        along = lambda fn: jax.jit(jax.grad(lambda h: dot(fn(_params(), _batch(), h)[1])))(1.3)
-        values = lambda fn: jax.grad(lambda h: jax.tree.leaves(fn(_params(), _batch(), h)[0])[0])(
-            1.3
-        )
-        close(along(ours), along(_plain(objective)), rtol=5e-6)
-        close(values(ours), values(_plain(objective)), rtol=5e-6)
+        along = lambda fn: jax.grad(lambda h: dot(fn(_params(), _batch(), h)[1]))
+        values = lambda fn: jax.grad(lambda h: jax.tree.leaves(fn(_params(), _batch(), h)[0])[0])
+        both = lambda fn: jax.jit(lambda h: (along(fn)(h), values(fn)(h)))(1.3)
+        jax.tree.map(functools.partial(close, rtol=5e-6), both(ours), both(_plain(objective)))
 
 
 class TestAux:
@@ -951,24 +949,29 @@ class TestDerivatives:
     ours = staticmethod(lo.value_and_grad(_objective))
 
     def test_hessian(self):
-        want = jax.hessian(lambda p: lo.value(_objective(p, self.batch)))(self.params)
-        by_value = jax.jit(jax.hessian(lambda p: self.ours(p, self.batch)[0][0]))(self.params)
-        by_grad = jax.jit(jax.jacfwd(lambda p: self.ours(p, self.batch)[1]))(self.params)
-        by_reverse = jax.jit(jax.jacrev(lambda p: self.ours(p, self.batch)[1]))(self.params)
-        for got in (by_value, by_grad, by_reverse):
+        ways = (
+            jax.hessian(lambda p: lo.value(_objective(p, self.batch))),
+            jax.hessian(lambda p: self.ours(p, self.batch)[0][0]),
+            jax.jacfwd(lambda p: self.ours(p, self.batch)[1]),
+            jax.jacrev(lambda p: self.ours(p, self.batch)[1]),
+        )
+        want, *others = jax.jit(lambda p: [way(p) for way in ways])(self.params)
+        for got in others:
             jax.tree.map(functools.partial(close, rtol=5e-6, atol=1e-6), got, want)
 
     def test_jvp(self):
         tangent = {"w": np.array([1, 0, -1, 2], np.float32), "b": np.float32(0.5)}
         plain = lambda p: _plain(_objective)(p, self.batch)
         ours = lambda p: (lambda out: (out[0][0], out[1]))(self.ours(p, self.batch))
-        got, want = (jax.jvp(fn, (self.params,), (tangent,)) for fn in (ours, plain))
+        along = jax.jit(lambda p, t: [jax.jvp(fn, (p,), (t,)) for fn in (ours, plain)])
+        got, want = along(self.params, tangent)
         jax.tree.map(functools.partial(close, rtol=5e-6, atol=1e-6), got, want)
 
     def test_grad_of_the_norm_of_the_gradient(self):
         norm = lambda grads: sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
-        got = jax.grad(lambda p: norm(self.ours(p, self.batch)[1]))(self.params)
-        want = jax.grad(lambda p: norm(_plain(_objective)(p, self.batch)[1]))(self.params)
+        slope = lambda fn: jax.grad(lambda p: norm(fn(p, self.batch)[1]))
+        slopes = jax.jit(lambda p: [slope(fn)(p) for fn in (self.ours, _plain(_objective))])
+        got, want = slopes(self.params)
         jax.tree.map(functools.partial(close, rtol=5e-6, atol=1e-6), got, want)
 
 

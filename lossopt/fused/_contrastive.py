@@ -1,0 +1,300 @@
+"""Losses of embeddings of a batch, without the matrix of all pairs. Natural logarithms."""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import logsumexp, softplus
+
+from lossopt import _checks, _jax
+from lossopt._mean import mean
+from lossopt._typing import Array, ArrayLike, Float, Int, Num, Number
+from lossopt.fused import _devices, _forms
+from lossopt.fused._blocks import Blocks
+from lossopt.fused._plan import Memory, tiles
+from lossopt.fused._rivals import Rivals, belonging, likeness
+from lossopt.fused._tiles import Facts, Form, InnerProduct, MeanOrValues, Operands, wide
+
+Embeddings = Float[ArrayLike, "items features"]
+Weights = Num[ArrayLike, " items"] | None
+Axis = Hashable | tuple[Hashable, ...] | None
+MATRIX = InnerProduct(transposed=True)
+SMALL = 2**24  # bytes: larger tiles were not faster on a CPU
+
+
+def clip(
+    a: Embeddings,
+    b: Embeddings,
+    scale: Number,
+    weights: Weights = None,
+    *,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    axis_name: Axis = None,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Picks each item's partner among all, from `a` to `b` and from `b` to `a`.
+
+    $$\ell_i = -\frac{1}{2} \left( \log \frac{e^{z_{ii}}}{\sum_j e^{z_{ij}}}
+        + \log \frac{e^{z_{ii}}}{\sum_j e^{z_{ji}}} \right), \qquad
+        z_{ij} = c \, a_i \cdot b_j$$
+
+    As `lossopt.losses.clip`, in blocks of rows, at 4/3 of its arithmetic.
+
+    Args:
+      a: shape `[items, features]`, used as given: normalize them first for cosine similarities.
+      b: shape `[items, features]`; item i of `a` and item i of `b` are partners.
+      scale: $c$, an inverse temperature, one number, usually learned as `jnp.exp(log_scale)`.
+      weights: of the loss of each item, shape `[items]`, at least 0. An item of weight 0 does not
+        exist: it is no rival of others either, and is not read, even if NaN.
+      memory: a budget for the tile and temporaries of its shape, see `lossopt.fused.plan`.
+      per_example: whether to return the loss of each item.
+      axis_name: axes of an enclosing `shard_map` or `pmap` over which the items are spread, as
+        many on each device; rivals come from all of them. The `Mean` is that of the device's own
+        items, for `lossopt.value_and_grad(objective, axis_name=...)`.
+      differentiable: `"jvp"` also allows `jax.jvp` and forward over reverse over forward;
+        `"vjp"` has reverse mode, and every mode over it.
+
+    Returns:
+      The `Mean` over items, or shape `[items]`, 0 where the weight is 0.
+
+    Raises:
+      ValueError: if shapes do not fit, embeddings are not floating, weights are negative, or the
+        budget is below one tile.
+
+    Examples:
+      >>> loss = lo.fused.clip(jnp.eye(2), jnp.eye(2), 2.0)
+      >>> print(f"{loss.value:.4f} {loss.weight:.0f}")
+      0.1269 2
+
+    References:
+      Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+    """
+    setting = _Setting("clip", memory, per_example, axis_name, differentiable)
+
+    def loss(operands, facts, weights, shards):
+        tile = setting.tile(operands, shards, copies=3)
+        method = Rivals(MATRIX, tile.rows, shards, tile.together)
+        jvp = differentiable == "jvp"
+        in_rows, in_columns, own = _forms.rows(method, operands, facts, jvp=jvp)
+        in_columns = setting.pooled(in_columns, shards)
+        return setting.close((softplus(in_rows - own) + softplus(in_columns - own)) / 2, weights)
+
+    return setting.of_items(loss, weights, {"scale": scale}, a=a, b=b)
+
+
+def sigmoid_pairs(
+    a: Embeddings,
+    b: Embeddings,
+    scale: Number,
+    bias: Number,
+    weights: Weights = None,
+    *,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    axis_name: Axis = None,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Tells every pair of items whether it belongs together, each on its own (SigLIP).
+
+    $$\ell_i = \sum_j \log(1 + e^{-y_{ij} (c \, a_i \cdot b_j + h)}), \qquad
+        y_{ii} = 1, \quad y_{ij} = -1 \text{ for } j \ne i$$
+
+    As `lossopt.losses.sigmoid_pairs`; the gradient is made on the way, one block of rows after
+    another.
+
+    Args:
+      a: shape `[items, features]`, used as given: normalize them first for cosine similarities.
+      b: shape `[items, features]`; item i of `a` and item i of `b` belong together.
+      scale: $c$, one number, usually learned as `jnp.exp(log_scale)`.
+      bias: $h$, one number, usually learned from -10, because most pairs are negative.
+      weights: as in `clip`.
+      memory: as in `clip`.
+      per_example: whether to return the loss of each item; gradients then recompute the tiles, at
+        4/3 of the arithmetic.
+      axis_name: as in `clip`.
+      differentiable: as in `clip`; `"jvp"` takes 4/3 of the arithmetic.
+
+    Returns:
+      The `Mean` over items of `a`, each a sum over the items of `b`; or shape `[items]`, 0 where
+      the weight is 0.
+
+    Raises:
+      ValueError: as `clip`.
+
+    Examples:
+      >>> loss = lo.fused.sigmoid_pairs(jnp.eye(2), jnp.eye(2), 2.0, -1.0)
+      >>> print(f"{loss.value:.4f} {loss.weight:.0f}")
+      0.6265 2
+
+    References:
+      Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
+    """
+    setting = _Setting("sigmoid_pairs", memory, per_example, axis_name, differentiable)
+    loss = partial(setting.in_blocks, belonging, 3)
+    return setting.of_items(loss, weights, {"scale": scale, "bias": bias}, a=a, b=b)
+
+
+def supervised_contrastive(
+    embeddings: Embeddings,
+    labels: Int[ArrayLike, " items"],
+    weights: Weights = None,
+    *,
+    temperature: Number,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    axis_name: Axis = None,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Picks the items of the same label among all other items, on average.
+
+    $$\ell_i = -\frac{1}{|P_i|} \sum_{p \in P_i}
+        \log \frac{e^{z_i \cdot z_p / T}}{\sum_{j \ne i} e^{z_i \cdot z_j / T}}, \qquad
+        P_i = \{p \ne i: y_p = y_i\}$$
+
+    As `lossopt.losses.supervised_contrastive`; the gradient is made on the way, one block of rows
+    after another.
+
+    Args:
+      embeddings: $z$, shape `[items, features]`, used as given: normalize them first for cosine
+        similarities.
+      labels: $y$, any integers, of which only equality counts, shape `[items]`.
+      weights: as in `clip`.
+      temperature: $T > 0$, the units of the inner products.
+      memory: as in `clip`.
+      per_example: as in `sigmoid_pairs`.
+      axis_name: as in `clip`.
+      differentiable: as in `sigmoid_pairs`.
+
+    Returns:
+      The `Mean` over items, 0 of one where $P_i$ is empty; or shape `[items]`, 0 also where the
+      weight is 0.
+
+    Raises:
+      ValueError: as `clip`, or if labels are not integers or the temperature is not positive.
+
+    Examples:
+      >>> embeddings, labels = jnp.array([[1.0], [1.0], [-1.0]]), jnp.array([0, 0, 1])
+      >>> loss = lo.fused.supervised_contrastive(embeddings, labels, temperature=0.5)
+      >>> print(f"{loss.value:.4f} {loss.weight:.0f}")
+      0.0121 3
+
+    References:
+      Khosla et al., "Supervised Contrastive Learning", 2020.
+    """
+    _checks.above(0, temperature=temperature)
+    setting = _Setting("supervised_contrastive", memory, per_example, axis_name, differentiable)
+    loss, numbers = partial(setting.in_blocks, likeness, 4), {"temperature": temperature}
+    return setting.of_items(loss, weights, numbers, labels, embeddings=embeddings)
+
+
+class _Setting(NamedTuple):
+    """What all losses of items are asked."""
+
+    name: str
+    memory: Memory
+    per_example: bool
+    axis_name: Axis
+    differentiable: Form
+
+    def of_items(self, loss, weights, numbers, labels=None, **embeddings):
+        """`loss(operands, facts, weights, shards)` of checked items, wherever they live."""
+        if self.differentiable not in ("vjp", "jvp"):
+            raise ValueError(
+                f"Expected differentiable 'vjp' or 'jvp', got {self.differentiable!r}."
+            )
+        a, *b = _fit(**embeddings)
+        _checks.exact_shape((), **numbers)
+        numbers = {key: jnp.asarray(x, wide(a, jnp.asarray(x))) for key, x in numbers.items()}
+        rows = {"features": a}
+        if weights is not None:
+            rows["weights"] = _weigh(self.name, weights, len(a))
+        if labels is not None:
+            rows["labels"] = _integers(labels, len(a))
+        shards = _devices.shards(a, len(a), None if self.axis_name is None else 1)
+
+        def compute(rows, columns, numbers):
+            left, right = rows.pop("features"), columns["features"]
+            weights = rows.pop("weights", None)
+            rows["index"] = self._first(len(left)) + jnp.arange(len(left))
+            if weights is None:
+                weights = jnp.ones(len(left))
+            else:
+                rows["present"] = weights != 0
+                left, right = (jnp.where(rows["present"][:, None], x, 0) for x in (left, right))
+            facts = Facts(rows, jax.tree.map(self._everywhere, rows))
+            operands = Operands(left, self._everywhere(right), {}, {}, numbers)
+            return loss(operands, facts, weights, shards)
+
+        return _devices.automatic(compute, rows, {"features": [a, *b][-1]}, numbers, shards)
+
+    def tile(self, operands, shards, copies):
+        """The block of rows that the budget holds."""
+        shape = len(operands.left) // shards, len(operands.right)
+        dtype = wide(operands.left, operands.right)
+        return tiles(*shape, dtype, self.memory, copies=copies, by_columns=False, cpu=SMALL)
+
+    def in_blocks(self, head: Callable[..., Array], copies, operands, facts, weights, shards):
+        """The loss whose rows do not depend on each other."""
+        tile = self.tile(operands, shards, copies)
+        method = Blocks(MATRIX, head, tile.rows, shards, tile.together)
+        jvp = self.differentiable == "jvp"
+        if self.per_example:
+            return self.close(_forms.rows(method, operands, facts, jvp=jvp), weights)
+        return _forms.average(method, operands, facts, weights, jvp=jvp)
+
+    def close(self, values, weights):
+        """The `Mean`, or the loss of each item."""
+        return jnp.where(weights == 0, 0, values) if self.per_example else mean(values, weights)
+
+    def pooled(self, log_sums, shards):
+        """The log-sums of the columns that live here, over the rows of all devices."""
+        if self.axis_name is None:
+            return logsumexp(log_sums.reshape(shards, -1), axis=0)
+        parts = log_sums.reshape(lax.axis_size(self.axis_name), -1)
+        return logsumexp(lax.all_to_all(parts, self.axis_name, 0, 0, tiled=True), axis=0)
+
+    def _first(self, count):
+        return 0 if self.axis_name is None else lax.axis_index(self.axis_name) * count
+
+    def _everywhere(self, x):
+        if self.axis_name is None:
+            return x
+        axes = self.axis_name if isinstance(self.axis_name, tuple) else (self.axis_name,)
+        return lax.all_gather(_jax.varying(x, axes), self.axis_name, tiled=True)
+
+
+def _fit(**embeddings):
+    """The embeddings in one dtype."""
+    shapes = {name: jnp.shape(x) for name, x in embeddings.items()}
+    dtypes = {name: jnp.result_type(x) for name, x in embeddings.items()}
+    shape = next(iter(shapes.values()))
+    if len(set(shapes.values())) > 1 or len(shape) != 2:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"Expected embeddings of one shape [items, features], got {got}.")
+    for name, dtype in dtypes.items():
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"Expected floating {name}, got {dtype}. Convert them first.")
+    return [jnp.asarray(x, jnp.result_type(*dtypes.values())) for x in embeddings.values()]
+
+
+def _weigh(name, weights, count):
+    _checks.exact_shape((count,), weights=weights)
+    _checks.at_least(0, weights=weights)
+    (weights,) = _checks.floats(weights=weights)
+    low = jnp.min(weights, initial=0)
+    _checks.condition(low >= 0, f"{name}: expected weights >= 0, got {{low}}.", low=low)
+    return weights
+
+
+def _integers(labels, count):
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"Expected integer labels, got {jnp.result_type(labels)}. Convert class numbers with "
+            "astype(int)."
+        )
+    _checks.exact_shape((count,), labels=labels)
+    return jnp.asarray(labels)

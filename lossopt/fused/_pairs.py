@@ -1,0 +1,258 @@
+"""Losses of all pairs of a list, without the pairs; those of two kinds by sorting."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lossopt import _checks
+from lossopt._mean import Mean
+from lossopt._typing import Array, ArrayLike, Num
+from lossopt.fused._compare import Comparison, lists_of, logistic
+from lossopt.fused._plan import Memory
+from lossopt.fused._sorted import hinges, weight_of_pairs
+from lossopt.fused._tiles import Facts, Form, MeanOrValues
+
+Lists = Num[ArrayLike, "*batch items"]
+
+
+def pairwise_logistic(
+    scores: Lists,
+    relevance: Lists,
+    weights: Lists | None = None,
+    *,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Logistic loss of every pair of items whose relevance differs (RankNet), block by block.
+
+    $$\frac{\sum_{i,j: r_i > r_j} w_i w_j \phi(s_i - s_j)}{\sum_{i,j: r_i > r_j} w_i w_j},
+        \qquad \phi(d) = \log(1 + e^{-d})$$
+
+    Args:
+      scores: $s$, shape `[*batch, items]`.
+      relevance: $r$, constants, shape `[*batch, items]`, real; only its order counts. NaN gives
+        NaN.
+      weights: $w$, shape `[*batch, items]`, at least 0, by default 1; items of weight 0 are not
+        read, even if NaN.
+      memory: a budget for a block of pairs and temporaries of its shape, as in
+        `lossopt.fused.plan` but in rows only, and `"auto"` is 4 MiB on CPU.
+      per_example: whether to return the loss of each list.
+      differentiable: `"jvp"` also allows `jax.jvp` and forward over reverse over forward, but
+        computes the pairs twice; `"vjp"` has reverse mode, and every mode over it.
+
+    Returns:
+      The `Mean` over the pairs of all lists; its total and its weight are the sums of the formula
+      and must be within the range of their dtype. Or one loss per list, shape `[*batch]`, 0
+      without pairs, as `lossopt.losses.pairwise_logistic`.
+
+    Raises:
+      ValueError: if shapes do not fit, weights are negative, or the budget is below one block.
+
+    Examples:
+      >>> loss = lo.fused.pairwise_logistic(jnp.array([2.0, 1.0, 0.0]), jnp.array([1, 0, 0]))
+      >>> print(f"{loss.value:.4f} {loss.weight:.0f}")
+      0.2201 2
+
+    References:
+      Burges et al., "Learning to Rank using Gradient Descent", 2005.
+    """
+    method = _Pairs("pairwise_logistic", logistic, 0, memory, per_example, differentiable)
+    return method.loss(scores, relevance, weights)
+
+
+def pairwise_hinge(
+    scores: Lists,
+    relevance: Lists,
+    weights: Lists | None = None,
+    *,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Hinge loss of every pair (ranking SVM): `pairwise_logistic` with another $\phi$.
+
+    $$\phi(d) = \max(0, 1 - d)$$
+
+    Where relevance takes two values at most in each list, the pairs are summed exactly in
+    $O(n \log n)$ by sorting. Booleans always do; numbers are looked at when the program runs (so
+    that under your own `vmap` both ways are computed: give booleans, or lists as leading axes).
+
+    Args:
+      scores: $s$, shape `[*batch, items]`.
+      relevance: $r$, as in `pairwise_logistic`.
+      weights: $w$, as in `pairwise_logistic`.
+      memory: as in `pairwise_logistic`.
+      per_example: as in `pairwise_logistic`.
+      differentiable: as in `pairwise_logistic`.
+
+    Returns:
+      As `pairwise_logistic`.
+
+    Raises:
+      ValueError: as `pairwise_logistic`.
+
+    Examples:
+      >>> loss = lo.fused.pairwise_hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array([1, 0, 0]))
+      >>> print(f"{loss.total:.2f} {loss.weight:.0f}")
+      0.50 2
+
+    References:
+      Joachims, "Optimizing Search Engines using Clickthrough Data", 2002.
+      Rust and Hocking, "A Log-linear Gradient Descent Algorithm for Unbalanced Binary
+      Classification using the All Pairs Squared Hinge Loss", 2023.
+    """
+    method = _Pairs("pairwise_hinge", _hinge, 1, memory, per_example, differentiable)
+    return method.loss(scores, relevance, weights)
+
+
+def pairwise_squared_hinge(
+    scores: Lists,
+    relevance: Lists,
+    weights: Lists | None = None,
+    *,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Squared hinge loss of every pair: `pairwise_hinge` with another $\phi$.
+
+    $$\phi(d) = \max(0, 1 - d)^2$$
+
+    Args:
+      scores: $s$, shape `[*batch, items]`.
+      relevance: $r$, as in `pairwise_hinge`; two values are sorted.
+      weights: $w$, as in `pairwise_logistic`.
+      memory: as in `pairwise_logistic`.
+      per_example: as in `pairwise_logistic`.
+      differentiable: as in `pairwise_logistic`.
+
+    Returns:
+      As `pairwise_logistic`.
+
+    Raises:
+      ValueError: as `pairwise_logistic`.
+
+    Examples:
+      >>> loss = lo.fused.pairwise_squared_hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array([1, 0, 0]))
+      >>> print(f"{loss.total:.2f} {loss.weight:.0f}")
+      0.25 2
+
+    References:
+      Chapelle and Keerthi, "Efficient Algorithms for Ranking with SVMs", 2010.
+    """
+    method = _Pairs(
+        "pairwise_squared_hinge", _squared_hinge, 2, memory, per_example, differentiable
+    )
+    return method.loss(scores, relevance, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """What all losses of pairs are asked."""
+
+    name: str
+    phi: Callable[[Array], Array]
+    power: int  # of the hinge, if it is one
+    memory: Memory
+    per_example: bool
+    form: Form
+
+    def loss(self, scores, relevance, weights):
+        """The `Mean`, or the loss of each list."""
+        self._comparison.check()
+        binary = jnp.result_type(relevance) == jnp.bool_
+        batch = jnp.shape(scores)[:-1]
+        scores, relevance, weights, known = self._read(scores, relevance, weights)
+        if self.per_example and weights is not None:  # only ratios count, and none overflows
+            top = lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
+            weights = weights / jnp.where(top == 0, 1, top)
+        if scores.size == 0:
+            nothing = jnp.sum(scores, axis=-1)
+            return nothing.reshape(batch) if self.per_example else Mean(*[jnp.sum(nothing)] * 2)
+        weighed = jnp.ones_like(scores) if weights is None else weights
+        weight = jax.vmap(weight_of_pairs)(relevance, weighed)
+        total = jnp.where(known, self._totals(binary, scores, relevance, weights), jnp.nan)
+        if self.per_example:
+            return (total / jnp.where(weight == 0, 1, weight)).reshape(batch)
+        return Mean(jnp.sum(total), jnp.sum(weight))
+
+    @property
+    def _comparison(self):
+        return Comparison(_Over(self.phi), self.memory, self.form)
+
+    def _read(self, scores, relevance, weights):
+        """Lists, safe to compute with, and whether each list's relevance is known."""
+        _checks.rank_at_least(1, scores=scores)
+        if weights is None:
+            scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
+            present = jnp.ones(scores.shape, bool)
+        else:
+            _checks.at_least(0, weights=weights)
+            scores, weights = _checks.same_shape(scores=scores, weights=weights)
+            scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
+            low = jnp.min(weights, initial=0)
+            message = f"{self.name}: expected weights >= 0, got {{low}}."
+            _checks.condition(low >= 0, message, low=low)
+            present = weights != 0
+            weights = jnp.where(present, weights, 0)
+        relevance = jnp.where(present, lax.stop_gradient(relevance), 0)
+        known = ~jnp.isnan(relevance)
+        _checks.condition(known, f"{self.name}: expected relevance, got NaN.")
+        relevance, scores = jnp.where(known, relevance, 0), jnp.where(present, scores, 0)
+        *lists, known = lists_of((scores, relevance, weights, known))
+        return *lists, jnp.all(known, axis=-1)
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def _totals(self, binary, scores, relevance, weights):
+        """The sum over the pairs of each list."""
+        if not self.power:
+            return self._in_blocks(scores, relevance, weights)
+        present = jnp.ones(scores.shape, bool) if weights is None else weights != 0
+        low = jnp.min(relevance, axis=-1, keepdims=True, where=present, initial=jnp.inf)
+        high = jnp.max(relevance, axis=-1, keepdims=True, where=present, initial=-jnp.inf)
+        two = jnp.all((relevance == low) | (relevance == high) | ~present)
+        better = relevance > low
+
+        def in_order(scores, relevance, weights):
+            weights = jnp.ones_like(scores) if weights is None else weights
+            return jax.vmap(partial(hinges, self.power))(scores, weights, better)
+
+        if binary:
+            return in_order(scores, relevance, weights)
+        return lax.cond(two, in_order, self._in_blocks, scores, relevance, weights)
+
+    def _in_blocks(self, scores, relevance, weights):
+        present = True if weights is None else weights != 0
+        rows = {"relevance": jnp.where(present, relevance, -jnp.inf)}
+        columns = {"relevance": jnp.where(present, relevance, jnp.inf)}
+        weighed = jnp.ones_like(scores) if weights is None else weights
+        factors = {} if weights is None else {"weights": weights}
+        return self._comparison.totals(scores, factors, Facts(rows, columns), weighed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Over:
+    r"""The sum of $w_j \phi$ over the items j that are less relevant."""
+
+    phi: Callable[[Array], Array]
+
+    def __call__(self, leads, rows, columns, numbers):
+        del numbers
+        pairs = rows["relevance"][:, None] > columns["relevance"][None, :]
+        terms = self.phi(jnp.where(pairs, leads, 0))
+        if "weights" in columns:
+            terms = terms * columns["weights"][None, :]
+        return jnp.sum(terms, axis=1, where=pairs)
+
+
+def _hinge(lead):
+    return jnp.maximum(0, 1 - lead)
+
+
+def _squared_hinge(lead):
+    return _hinge(lead) ** 2

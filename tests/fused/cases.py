@@ -1,0 +1,208 @@
+"""One row per fused loss and option: the fused form, and the dense one as its reference."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lossopt as lo
+
+ROWS, DEPTH, CLASSES = 23, 5, 37
+
+
+class Fused(NamedTuple):
+    """A fused loss of a dict of differentiable inputs, and what it stands for.
+
+    Attributes:
+      name: of the row; that of the member, and what is particular.
+      fn: `(inputs, weights, **options) -> Mean`, or one value per example with `per_example`.
+      inputs: float32 arrays by name.
+      weights: float32, some of them 0.
+      values: `(inputs, weights) -> one value per example`, from the whole matrix.
+      dense: `(inputs, weights) -> Mean`, from the whole matrix.
+      masked: names of inputs that have one row per weight.
+      matrix: how many numbers the whole matrix holds.
+      chunks: options that cut it in every way the loss can be cut.
+    """
+
+    name: str
+    fn: Callable
+    inputs: dict[str, np.ndarray]
+    weights: np.ndarray
+    values: Callable
+    dense: Callable
+    masked: tuple[str, ...]
+    matrix: int
+    chunks: tuple[lo.fused.Chunks, ...]
+
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape, scale=1.0):
+    return (scale * rng.normal(size=shape)).astype(np.float32)
+
+
+WEIGHTS = np.where(rng.random(ROWS) < 0.2, 0, rng.uniform(0.5, 2.0, ROWS)).astype(np.float32)
+_PAIR = {"features": normal(ROWS, DEPTH), "kernel": normal(DEPTH, CLASSES)}
+_BIAS, _CAP = {"bias": normal(CLASSES)}, {"soft_cap": np.float32(4.0)}
+_NUMBERS = {"label_smoothing": np.float32(0.1), "z_loss": np.float32(0.01)}
+_TEACHER = normal(ROWS, 3), normal(3, CLASSES)
+_LABELS = rng.integers(0, CLASSES, ROWS)
+_MANY = rng.random((ROWS, CLASSES)) < 0.2
+_CUTS = lo.fused.Chunks(rows=8), lo.fused.Chunks(columns=16)  # the last one is smaller
+
+
+def _linear(name, labels, values, inputs):
+    def fn(inputs, weights, **options):
+        inputs = dict(inputs)
+        pair = inputs.pop("features"), inputs.pop("kernel")
+        if options.get("transposed"):
+            pair = pair[0], jnp.swapaxes(pair[1], 0, 1)
+        known = jax.tree.map(lambda x: _as(x, pair[0]), labels)
+        function = getattr(lo.fused, name.split()[0])
+        return function(*pair, known, weights, **inputs, **options)
+
+    size = ROWS * CLASSES
+    dense = lambda inputs, weights: lo.mean(values(inputs, weights), weights)
+    return Fused(name, fn, inputs, WEIGHTS, values, dense, ("features",), size, _CUTS)
+
+
+def _as(x, like):
+    """Constants as precise as the inputs."""
+    return jnp.asarray(x, like.dtype) if x.dtype == np.float32 else x
+
+
+def _logits(inputs):
+    logits = jnp.matmul(inputs["features"], inputs["kernel"])
+    logits += inputs["bias"][None, :] if "bias" in inputs else 0
+    return (
+        inputs["soft_cap"] * jnp.tanh(logits / inputs["soft_cap"])
+        if "soft_cap" in inputs
+        else logits
+    )
+
+
+def _softmax(inputs, weights):
+    del weights
+    logits, smoothing = _logits(inputs), inputs.get("label_smoothing", 0.0)
+    loss = lo.losses.softmax_cross_entropy(logits, _LABELS, label_smoothing=smoothing)
+    return loss + inputs.get("z_loss", 0) * jax.nn.logsumexp(logits, axis=-1) ** 2
+
+
+def _divergence(inputs, weights):
+    del weights
+    logits, pair = _logits(inputs), [_as(x, inputs["features"]) for x in _TEACHER]
+    teacher = jax.nn.log_softmax(jnp.matmul(*pair))
+    loss = jnp.sum(jnp.exp(teacher) * (teacher - jax.nn.log_softmax(logits)), axis=-1)
+    return loss + inputs.get("z_loss", 0) * jax.nn.logsumexp(logits, axis=-1) ** 2
+
+
+def _sigmoid(inputs, weights):
+    del weights
+    labels = jnp.asarray(_MANY, inputs["features"].dtype)
+    return jnp.mean(lo.losses.sigmoid_cross_entropy(_logits(inputs), labels), axis=-1)
+
+
+_CROSS_ENTROPY, _BINARY = "linear_softmax_cross_entropy", "linear_sigmoid_cross_entropy"
+LINEAR = [
+    _linear(_CROSS_ENTROPY, _LABELS, _softmax, _PAIR),
+    _linear(f"{_CROSS_ENTROPY} with bias", _LABELS, _softmax, _PAIR | _BIAS),
+    _linear(f"{_CROSS_ENTROPY} with soft cap", _LABELS, _softmax, _PAIR | _CAP),
+    _linear(f"{_CROSS_ENTROPY} with numbers", _LABELS, _softmax, _PAIR | _NUMBERS),
+    _linear(f"{_CROSS_ENTROPY} with all", _LABELS, _softmax, _PAIR | _BIAS | _CAP | _NUMBERS),
+    _linear(f"{_CROSS_ENTROPY} of a teacher", _TEACHER, _divergence, _PAIR),
+    _linear(
+        f"{_CROSS_ENTROPY} of a teacher with all",
+        _TEACHER,
+        _divergence,
+        _PAIR | _BIAS | _CAP | {"z_loss": np.float32(0.01)},
+    ),
+    _linear(_BINARY, _MANY, _sigmoid, _PAIR),
+    _linear(f"{_BINARY} with all", _MANY, _sigmoid, _PAIR | _BIAS | _CAP),
+]
+_ITEMS = {"a": normal(ROWS, DEPTH), "b": normal(ROWS, DEPTH), "scale": np.float32(1.5)}
+_ITEM_LABELS = rng.integers(0, 4, ROWS).astype(np.int32)
+_GRADES = rng.integers(0, 4, ROWS).astype(np.int32)
+_SCORES = {"scores": normal(ROWS)}
+_ROWS_ONLY = (lo.fused.Chunks(rows=8),)
+
+
+def _pairs_of_items(name, inputs, values):
+    def fn(inputs, weights, **options):
+        return getattr(lo.fused, name)(**inputs, weights=weights, **options)
+
+    exist = lambda inputs, weights: values(**inputs, items=weights != 0)
+    dense = lambda inputs, weights: lo.mean(exist(inputs, weights), weights)
+    masked = tuple(key for key, x in inputs.items() if x.ndim)
+    return Fused(name, fn, inputs, WEIGHTS, exist, dense, masked, ROWS**2, _ROWS_ONLY)
+
+
+def _supervised(name, inputs):
+    def fn(inputs, weights, **options):
+        inputs = dict(inputs)
+        embeddings = inputs.pop("embeddings")
+        return lo.fused.supervised_contrastive(
+            embeddings, _ITEM_LABELS, weights, **inputs, **options
+        )
+
+    def values(inputs, weights):
+        return lo.losses.supervised_contrastive(labels=_ITEM_LABELS, items=weights != 0, **inputs)
+
+    dense = lambda inputs, weights: lo.mean(values(inputs, weights), weights)
+    return Fused(name, fn, inputs, WEIGHTS, values, dense, ("embeddings",), ROWS**2, _ROWS_ONLY)
+
+
+def _pairs_of_scores(name, phi, relevance):
+    member = name.split()[0]
+
+    def fn(inputs, weights, **options):
+        return getattr(lo.fused, member)(inputs["scores"], relevance, weights, **options)
+
+    def values(inputs, weights):
+        return getattr(lo.losses, member)(inputs["scores"], relevance, weights)
+
+    def dense(inputs, weights):
+        leads = inputs["scores"][:, None] - inputs["scores"][None, :]
+        pairs = weights[:, None] * weights[None, :] * (relevance[:, None] > relevance[None, :])
+        return lo.Mean(jnp.sum(pairs * phi(leads)), jnp.sum(pairs))
+
+    return Fused(name, fn, _SCORES, WEIGHTS, values, dense, ("scores",), ROWS**2, _ROWS_ONLY)
+
+
+def _list(name, inputs):
+    def fn(inputs, weights, **options):
+        inputs = dict(inputs)
+        scores, member = inputs.pop("scores"), getattr(lo.fused, name)
+        return member(scores, _GRADES, items=weights != 0, **inputs, **options)
+
+    def values(inputs, weights):
+        return getattr(lo.losses, name)(relevance=_GRADES, items=weights != 0, **inputs)
+
+    dense = lambda inputs, weights: lo.mean(values(inputs, weights))
+    return Fused(name, fn, inputs, WEIGHTS, values, dense, ("scores",), ROWS**2, _ROWS_ONLY)
+
+
+_BIT = (_GRADES > 1).astype(np.int32)
+_hinge = lambda d: jnp.maximum(0, 1 - d)
+PAIRS = [
+    _pairs_of_items("clip", _ITEMS, lo.losses.clip),
+    _pairs_of_items("sigmoid_pairs", _ITEMS | {"bias": np.float32(-1.0)}, lo.losses.sigmoid_pairs),
+    _supervised(
+        "supervised_contrastive", {"embeddings": _ITEMS["a"], "temperature": np.float32(0.7)}
+    ),
+    _pairs_of_scores("pairwise_logistic", lambda d: jax.nn.softplus(-d), _GRADES),
+    _pairs_of_scores("pairwise_hinge", _hinge, _GRADES),
+    _pairs_of_scores("pairwise_hinge of two kinds", _hinge, _BIT),
+    _pairs_of_scores("pairwise_squared_hinge", lambda d: _hinge(d) ** 2, _GRADES),
+    _pairs_of_scores("pairwise_squared_hinge of two kinds", lambda d: _hinge(d) ** 2, _BIT > 0),
+    _list("lambda_rank", _SCORES),
+    _list("approximate_ndcg", _SCORES | {"temperature": np.float32(0.5)}),
+]
+LOSSES = {row.name: row for row in LINEAR + PAIRS}
+MEMBERS = {name: row for name, row in LOSSES.items() if " " not in name}
+_FLAT = {"pairwise_hinge", "lambda_rank"}  # their second derivatives are 0, or as the logistic's
+RICHEST = {name: row for name, row in LOSSES.items() if f"{name} with all" not in LOSSES}
+RICHEST = {x: row for x, row in RICHEST.items() if "all" in x or x in MEMBERS.keys() - _FLAT}
