@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("name", "verdicts"), [("exactness", 1), ("sparsity", 2)])
+@pytest.mark.parametrize(("name", "verdicts"), [("exactness", 1), ("fused", 4), ("sparsity", 2)])
 def test_quick_form(name, verdicts):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     env = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}  # one device
