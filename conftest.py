@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_use_fusion_emitters=false",  # compiles small programs almost twice as fast
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
