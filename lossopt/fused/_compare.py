@@ -13,7 +13,7 @@ from lossopt._typing import Array, PyTree
 from lossopt.fused import _devices, _forms
 from lossopt.fused._blocks import Blocks
 from lossopt.fused._plan import Memory, tiles
-from lossopt.fused._tiles import Difference, Facts, Form, Operands
+from lossopt.fused._tiles import Difference, Facts, Form, Operands, check_form
 
 CACHE = 2**22  # bytes: what is compared and not multiplied is fastest near the processor
 
@@ -34,8 +34,7 @@ class Comparison:
 
     def check(self) -> None:
         """Raises where the form is unknown."""
-        if self.form not in ("vjp", "jvp"):
-            raise ValueError(f"Expected differentiable 'vjp' or 'jvp', got {self.form!r}.")
+        check_form(self.form)
 
     def totals(self, scores: Array, columns: dict, facts: Facts, weights: Array) -> Array:
         """The weighed sum of each list's rows, shape `[lists]`."""

@@ -16,7 +16,7 @@ from lossopt.fused import _devices, _forms
 from lossopt.fused._blocks import Blocks
 from lossopt.fused._plan import Memory, tiles
 from lossopt.fused._rivals import Rivals, belonging, likeness
-from lossopt.fused._tiles import Facts, Form, InnerProduct, MeanOrValues, Operands, wide
+from lossopt.fused._tiles import Facts, Form, InnerProduct, MeanOrValues, Operands, check_form, wide
 
 Embeddings = Float[ArrayLike, "items features"]
 Weights = Num[ArrayLike, " items"] | None
@@ -202,10 +202,7 @@ class _Setting(NamedTuple):
 
     def of_items(self, loss, weights, numbers, labels=None, **embeddings):
         """`loss(operands, facts, weights, shards)` of checked items, wherever they live."""
-        if self.differentiable not in ("vjp", "jvp"):
-            raise ValueError(
-                f"Expected differentiable 'vjp' or 'jvp', got {self.differentiable!r}."
-            )
+        check_form(self.differentiable)
         a, *b = _fit(**embeddings)
         _checks.exact_shape((), **numbers)
         numbers = {key: jnp.asarray(x, wide(a, jnp.asarray(x))) for key, x in numbers.items()}

@@ -12,7 +12,7 @@ from lossopt.fused._blocks import Blocks
 from lossopt.fused._columns import Columns
 from lossopt.fused._heads import Complete
 from lossopt.fused._plan import Memory, Plan, tiles
-from lossopt.fused._tiles import Facts, Form, InnerProduct, Operands, wide
+from lossopt.fused._tiles import Facts, Form, InnerProduct, Operands, check_form, wide
 
 
 class Layer(NamedTuple):
@@ -30,10 +30,7 @@ class Layer(NamedTuple):
 
     def check(self, features, kernel, bias, weights):
         """The shape of the tokens and the number of classes, of arrays that fit."""
-        if self.differentiable not in ("vjp", "jvp"):
-            raise ValueError(
-                f"Expected differentiable 'vjp' or 'jvp', got {self.differentiable!r}."
-            )
+        check_form(self.differentiable)
         _checks.rank_at_least(1, features=features)
         *tokens, depth = jnp.shape(features)
         classes = self._fit(depth, features=features, kernel=kernel)
@@ -201,6 +198,7 @@ def used(**numbers):
 
 
 def class_numbers(labels, tokens, name="labels"):
+    """The labels, which must be integers of this shape."""
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(
             f"Expected integer {name}, got {jnp.result_type(labels)}. Convert class numbers with "

@@ -78,6 +78,12 @@ class Difference:
         return jnp.sum(slope, axis=1), -jnp.sum(slope, axis=0)
 
 
+def check_form(form: Form) -> None:
+    """Raises where the form is unknown."""
+    if form not in ("vjp", "jvp"):
+        raise ValueError(f"Expected differentiable 'vjp' or 'jvp', got {form!r}. Choose one.")
+
+
 def wide(*arrays: Array) -> jnp.dtype:
     """The dtype of sums over these arrays: float32 or wider."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
