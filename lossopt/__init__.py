@@ -1,5 +1,6 @@
 """Exact objectives for JAX, and everything around the update rule."""
 
+from lossopt import checkpoint as checkpoint
 from lossopt import fused as fused
 from lossopt import losses as losses
 from lossopt import regularizers as regularizers

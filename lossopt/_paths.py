@@ -1,16 +1,17 @@
 """Leaves named by path: the grammar of every argument that names leaves."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 
 from lossopt._typing import PyTree
 
 
-def paths(tree: PyTree) -> list[str]:
+def paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """The path of each leaf, its parts between slashes, as in `"params/Dense_0/kernel"`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     if len(set(names)) < len(names):
         raise ValueError(f"Two leaves have one path among {names}: rename one.")

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "_paths": {"_typing"},
     "_mean": BASE,
     "_grad": BASE | {"_mean"},
+    "checkpoint": BASE,
     "fused": BASE | {"_mean", "_grad"},
     "losses": BASE,
     "regularizers": BASE,
@@ -29,7 +30,18 @@ MAY_IMPORT = {
     "transforms": BASE | {"regularizers"},
     "training": BASE | {"_mean", "_grad"},
 }
-HEAVY = {"chex", "flax", "orbax", "rich", "matplotlib", "scipy", "sklearn", "pandas", "torch"}
+HEAVY = {
+    "chex",
+    "flax",
+    "orbax",
+    "tensorstore",
+    "rich",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "pandas",
+    "torch",
+}
 
 
 def _rooms():

@@ -28,6 +28,8 @@ CLAIMS = {
     "without the table in between": "test_nothing_as_large_as_the_matrix_is_ever_made",
     "a value and a proximal operator": "test_prox_minimizes",
     "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
+    "the newest good step restored": "test_to_the_newest_step_that_verifies",
+    "a killed run resumes with the same bits": "test_quick_form",
     "laws that our own losses, regularizers, schedules and transformations pass": "test_transform",
     "exactly zero under Adam": "test_settles_on_the_lasso_with_exact_zeros",
     "supports are those of scikit-learn": "test_coefficients_and_support_are_those_of_scikit_learn",

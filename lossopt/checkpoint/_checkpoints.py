@@ -1,0 +1,268 @@
+"""`Checkpoints`: save in the background, restore the newest step that verifies."""
+
+import operator
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from lossopt import _checks
+from lossopt._typing import PyTree
+from lossopt.checkpoint import _step, _steps
+from lossopt.checkpoint._manifest import Damaged
+from lossopt.checkpoint._processes import of_first
+from lossopt.checkpoint._saving import Saving
+
+
+class Restored(NamedTuple):
+    """A state that verified.
+
+    Attributes:
+      step: the number that it was saved under.
+      state: the state, on the devices of `like`.
+      skipped: the newer steps that did not verify, with the reason of each.
+    """
+
+    step: int
+    state: Any
+    skipped: Mapping[int, str]
+
+
+class Report(NamedTuple):
+    """What `Checkpoints.verify` found.
+
+    Attributes:
+      verified: the steps that are what was saved, oldest first.
+      damaged: the steps that are not, with the reason of each.
+    """
+
+    verified: tuple[int, ...]
+    damaged: Mapping[int, str]
+
+
+class Checkpoints:
+    """A directory of training states that verify themselves.
+
+    A step lands whole or not at all: its files are written by Orbax under another name, flushed,
+    hashed, read again and compared with the digest of every leaf in memory; then they are renamed.
+    `restore` checks all of it again, before Orbax opens a file and after the state is back on the
+    devices, and walks back to the newest step that verifies.
+
+    With several processes, each calls every method, in the same order; the directory must be one
+    that all of them see, and only the first process changes it.
+
+    Args:
+      directory: where the steps lie, on a local or mounted file system; `save` creates it.
+      keep: how many of the newest steps are kept, at least 1. Damaged steps do not count.
+      every: keeps the multiples of this number of steps for good as well, at least 1.
+
+    Raises:
+      NotADirectoryError: `directory` is a file.
+      ValueError: a number is out of its range, or `directory` is a URL.
+
+    Examples:
+      >>> import tempfile
+      >>> with lo.checkpoint.Checkpoints(tempfile.mkdtemp()) as checkpoints:
+      ...     checkpoints.save(10, {"w": jnp.arange(3.0)})
+      ...     print(checkpoints.restore({"w": jnp.zeros(3)}).state["w"])
+      [0. 1. 2.]
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, keep: int = 3, every: int | None = None
+    ):
+        _checks.at_least(1, keep=operator.index(keep))
+        if every is not None:
+            _checks.at_least(1, every=operator.index(every))
+        if "://" in os.fspath(directory):
+            raise ValueError(
+                f"Expected a folder of a local or mounted file system, got {directory!r}. "
+                "Mount the bucket, or copy the steps there when they have landed."
+            )
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self.every = every
+        self._saving: Saving | None = None
+        self._store: Any = None
+        for folder in (self.directory, *self.directory.parents):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(f"{folder} is a file. Name a directory for the steps.")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Checkpoints({str(self.directory)!r}, keep={self.keep}, every={self.every})"
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Copies the state and writes it in the background.
+
+        It blocks for the copy only, unless the last save has not landed yet: then it waits for
+        it. Donate or change the state as soon as it returns.
+
+        Args:
+          step: a number, at least 0, above those of all good steps of the directory.
+          state: a tree of arrays (of jax or numpy), typed PRNG keys, Python numbers and None. Of
+            replicas the first is stored; with several processes, replicas that differ are an error.
+
+        Raises:
+          RuntimeError: the last save did not land; this one was not begun.
+          TypeError: a leaf is of another kind. The message has its path.
+          ValueError: a good step has this number or one above it, or a leaf was donated.
+        """
+        self.wait()
+        step = operator.index(step)
+        _checks.at_least(0, step=step)
+        for text in of_first(lambda: self._make_room(step)):
+            warnings.warn(text, stacklevel=2)
+        self._saving = Saving(self._open(), self.directory, step, state, self._collect)
+
+    def wait(self) -> None:
+        """Returns when the last `save` has landed.
+
+        Raises:
+          RuntimeError: it did not land. It is said once, by whichever method comes next.
+        """
+        if self._saving is not None:
+            self._saving.join()
+            saving, self._saving = self._saving, None
+            try:
+                saving.conclude()
+            except RuntimeError:
+                self._close()  # Orbax would raise the same error at the next save again
+                raise
+
+    def close(self) -> None:
+        """Waits, and ends the threads of Orbax. The end of a `with` block does it, too."""
+        try:
+            self.wait()
+        finally:
+            self._close()
+
+    def latest(self) -> int | None:
+        """The newest step, verified or not; None where the directory holds none."""
+        self.wait()
+        return of_first(lambda: max(_steps.steps(self.directory), default=None))
+
+    def restore(self, like: PyTree) -> Restored:
+        """The newest step that verifies.
+
+        Newer steps that do not are set aside, as `00000030.damaged`, with a warning. If no step
+        verifies, all of them stay where they are.
+
+        Args:
+          like: a state of the same structure, shapes and dtypes, such as the one that training
+            starts from, or what `jax.eval_shape` says of it. Each leaf comes back on its devices
+            and with its sharding, whatever those were when it was saved; leaves of numpy come
+            back as such.
+
+        Raises:
+          FileNotFoundError: the directory holds no step.
+          RuntimeError: no step verifies, or the last save did not land.
+          ValueError: the state has another structure, shape or dtype. The message has the paths.
+        """
+        self.wait()
+        skipped: dict[int, str] = {}
+        for step in reversed(self._steps("restore")):
+            try:
+                state = _step.read(self._open(), _steps.path(self.directory, step), like)
+            except Damaged as damage:
+                if step not in of_first(lambda: _steps.steps(self.directory)):
+                    return self.restore(like)  # it was collected meanwhile: there are newer ones
+                skipped[step] = str(damage)
+                continue
+            for text in of_first(lambda: [self._set_aside(*bad) for bad in skipped.items()]):
+                warnings.warn(text, stacklevel=2)
+            return Restored(step, state, skipped)
+        reasons = "\n".join(f"step {step}: {reason}" for step, reason in skipped.items())
+        raise RuntimeError(
+            f"No step in {self.directory} verifies:\n{reasons}\nNothing was moved. Bring a copy of "
+            "a step back, or start anew in another directory."
+        )
+
+    def verify(self, step: int | None = None) -> Report:
+        """Reads steps from disk and compares each file and each leaf with what was saved.
+
+        Nothing is moved or changed, and no device is used.
+
+        Args:
+          step: the step to read; None reads all of them.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+          RuntimeError: the last save did not land.
+        """
+        self.wait()
+        steps = self._steps("verify")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"No step {step} in {self.directory}, which has {steps}.")
+        chosen = steps if step is None else [operator.index(step)]
+        damaged = dict(of_first(lambda: list(self._damages(chosen))))
+        return Report(tuple(step for step in chosen if step not in damaged), damaged)
+
+    def _open(self):
+        """The store, opened at its first use."""
+        if self._store is None:
+            from lossopt.checkpoint._store import Store  # importing Orbax takes a second
+
+            self._store = Store()
+        return self._store
+
+    def _close(self):
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _steps(self, verb):
+        steps = of_first(lambda: _steps.steps(self.directory))
+        if not steps:
+            raise FileNotFoundError(
+                f"No step to {verb} in {self.directory}. Ask `latest()` first: it is None then."
+            )
+        return steps
+
+    def _damages(self, steps):
+        for step in steps:
+            try:
+                _step.verify(self._open(), _steps.path(self.directory, step))
+            except Damaged as damage:
+                yield step, str(damage)
+
+    def _make_room(self, step):
+        """Refuses a step that is not the newest, unless those in its way are damaged."""
+        in_the_way = [other for other in _steps.steps(self.directory) if other >= step]
+        damages = dict(self._damages(in_the_way))
+        for other in in_the_way:
+            if other not in damages:
+                raise ValueError(
+                    f"Step {step} cannot be saved in {self.directory}, which holds step {other}. "
+                    "Restore it and go on from there, or take another directory."
+                )
+        return [self._set_aside(other, reason) for other, reason in damages.items()]
+
+    def _set_aside(self, step, reason):
+        """Renames a damaged step, and says what became of it."""
+        try:
+            where = f"It was set aside as {_steps.set_aside(self.directory, step)}"
+        except OSError as error:
+            where = f"It could not be set aside: {error}"
+        return (
+            f"Step {step} in {self.directory} is damaged: {reason}. {where}. Look after the disk, "
+            "and delete what was set aside when nobody needs it."
+        )
+
+    def _collect(self):
+        """Deletes the oldest steps. The newest has just been verified, and stays."""
+        for step in _steps.steps(self.directory)[: -self.keep]:
+            if self.every is None or step % self.every:
+                _steps.collect(self.directory, step)

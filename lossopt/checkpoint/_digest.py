@@ -1,0 +1,155 @@
+"""The digest of an array: 64 bits that no layout changes and every damage does.
+
+Each 32-bit word goes with its index through a full avalanche mix before it is summed modulo 2³²,
+so that the words of all devices may be summed in any order. Two sums, of different mixes, make
+the digest. Elements of one or two bytes are a word each, those of eight bytes two words.
+
+The mix is that of C. Wellons, "Prospecting for Hash Functions" (2018).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lossopt._jax import no_mesh
+from lossopt._typing import Array
+from lossopt.checkpoint._processes import summed
+
+STEPS = (0x9E3779B1, 0x85EBCA77)  # what the index is multiplied by, odd
+SEEDS = (0x243F6A88, 0xB7E15162)
+BLOCK = 1 << 15  # words of a block of the host: all of its passes stay in the cache
+
+
+def of_host(array: np.ndarray) -> list[int]:
+    """The two sums of an array of numpy."""
+    words = np.ascontiguousarray(array).reshape(-1)
+    if words.dtype == np.bool_:
+        words = words.view(np.uint8)
+    words = words.view(f"u{min(words.dtype.itemsize, 4)}")
+    indices = np.arange(min(BLOCK, words.size), dtype=np.uint32)
+    sums = [0, 0]
+    for start in range(0, words.size, BLOCK):
+        block = words[start : start + BLOCK].astype(np.uint32, copy=False)
+        for k in range(2):
+            mixed = _mix(block, indices[: block.size] + np.uint32(start % 2**32), k)
+            sums[k] += int(np.add.reduce(mixed))
+    return [total % 2**32 for total in sums]
+
+
+def table(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
+    """A row for each array: its two sums, and how many replicas differ from the first.
+
+    Every process must call it with the same arrays. The devices work side by side.
+    """
+    with no_mesh():
+        begun = [array if isinstance(array, np.ndarray) else _of_shards(array) for array in arrays]
+    here = np.asarray([_finished(array) for array in begun], np.uint32).reshape(-1, 3)
+    spread = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in arrays]
+    return np.where(np.asarray(spread, bool)[:, None], summed(here), here)
+
+
+def _finished(array):
+    if isinstance(array, np.ndarray):
+        return [*of_host(array), 0]
+    total, differ = np.zeros(2, np.uint64), 0
+    for owned, replicas in array:
+        sums = np.reshape(replicas, (-1, 2))
+        total += sums[0] * np.uint64(owned)
+        differ += np.any(sums != sums[:1], axis=1).sum()
+    return [*(total % 2**32), differ]
+
+
+def _of_shards(array):
+    """Of each distinct shard here: whether this process owns it, and the sums of each replica."""
+    shape = array.shape
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    starts = {  # the place in the whole array of the first element of each device
+        device: sum(
+            axis.indices(size)[0] * stride for axis, size, stride in zip(index, shape, strides)
+        )
+        for device, index in array.sharding.devices_indices_map(shape).items()
+    }
+    sums = _of_devices(array, starts, _wrapped(strides))
+    shards: dict[int, tuple[bool, list[Array]]] = {}
+    for shard in sorted(array.addressable_shards, key=lambda shard: shard.replica_id):
+        replicas = shards.setdefault(starts[shard.device], (shard.replica_id == 0, []))[1]
+        replicas.append(sums[shard.device])
+    return list(shards.values())
+
+
+def _of_devices(array, starts, strides):
+    """The sums of each device here; on a mesh by one program, which is compiled once."""
+    place = array.sharding
+    if not isinstance(place, NamedSharding) or place.mesh.size == 1:
+        shards = {shard.device: shard.data for shard in array.addressable_shards}
+        return {d: _of_block(x, _wrapped(starts[d]), strides) for d, x in shards.items()}
+    devices = NamedSharding(place.mesh, P(place.mesh.axis_names))
+    table = np.zeros(place.mesh.size, np.uint32)
+    for device, index in devices.devices_indices_map(table.shape).items():
+        table[index] = _wrapped(starts[device])
+    split = jax.make_array_from_callback(table.shape, devices, lambda index: table[index])
+    sums = _of_mesh(array, split, strides, place, devices)
+    return {shard.device: shard.data for shard in sums.addressable_shards}
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _of_mesh(array, starts, strides, place, devices):
+    of_block = lambda block, start, strides: _of_block(block, start[0], strides)[None]
+    specs = (place.spec, devices.spec, P())
+    each = jax.shard_map(
+        of_block, mesh=place.mesh, in_specs=specs, out_specs=devices.spec, check_vma=False
+    )
+    return each(array, starts, strides)
+
+
+@jax.jit
+def _of_block(block, start, strides):
+    words = _words(block)
+    per_element = words.shape[-1]
+    indices = jnp.full(words.shape, start)
+    for axis, stride in enumerate(strides):
+        indices += lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
+    indices *= np.uint32(per_element)
+    indices += lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
+    mixed = tuple(_mix(words, indices, k) for k in range(2))
+    add = lambda sums, more: tuple(a + b for a, b in zip(sums, more))
+    zeros = (np.uint32(0), np.uint32(0))
+    return jnp.stack(lax.reduce(mixed, zeros, add, range(words.ndim)))
+
+
+def _wrapped(integers):
+    """Modulo 2³²."""
+    return np.asarray(integers, np.uint64).astype(np.uint32)
+
+
+def _words(block):
+    """The bits as uint32[..., words of an element], in the order of little-endian memory."""
+    if jnp.issubdtype(block.dtype, jnp.complexfloating):
+        parts = _words(jnp.stack([block.real, block.imag], -1))
+        return parts.reshape(*block.shape, -1)
+    if block.dtype == jnp.bool_:
+        return block.astype(jnp.uint32)[..., None]
+    if block.dtype.itemsize < 4:
+        narrow = jnp.dtype(f"u{block.dtype.itemsize}")
+        return lax.bitcast_convert_type(block, narrow).astype(jnp.uint32)[..., None]
+    words = lax.bitcast_convert_type(block, jnp.uint32)
+    return words.reshape(*block.shape, -1)
+
+
+def _mix(words, indices, k):
+    x = indices * np.uint32(STEPS[k])
+    x += np.uint32(SEEDS[k])
+    x ^= words
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x

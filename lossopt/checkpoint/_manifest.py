@@ -1,0 +1,99 @@
+"""The manifest of a step: what every file must be, and what every leaf must be.
+
+It holds its own hash, and only its one canonical spelling is accepted, so that no bit of it can
+change unseen.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lossopt.checkpoint._leaves import Leaf
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+class Damaged(Exception):
+    """A step on disk is not what was saved."""
+
+
+def write(step: Path, rows: list[dict[str, Any]]) -> None:
+    """Seals a step: every file is hashed as it stands on disk, and flushed to it."""
+    files = {}
+    for path in sorted(path for path in step.rglob("*") if path.is_file()):
+        files[path.relative_to(step).as_posix()] = _hash(path, flush=True)
+    content = {"format": FORMAT, "files": files, "leaves": rows}
+    with open(step / NAME, "w", encoding="utf-8") as file:
+        file.write(_spelled(content))
+        file.flush()
+        os.fsync(file.fileno())
+    for folder in [step, *(path for path in step.rglob("*") if path.is_dir())]:
+        flush(folder)
+
+
+def read(step: Path) -> list[dict[str, Any]]:
+    """What the manifest says of the leaves, if it is whole."""
+    return _content(step)["leaves"]
+
+
+def check(step: Path) -> None:
+    """Raises `Damaged` where a file of the step is not what the manifest says."""
+    for name, (size, digest) in _content(step)["files"].items():
+        path = step / name
+        try:
+            if path.stat().st_size != size:
+                raise Damaged(f"{name} has {path.stat().st_size} bytes of {size}")
+            if _hash(path)[1] != digest:
+                raise Damaged(f"{name} is not what was written: its SHA-256 differs")
+        except FileNotFoundError as error:
+            raise Damaged(f"{name} is missing") from error
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read: {error}") from error
+
+
+def leaf(row: dict[str, Any]) -> Leaf:
+    """The leaf that a row speaks of."""
+    return Leaf(row["path"], row["kind"], row["type"], tuple(row["shape"]), row["within"])
+
+
+def flush(path: Path) -> None:
+    """To the disk, so that a loss of power does not undo it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _content(step):
+    try:
+        text = (step / NAME).read_bytes().decode()
+        content = json.loads(text)["content"]
+        whole = _spelled(content) == text
+    except FileNotFoundError as error:
+        raise Damaged(f"{NAME} is missing") from error
+    except OSError as error:
+        raise Damaged(f"{NAME} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{NAME} is not what was written") from error
+    if not whole:
+        raise Damaged(f"{NAME} is not what was written: its bytes differ")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{step / NAME} has format {content['format']}: update lossopt.")
+    return content
+
+
+def _spelled(content):
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"sha256": digest, "content": content}, indent=1, sort_keys=True)
+
+
+def _hash(path, flush=False):
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if flush:
+            os.fsync(file.fileno())
+        return [os.fstat(file.fileno()).st_size, digest]

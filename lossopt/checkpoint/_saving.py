@@ -1,0 +1,122 @@
+"""A step on its way to the disk, in the background."""
+
+import atexit
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lossopt._typing import PyTree
+from lossopt.checkpoint import _digest, _leaves, _manifest, _step, _steps
+from lossopt.checkpoint._processes import of_first
+
+
+class Saving:
+    """A step on its way to the disk, out of the caller's reach as soon as this is built.
+
+    With several processes the digests are taken and Orbax is started before it returns, because
+    collective operations of all processes must have one order.
+    """
+
+    def __init__(
+        self, store: Any, directory: Path, step: int, state: PyTree, landed: Callable[[], None]
+    ):
+        self._store, self._directory, self._step, self._landed = store, directory, step, landed
+        self._error: RuntimeError | None = None
+        items, _ = _leaves.flatten(state)
+        self._rows = [{**leaf._asdict(), **_leaves.facts(leaf, value)} for leaf, value in items]
+        arrays = {str(i): _leaves.to_store(*item) for i, item in enumerate(items) if item[0].stored}
+        self._folder = _steps.path(directory, step)
+        try:
+            self._folder = Path(of_first(lambda: str(_steps.begin(directory, step))))
+        except OSError as error:
+            raise self._failure(error) from error
+        begin = lambda: self._begin(arrays)
+        if jax.process_count() > 1:
+            begun = begin()
+            begin = lambda: begun
+        self._thread = threading.Thread(target=self._run, args=(begin,), name=f"save {step}")
+        _unheard.add(self)
+        _land_at_exit()
+        self._thread.start()
+
+    def join(self) -> None:
+        """Returns when the save has ended, well or not."""
+        self._thread.join()
+
+    def conclude(self) -> None:
+        """Raises if the step did not land, to be called once, by all processes."""
+        _unheard.discard(self)
+        of_first(self._raise)
+        self._raise()
+
+    def _run(self, begin):
+        try:
+            begin()()
+            if jax.process_index() == 0:
+                _step.compare_leaves(self._store, self._folder, self._rows)
+                _manifest.write(self._folder, self._rows)
+                _steps.land(self._folder, self._directory, self._step)
+        except Exception as error:
+            self._error = self._failure(error)
+            if jax.process_index() == 0:
+                _steps.give_up(self._folder)
+        else:
+            self._collect()
+        if self._error is None:
+            _unheard.discard(self)
+
+    def _collect(self):
+        try:
+            if jax.process_index() == 0:
+                self._landed()
+        except OSError as error:
+            self._error = RuntimeError(
+                f"Step {self._step} has landed in {self._directory}, but an older step could not "
+                f"be deleted: {error}. Delete it by hand."
+            )
+
+    def _begin(self, arrays):
+        for name, sums in zip(arrays, _digest.table(list(arrays.values()))):
+            row = self._rows[int(name)]
+            row["digest"] = sums[:2].tolist()
+            if sums[2]:
+                raise ValueError(
+                    f"{row['path']} is replicated, but its copies differ between devices. Find "
+                    "the step that makes them differ, as an average that was not taken over all."
+                )
+        return self._store.write(self._folder / _step.STATE, arrays) if arrays else lambda: None
+
+    def _raise(self):
+        if self._error is not None:
+            raise self._error
+
+    def _failure(self, error):
+        failure = RuntimeError(
+            f"Step {self._step} was not saved as {self._folder}: {error}\nThe steps that had "
+            "landed are untouched. Remove the cause that is named here, then save again."
+        )
+        failure.__cause__ = error
+        return failure
+
+
+@functools.cache
+def _land_at_exit():
+    """Waits for saves when the main thread ends: soon after, no thread can be started any more.
+
+    `atexit` comes too late for that. The last to be registered is the first to run: by now Orbax
+    has registered the end of its threads.
+    """
+    getattr(threading, "_register_atexit", atexit.register)(_land)
+
+
+def _land():
+    for saving in list(_unheard):
+        saving.join()
+        saving.conclude()
+
+
+_unheard: set[Saving] = set()  # saves that have not landed, and nobody was told

@@ -1,0 +1,72 @@
+"""Arrays on disk: Orbax writes and reads them, TensorStore reads them again without Orbax.
+
+Imported where it is needed: importing Orbax takes a second.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+Arrays = dict[str, Any]
+
+
+class Store:
+    """One checkpointer of Orbax, for arrays by name."""
+
+    def __init__(self):
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        self._orbax = ocp.AsyncCheckpointer(handler)
+
+    def write(self, directory: Path, arrays: Arrays) -> Callable[[], None]:
+        """Starts to write; what it returns waits for the end."""
+        with _quiet():
+            self._orbax.save(directory, args=ocp.args.PyTreeSave(arrays))
+
+        def wait():
+            with _quiet():
+                self._orbax.wait_until_finished()
+
+        return wait
+
+    def read(self, directory: Path, places: dict[str, jax.sharding.Sharding | None]) -> Arrays:
+        """The arrays of these names, laid out like this; None is an array of numpy."""
+        how = {
+            name: ocp.RestoreArgs(restore_type=np.ndarray)
+            if place is None
+            else ocp.ArrayRestoreArgs(sharding=place)
+            for name, place in places.items()
+        }
+        with _quiet():
+            return self._orbax.restore(
+                directory, args=ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=how)
+            )
+
+    def read_again(self, directory: Path, name: str) -> np.ndarray:
+        """One array by TensorStore alone, which asks no other process to join."""
+        spec = {"driver": "ocdbt", "base": f"file://{directory}/", "path": f"{name}/"}
+        opened = tensorstore.open({"driver": "zarr", "kvstore": spec}, open=True, read=True)
+        return opened.result().read().result()
+
+    def close(self) -> None:
+        """Ends the threads of Orbax, which raises here what it has raised before."""
+        with contextlib.suppress(Exception), _quiet():
+            self._orbax.close()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the tracebacks that each thread of Orbax logs: what went wrong is raised."""
+    logger = logging.getLogger("absl")
+    other = lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
