@@ -125,7 +125,7 @@ class Checkpoints:
         _checks.at_least(0, step=step)
         for text in of_first(lambda: self._make_room(step)):
             warnings.warn(text, stacklevel=2)
-        self._saving = Saving(self._open(), self.directory, step, state, self._collect)
+        self._saving = Saving(self._open, self.directory, step, state, self._collect)
 
     def wait(self) -> None:
         """Returns when the last `save` has landed.

@@ -24,23 +24,24 @@ from lossopt.checkpoint._processes import summed
 
 STEPS = (0x9E3779B1, 0x85EBCA77)  # what the index is multiplied by, odd
 SEEDS = (0x243F6A88, 0xB7E15162)
-BLOCK = 1 << 15  # words of a block of the host: all of its passes stay in the cache
+BLOCK = 1 << 20  # words of the host that are digested at once
 
 
 def of_host(array: np.ndarray) -> list[int]:
-    """The two sums of an array of numpy."""
+    """The two sums of an array of numpy, on a CPU if jax has one: the devices are training."""
     words = np.ascontiguousarray(array).reshape(-1)
     if words.dtype == np.bool_:
         words = words.view(np.uint8)
     words = words.view(f"u{min(words.dtype.itemsize, 4)}")
-    indices = np.arange(min(BLOCK, words.size), dtype=np.uint32)
-    sums = [0, 0]
-    for start in range(0, words.size, BLOCK):
-        block = words[start : start + BLOCK].astype(np.uint32, copy=False)
-        for k in range(2):
-            mixed = _mix(block, indices[: block.size] + np.uint32(start % 2**32), k)
-            sums[k] += int(np.add.reduce(mixed))
-    return [total % 2**32 for total in sums]
+    total = np.zeros(2, np.uint64)
+    with no_mesh():
+        for start in range(0, words.size, BLOCK):
+            block = words[start : start + BLOCK]
+            padded = np.zeros(1 << max(10, (block.size - 1).bit_length()), words.dtype)
+            padded[: block.size] = block
+            held = jax.device_put(padded, _cpu())
+            total += np.asarray(_of_words(held, _wrapped(start), np.uint32(block.size)))
+    return (total % 2**32).tolist()
 
 
 def table(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
@@ -118,10 +119,30 @@ def _of_block(block, start, strides):
         indices += lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
     indices *= np.uint32(per_element)
     indices += lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
-    mixed = tuple(_mix(words, indices, k) for k in range(2))
+    return _sums([_mix(words, indices, k) for k in range(2)])
+
+
+@jax.jit
+def _of_words(words, start, count):
+    """Of the first words of a block: a few sizes of blocks are a few programs to compile."""
+    indices = lax.iota(jnp.uint32, words.size)
+    mixed = [_mix(words.astype(jnp.uint32), start + indices, k) for k in range(2)]
+    return _sums([jnp.where(indices < count, x, np.uint32(0)) for x in mixed])
+
+
+def _sums(mixed):
+    """In one pass over both."""
     add = lambda sums, more: tuple(a + b for a, b in zip(sums, more))
     zeros = (np.uint32(0), np.uint32(0))
-    return jnp.stack(lax.reduce(mixed, zeros, add, range(words.ndim)))
+    return jnp.stack(lax.reduce(tuple(mixed), zeros, add, range(mixed[0].ndim)))
+
+
+@functools.cache
+def _cpu():
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # jax was told to do without
+        return None
 
 
 def _wrapped(integers):

@@ -90,8 +90,8 @@ def facts(leaf: Leaf, value: Any) -> dict[str, Any]:
 def to_store(leaf: Leaf, value: Any) -> np.ndarray | Array:
     """The bits that Orbax stores, out of reach of whatever the caller does to the leaf next.
 
-    Orbax reads arrays of a CPU in its threads, after a donating step has overwritten them: what
-    this process holds all of is copied to the host, the rest of a CPU beside itself.
+    What this process holds all of is copied to the host, and the rest beside itself on a CPU:
+    Orbax would keep its buffers, so that the next step could not be donated them.
     """
     value = data_of(leaf, value)
     if not isinstance(value, jax.Array) or value.is_fully_addressable:
@@ -122,7 +122,7 @@ def from_store(
         data = jax.device_put(data, place)
     if leaf.kind == "key":
         return jax.random.wrap_key_data(data, impl=row["impl"])
-    return _weak(data) if like.weak_type else data
+    return _weak(data, place) if like.weak_type else data
 
 
 def data_of(leaf: Leaf, value: Any) -> Any:
@@ -219,7 +219,7 @@ def _of_no_size(leaf, like):
     return np.zeros(leaf.shape, jnp.dtype(leaf.type))
 
 
-def _weak(data):
+def _weak(data, place):
     """The same numbers with the weak type that Python numbers have in jax."""
-    zero = jnp.full(data.shape, data.dtype.type(0).item(), device=data.sharding)
+    zero = jax.device_put(jnp.full(data.shape, data.dtype.type(0).item()), place)
     return zero.at[...].set(data) if zero.dtype == data.dtype else data

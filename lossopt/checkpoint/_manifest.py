@@ -20,18 +20,20 @@ class Damaged(Exception):
     """A step on disk is not what was saved."""
 
 
-def write(step: Path, rows: list[dict[str, Any]]) -> None:
-    """Seals a step: every file is hashed as it stands on disk, and flushed to it."""
-    files = {}
-    for path in sorted(path for path in step.rglob("*") if path.is_file()):
-        files[path.relative_to(step).as_posix()] = _hash(path, flush=True)
-    content = {"format": FORMAT, "files": files, "leaves": rows}
-    with open(step / NAME, "w", encoding="utf-8") as file:
-        file.write(_spelled(content))
+def hashes(folder: Path) -> dict[str, list[Any]]:
+    """Size and hash of every file of a folder, as it stands on disk, to which it is flushed."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _hash(path, flush=True) for path in files}
+
+
+def write(folder: Path, step: int, files: dict[str, list[Any]], rows: list[dict[str, Any]]) -> None:
+    """Seals a step, whose files are hashed and whose leaves have their rows."""
+    with open(folder / NAME, "w", encoding="utf-8") as file:
+        file.write(_spelled({"format": FORMAT, "step": step, "files": files, "leaves": rows}))
         file.flush()
         os.fsync(file.fileno())
-    for folder in [step, *(path for path in step.rglob("*") if path.is_dir())]:
-        flush(folder)
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        flush(inner)
 
 
 def read(step: Path) -> list[dict[str, Any]]:
@@ -83,6 +85,8 @@ def _content(step):
         raise Damaged(f"{NAME} is not what was written: its bytes differ")
     if content["format"] != FORMAT:
         raise ValueError(f"{step / NAME} has format {content['format']}: update lossopt.")
+    if content["step"] != int(step.name):
+        raise Damaged(f"{NAME} is that of step {content['step']}")
     return content
 
 

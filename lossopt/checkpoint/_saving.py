@@ -4,6 +4,7 @@ import atexit
 import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ class Saving:
     """
 
     def __init__(
-        self, store: Any, directory: Path, step: int, state: PyTree, landed: Callable[[], None]
+        self,
+        store: Callable[[], Any],
+        directory: Path,
+        step: int,
+        state: PyTree,
+        landed: Callable[[], None],
     ):
         self._store, self._directory, self._step, self._landed = store, directory, step, landed
         self._error: RuntimeError | None = None
@@ -57,8 +63,7 @@ class Saving:
         try:
             begin()()
             if jax.process_index() == 0:
-                _step.compare_leaves(self._store, self._folder, self._rows)
-                _manifest.write(self._folder, self._rows)
+                self._seal()
                 _steps.land(self._folder, self._directory, self._step)
         except Exception as error:
             self._error = self._failure(error)
@@ -68,6 +73,12 @@ class Saving:
             self._collect()
         if self._error is None:
             _unheard.discard(self)
+
+    def _seal(self):
+        with ThreadPoolExecutor(1) as beside:
+            files = beside.submit(_manifest.hashes, self._folder)
+            _step.compare_leaves(self._store(), self._folder, self._rows)
+            _manifest.write(self._folder, self._step, files.result(), self._rows)
 
     def _collect(self):
         try:
@@ -88,7 +99,7 @@ class Saving:
                     f"{row['path']} is replicated, but its copies differ between devices. Find "
                     "the step that makes them differ, as an average that was not taken over all."
                 )
-        return self._store.write(self._folder / _step.STATE, arrays) if arrays else lambda: None
+        return self._store().write(self._folder / _step.STATE, arrays) if arrays else lambda: None
 
     def _raise(self):
         if self._error is not None:
@@ -107,8 +118,8 @@ class Saving:
 def _land_at_exit():
     """Waits for saves when the main thread ends: soon after, no thread can be started any more.
 
-    `atexit` comes too late for that. The last to be registered is the first to run: by now Orbax
-    has registered the end of its threads.
+    `atexit` comes too late for that. The last to be registered is the first to run, so the threads
+    of `concurrent.futures`, which Orbax needs, end after this.
     """
     getattr(threading, "_register_atexit", atexit.register)(_land)
 

@@ -69,13 +69,13 @@ def test_saves_in_a_row_all_land(checkpoints, directory):
 
 
 def test_what_the_caller_does_next_does_not_reach_the_disk(checkpoints, monkeypatch):
-    """Orbax alone stores what a donating step has written over its arrays."""
     table, go_on = _digest.table, threading.Event()
     monkeypatch.setattr(_digest, "table", lambda arrays: go_on.wait() and table(arrays))
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     state = {"jax": jnp.arange(1000.0), "numpy": np.arange(1000.0)}
     checkpoints.save(1, state)
-    state["jax"] = overwrite(state["jax"])
+    given, state["jax"] = state["jax"], overwrite(state["jax"])
+    assert given.is_deleted()  # it was donated: nobody holds its buffer
     state["numpy"][:] = -1
     go_on.set()
     for array in checkpoints.restore(state).state.values():
@@ -206,12 +206,15 @@ class TestWalkingBack:
     def test_a_step_that_is_collected_meanwhile_is_not_damaged(
         self, checkpoints, directory, monkeypatch
     ):
-        _save(checkpoints, 1)
+        _save(checkpoints, 1, 2)
+        newer, away = directory / "00000002", directory / "away"
+        shutil.move(newer, away)
         read = _step.read
 
         def overtaken(store, folder, like):
             if folder.name == "00000001":
-                shutil.move(folder, directory / "00000002")
+                shutil.rmtree(folder)
+                shutil.move(away, newer)
             return read(store, folder, like)
 
         monkeypatch.setattr(_step, "read", overtaken)
