@@ -2,6 +2,7 @@
 
 import operator
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,22 +74,12 @@ class Checkpoints:
     def __init__(
         self, directory: str | os.PathLike[str], *, keep: int = 3, every: int | None = None
     ):
-        _checks.at_least(1, keep=operator.index(keep))
-        if every is not None:
-            _checks.at_least(1, every=operator.index(every))
-        if "://" in os.fspath(directory):
-            raise ValueError(
-                f"Expected a folder of a local or mounted file system, got {directory!r}. "
-                "Mount the bucket, or copy the steps there when they have landed."
-            )
-        self.directory = Path(directory).absolute()
-        self.keep = keep
-        self.every = every
+        self.keep = operator.index(keep)
+        self.every = None if every is None else operator.index(every)
+        _checks.at_least(1, keep=self.keep, every=1 if self.every is None else self.every)
+        self.directory = _folder(directory)
         self._saving: Saving | None = None
         self._store: Any = None
-        for folder in (self.directory, *self.directory.parents):
-            if folder.exists() and not folder.is_dir():
-                raise NotADirectoryError(f"{folder} is a file. Name a directory for the steps.")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -162,9 +153,9 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure, shapes and dtypes, such as the one that training
-            starts from, or what `jax.eval_shape` says of it. Each leaf comes back on its devices
-            and with its sharding, whatever those were when it was saved; leaves of numpy come
-            back as such.
+            starts from (donated ones will do), or what `jax.eval_shape` says of it, where it has
+            no Python numbers. Each leaf comes back on its devices and with its sharding, whatever
+            those were when it was saved; leaves of numpy come back as such.
 
         Raises:
           FileNotFoundError: the directory holds no step.
@@ -266,3 +257,22 @@ class Checkpoints:
         for step in _steps.steps(self.directory)[: -self.keep]:
             if self.every is None or step % self.every:
                 _steps.collect(self.directory, step)
+
+
+def _folder(directory):
+    """The folder that is meant, from the root; refuses what Orbax cannot write to."""
+    name = os.fsdecode(directory)
+    folder = Path(os.path.realpath(name))
+    if (
+        not name
+        or re.match(r"\w+:/", name)
+        or not re.fullmatch(r"[^*\[\]\\\udc80-\udcff]+", str(folder))
+    ):
+        raise ValueError(
+            f"Expected a folder of a local or mounted file system, in UTF-8 and without any of "
+            f"*[]\\ in its path, got {name!r}. Mount a bucket, or copy the steps that have landed."
+        )
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise NotADirectoryError(f"{part} is a file. Name a directory for the steps.")
+    return folder

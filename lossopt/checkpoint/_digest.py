@@ -10,6 +10,7 @@ The mix is that of C. Wellons, "Prospecting for Hash Functions" (2018).
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +34,11 @@ def of_host(array: np.ndarray) -> list[int]:
     if words.dtype == np.bool_:
         words = words.view(np.uint8)
     words = words.view(f"u{min(words.dtype.itemsize, 4)}")
-    total = np.zeros(2, np.uint64)
     with no_mesh():
-        for start in range(0, words.size, BLOCK):
-            block = words[start : start + BLOCK]
-            padded = np.zeros(1 << max(10, (block.size - 1).bit_length()), words.dtype)
-            padded[: block.size] = block
-            held = jax.device_put(padded, _cpu())
-            total += np.asarray(_of_words(held, _wrapped(start), np.uint32(block.size)))
-    return (total % 2**32).tolist()
+        starts = range(0, words.size, BLOCK)
+        blocks = [(np.uint32(start % 2**32), words[start : start + BLOCK]) for start in starts]
+        sums = [_of_words(_padded(block), start, block.size) for start, block in blocks]
+    return [sum(int(x[k]) for x in map(np.asarray, sums)) % 2**32 for k in range(2)]
 
 
 def table(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
@@ -137,8 +134,16 @@ def _sums(mixed):
     return jnp.stack(lax.reduce(tuple(mixed), zeros, add, range(mixed[0].ndim)))
 
 
+def _padded(block):
+    """On the CPU, to the next power of two."""
+    size = 1 << max(10, (block.size - 1).bit_length())
+    if size > block.size:
+        block = np.concatenate([block, np.zeros(size - block.size, block.dtype)])
+    return jax.device_put(block, _cpu())
+
+
 @functools.cache
-def _cpu():
+def _cpu() -> Any:
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # jax was told to do without

@@ -79,12 +79,19 @@ def compare(saved: list[Leaf], wanted: list[Leaf]) -> list[str]:
 
 
 def facts(leaf: Leaf, value: Any) -> dict[str, Any]:
-    """What the manifest keeps of a leaf that the others do not say."""
+    """What the manifest keeps of a leaf besides; raises where it has no bits to save."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise _refusal(leaf.path, "a jax.ShapeDtypeStruct, without numbers")
+    if isinstance(value, jax.Array) and value.is_deleted():
+        raise ValueError(
+            f"{leaf.path or 'The state'} was deleted: its buffer was donated to a step. Save the "
+            "state that the step returned."
+        )
     if leaf.kind == "number":
         return {"value": WRITE[type(value)](value)}
     if leaf.kind == "key":
         return {"impl": str(jax.random.key_impl(value))}
-    return {}
+    return {"weak": bool(getattr(value, "weak_type", False))}
 
 
 def to_store(leaf: Leaf, value: Any) -> np.ndarray | Array:
@@ -122,7 +129,7 @@ def from_store(
         data = jax.device_put(data, place)
     if leaf.kind == "key":
         return jax.random.wrap_key_data(data, impl=row["impl"])
-    return _weak(data, place) if like.weak_type else data
+    return _weak(data, place) if row["weak"] else data
 
 
 def data_of(leaf: Leaf, value: Any) -> Any:
@@ -175,11 +182,6 @@ def _leaf(path, within, value):
     plain = type(value) is np.ndarray  # a subclass means more than its bits
     if not plain and not isinstance(value, jax.Array | jax.ShapeDtypeStruct | np.generic):
         raise _refusal(path, f"a {type(value).__name__}")
-    if isinstance(value, jax.Array) and value.is_deleted():
-        raise ValueError(
-            f"{path or 'The state'} was deleted: its buffer was donated to a step. Give the "
-            "state that the step returned."
-        )
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return Leaf(path, "key", str(value.dtype), value.shape, within)
     name = value.dtype.name

@@ -21,22 +21,21 @@ def read(store: Any, folder: Path, like: PyTree) -> PyTree:
     found = of_first(lambda: _opened(folder, [leaf for leaf, _ in items]))
     if "damaged" in found:
         raise Damaged(found["damaged"])
-    rows = found["rows"]
+    numbers = {row["path"]: number for number, row in enumerate(found["rows"])}
+    numbers = [numbers[leaf.path] for leaf, _ in items]  # another order is the same state
+    rows = [found["rows"][number] for number in numbers]
     places = [_leaves.place(like) for _, like in items]
-    arrays = _read_arrays(store, folder, items, places)
+    stored = [i for i, (leaf, _) in enumerate(items) if leaf.stored]
+    arrays = _read_arrays(store, folder, {str(numbers[i]): places[i] for i in stored})
     with no_mesh():
         values = [
-            _leaves.from_store(leaf, row, arrays.get(str(i)), like, place)
-            for i, ((leaf, like), row, place) in enumerate(zip(items, rows, places))
+            _leaves.from_store(leaf, row, arrays.get(str(number)), like, place)
+            for number, (leaf, like), row, place in zip(numbers, items, rows, places)
         ]
-        here = {
-            i: _leaves.data_of(leaf, value)
-            for i, ((leaf, _), value) in enumerate(zip(items, values))
-            if leaf.stored
-        }
-    saved = np.asarray([[*rows[i]["digest"], 0] for i in here], np.uint32).reshape(-1, 3)
-    differ = _digest.table(list(here.values())) != saved
-    for i, processes in zip(here, summed(differ.any(axis=1).astype(np.uint32))):
+        data = [_leaves.data_of(items[i][0], values[i]) for i in stored]
+    saved = np.asarray([[*rows[i]["digest"], 0] for i in stored], np.uint32).reshape(-1, 3)
+    differ = _digest.table(data) != saved
+    for i, processes in zip(stored, summed(differ.any(axis=1).astype(np.uint32))):
         if processes:
             raise Damaged(f"{rows[i]['path']} is not what was saved: its digest differs")
     return jax.tree.unflatten(structure, values)
@@ -50,11 +49,11 @@ def verify(store: Any, folder: Path) -> None:
 
 def compare_leaves(store: Any, folder: Path, rows: list[dict[str, Any]]) -> None:
     """Reads every leaf without Orbax, one at a time; raises `Damaged` where one differs."""
-    for i, row in enumerate(rows):
-        if "digest" not in row:
-            continue
+    names = {str(i): row for i, row in enumerate(rows) if "digest" in row}
+    arrays = store.read_again(folder / STATE, names)
+    for row in names.values():
         try:
-            same = _digest.of_host(store.read_again(folder / STATE, str(i))) == row["digest"]
+            same = _digest.of_host(next(arrays)) == row["digest"]
         except ValueError as error:
             raise Damaged(f"{row['path']} cannot be read: {error}") from error
         if not same:
@@ -80,15 +79,12 @@ def _opened(folder, wanted):
     return {"rows": rows}
 
 
-def _read_arrays(store, folder, items, places):
-    """What Orbax stored, by the number of its row: each process reads the shards it will hold."""
-    wanted = {
-        str(i): None if place is None or place.is_fully_addressable else place
-        for i, ((leaf, _), place) in enumerate(zip(items, places))
-        if leaf.stored
-    }
-    if not wanted:
+def _read_arrays(store, folder, places):
+    """Arrays by the number of their row: each process reads the shards that it will hold."""
+    if not places:
         return {}
+    whole = lambda place: place is None or place.is_fully_addressable
+    wanted = {name: None if whole(place) else place for name, place in places.items()}
     try:
         return store.read(folder / STATE, wanted)
     except Exception as error:

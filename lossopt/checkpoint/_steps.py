@@ -5,10 +5,12 @@ written, under a name of its own that nothing late of a failed save knows; `N.da
 aside; `N.collected` is being deleted.
 """
 
+import contextlib
 import os
 import re
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 from lossopt.checkpoint._manifest import flush
@@ -31,7 +33,8 @@ def begin(directory: Path, step: int) -> Path:
     """An empty folder to write a step in; what killed processes left half written is removed."""
     directory.mkdir(parents=True, exist_ok=True)
     for left in [*directory.glob("*.saving"), *directory.glob("*.collected")]:
-        _remove(left)
+        with contextlib.suppress(OSError):  # in nobody's way: the next save will try again
+            _remove(left)
     folder = path(directory, step).with_suffix(f".{secrets.token_hex(4)}.saving")
     folder.mkdir()
     return folder
@@ -59,8 +62,12 @@ def collect(directory: Path, step: int) -> None:
 
 
 def give_up(folder: Path) -> None:
-    """Removes what was written of a step that will not land."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes what was written of a step that will not land, and what late threads still write."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _rename(there, to):
