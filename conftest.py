@@ -23,6 +23,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import lossopt as lo
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
 
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "lo": lo}
 
@@ -45,11 +46,33 @@ pytest_collect_file = sybil.Sybil(
 ).pytest()
 
 
+_compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: "backend_compile" in event and _compiled.append(event)
+)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_programs_of_other_files():
     """Thousands of compiled programs take gigabytes, and the collector ever more time."""
     yield
+    if len(_compiled) > 400:
+        _forget()
+
+
+def _forget():
     jax.clear_caches()
+    _compiled.clear()
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Of files whose programs run for long, or whose bits a compiler might change."""
+    _forget()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    _forget()
 
 
 @pytest.fixture(autouse=True)

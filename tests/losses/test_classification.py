@@ -7,14 +7,14 @@ import pytest
 from jax.experimental import checkify
 
 import lossopt as lo
-from lossopt.losses import (
-    focal,
-    poly,
-    sigmoid_cross_entropy,
-    sigmoid_focal,
-    sigmoid_poly,
-    softmax_cross_entropy,
-)
+from tests.compiled import compiled
+
+focal = compiled(lo.losses.focal)
+poly = compiled(lo.losses.poly)
+sigmoid_cross_entropy = compiled(lo.losses.sigmoid_cross_entropy)
+sigmoid_focal = compiled(lo.losses.sigmoid_focal)
+sigmoid_poly = compiled(lo.losses.sigmoid_poly)
+softmax_cross_entropy = compiled(lo.losses.softmax_cross_entropy)
 
 random = np.random.default_rng(0)
 logits = 3 * random.normal(size=(6, 5)).astype(np.float32)
@@ -29,7 +29,7 @@ def close(got, want, rtol=1e-5, atol=1e-6):
 
 
 def slope(loss, x):
-    return np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(loss(x))))(x))
+    return np.asarray(compiled(jax.grad(lambda x: jnp.sum(loss(x))))(x))
 
 
 class TestSigmoid:
@@ -48,7 +48,7 @@ class TestSigmoid:
         z, y = jnp.zeros(2), np.array([1, label], np.float32)
         assert np.isnan(sigmoid_cross_entropy(z, y)).tolist() == [False, True]
         part = lambda z: lo.mean(sigmoid_cross_entropy(z, y), np.array([1, 0])).value
-        close(jax.grad(part)(z), [-0.5, 0])
+        close(compiled(jax.grad(part))(z), [-0.5, 0])
 
     @pytest.mark.parametrize(
         ("binary", "classes"),
@@ -241,7 +241,7 @@ class TestFocal:
     def test_gamma_may_be_swept_and_differentiated(self):
         loss = lambda gamma: focal(logits, numbers, gamma=gamma)
         close(jax.vmap(loss)(jnp.array([0.0, 2.0])), [loss(0.0), loss(2.0)])
-        assert jax.grad(lambda gamma: loss(gamma).sum())(0.0) < 0
+        assert compiled(jax.grad(lambda gamma: loss(gamma).sum()))(0.0) < 0
 
 
 def test_poly_adds_the_probability_of_missing():
@@ -259,7 +259,7 @@ def test_an_offset_of_all_logits_costs_no_precision(loss, offset):
 
 def test_an_impossible_class_without_probability_costs_nothing():
     logits, labels = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([0.25, 0.75, 0.0])
-    value, gradient = jax.value_and_grad(softmax_cross_entropy)(logits, labels)
+    value, gradient = compiled(jax.value_and_grad(softmax_cross_entropy))(logits, labels)
     want = softmax_cross_entropy(logits[:2], labels[:2])
     np.testing.assert_allclose(value, want, rtol=1e-6)
     assert jnp.isfinite(gradient).all()

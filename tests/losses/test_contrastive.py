@@ -10,15 +10,23 @@ import pytest
 from jax.experimental import checkify
 
 import lossopt as lo
+from tests.compiled import compiled
+
+clip = compiled(lo.losses.clip)
+contrastive = compiled(lo.losses.contrastive)
+info_nce = compiled(lo.losses.info_nce)
+sigmoid_pairs = compiled(lo.losses.sigmoid_pairs)
+supervised_contrastive = compiled(lo.losses.supervised_contrastive)
+triplet = compiled(lo.losses.triplet)
 
 RNG = np.random.default_rng(0)
 A, B, C = RNG.normal(size=(3, 5, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 0, 2, 0])
 IN_BATCH = {
-    "info_nce": partial(lo.losses.info_nce, temperature=0.5),
-    "clip": lambda a, b, items=None: lo.losses.clip(a, b, 2.0, items=items),
-    "sigmoid_pairs": lambda a, b, items=None: lo.losses.sigmoid_pairs(a, b, 2.0, -1.0, items=items),
-    "supervised_contrastive": lambda a, b, items=None: lo.losses.supervised_contrastive(
+    "info_nce": partial(info_nce, temperature=0.5),
+    "clip": lambda a, b, items=None: clip(a, b, 2.0, items=items),
+    "sigmoid_pairs": lambda a, b, items=None: sigmoid_pairs(a, b, 2.0, -1.0, items=items),
+    "supervised_contrastive": lambda a, b, items=None: supervised_contrastive(
         a + b, LABELS, temperature=0.5, items=items
     ),
 }
@@ -28,21 +36,21 @@ in_batch = pytest.mark.parametrize("loss", IN_BATCH.values(), ids=IN_BATCH)
 class TestContrastive:
     @pytest.mark.parametrize(("label", "value"), [(0, 1.0), (1, 0.0), (0.25, 0.75)])
     def test_coinciding_points_have_gradient_zero(self, label, value):
-        got = jax.value_and_grad(lo.losses.contrastive, argnums=(0, 1))(A[0], A[0], label)
+        got = compiled(jax.value_and_grad(contrastive, argnums=(0, 1)))(A[0], A[0], label)
         assert got[0] == value
         np.testing.assert_array_equal(got[1], 0)
 
     def test_coinciding_partners_keep_their_curvature(self):
-        curvature = jax.hessian(lo.losses.contrastive)(A[0], A[0], 1)
+        curvature = compiled(jax.hessian(contrastive))(A[0], A[0], 1)
         np.testing.assert_allclose(curvature, 2 * np.eye(3))
 
     def test_labels_out_of_range_are_nan_and_reported(self):
         labels = np.array([2.0, -1.0, np.nan, 0.0, 1.0])
-        assert np.isnan(lo.losses.contrastive(A, B, labels)).tolist() == [1, 1, 1, 0, 0]
+        assert np.isnan(contrastive(A, B, labels)).tolist() == [1, 1, 1, 0, 0]
         weights = np.array([0, 0, 0, 1, 1])
-        weighed = lambda a: lo.mean(lo.losses.contrastive(a, B, labels), weights).value
-        assert np.isfinite(jax.grad(weighed)(A)).all()
-        error, _ = checkify.checkify(lo.losses.contrastive)(A, B, labels - 1)
+        weighed = lambda a: lo.mean(contrastive(a, B, labels), weights).value
+        assert np.isfinite(compiled(jax.grad(weighed))(A)).all()
+        error, _ = checkify.checkify(contrastive)(A, B, labels - 1)
         with pytest.raises(checkify.JaxRuntimeError, match="contrastive: expected labels"):
             error.throw()
 
@@ -54,10 +62,10 @@ class TestContrastive:
 class TestTriplet:
     def test_is_that_of_optax(self):
         want = optax.losses.triplet_margin_loss(A, B, C, margin=0.7)
-        np.testing.assert_allclose(lo.losses.triplet(A, B, C, margin=0.7), want, rtol=1e-4)
+        np.testing.assert_allclose(triplet(A, B, C, margin=0.7), want, rtol=1e-4)
 
     def test_coinciding_points_have_gradient_zero(self):
-        value, gradients = jax.value_and_grad(lo.losses.triplet, argnums=(0, 1, 2))(
+        value, gradients = compiled(jax.value_and_grad(triplet, argnums=(0, 1, 2)))(
             A[0], A[0], A[0]
         )
         assert value == 1
@@ -71,7 +79,7 @@ class TestInBatch:
         a, b = np.where(items[:, None], A, np.nan), np.where(items[:, None], B, np.inf)
         assert np.isnan(loss(a, b, items=items)).tolist() == (~items).tolist()
         average = lambda a, b: lo.mean(loss(a, b, items=items), items).value
-        for gradient in jax.grad(average, argnums=(0, 1))(a, b):
+        for gradient in compiled(jax.grad(average, argnums=(0, 1)))(a, b):
             assert np.isfinite(gradient).all()
             assert (gradient[1] == 0).all()
 
@@ -79,7 +87,7 @@ class TestInBatch:
     def test_a_wholly_masked_list_is_clean(self, loss):
         none = np.zeros(5, bool)
         average = lambda a: lo.mean(loss(a, B, items=none), none).value
-        value, gradient = jax.value_and_grad(average)(np.full_like(A, np.nan))
+        value, gradient = compiled(jax.value_and_grad(average))(np.full_like(A, np.nan))
         assert value == 0
         assert (gradient == 0).all()
 
@@ -91,7 +99,7 @@ class TestInBatch:
     @in_batch
     def test_large_embeddings_stay_finite(self, loss):
         for a, b in [(1e4 * A, B), (1e4 * A, 1e4 * B), (0 * A, 0 * B)]:
-            value, gradient = jax.value_and_grad(lambda a, b: loss(a, b).sum())(a, b)
+            value, gradient = compiled(jax.value_and_grad(lambda a, b: loss(a, b).sum()))(a, b)
             assert np.isfinite(value)
             assert np.isfinite(gradient).all()
 
@@ -108,19 +116,19 @@ class TestInBatch:
 
 
 def test_info_nce_is_precise_near_zero():
-    loss = lo.losses.info_nce(np.eye(2), np.eye(2), temperature=0.05)
+    loss = info_nce(np.eye(2), np.eye(2), temperature=0.05)
     np.testing.assert_allclose(loss, np.log1p(np.exp(-20.0)), rtol=1e-6)
 
 
 def test_clip_is_info_nce_both_ways():
-    there, back = (lo.losses.info_nce(*pair, temperature=0.25) for pair in ((A, B), (B, A)))
-    np.testing.assert_allclose(lo.losses.clip(A, B, 4.0), (there + back) / 2, rtol=1e-5)
+    there, back = (info_nce(*pair, temperature=0.25) for pair in ((A, B), (B, A)))
+    np.testing.assert_allclose(clip(A, B, 4.0), (there + back) / 2, rtol=1e-5)
 
 
 def test_sigmoid_pairs_sums_binary_losses():
     logits = 2.0 * A @ B.T - 1.0
     want = optax.sigmoid_binary_cross_entropy(logits, jnp.eye(5)).sum(axis=-1)
-    np.testing.assert_allclose(lo.losses.sigmoid_pairs(A, B, 2.0, -1.0), want, rtol=1e-5)
+    np.testing.assert_allclose(sigmoid_pairs(A, B, 2.0, -1.0), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [np.ones(1), np.ones(5)])
@@ -132,7 +140,7 @@ def test_scale_is_one_number(scale):
 
 
 class TestSupervisedContrastive:
-    loss = staticmethod(partial(lo.losses.supervised_contrastive, temperature=0.5))
+    loss = staticmethod(partial(supervised_contrastive, temperature=0.5))
 
     def test_anchors_without_positives_are_zero(self):
         assert (np.array(self.loss(A, LABELS)) == 0).tolist() == [False, True, False, True, False]

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 import lossopt as lo
-from lossopt.losses import (
-    cost_sensitive,
-    decide,
-    hinge,
-    multiclass_hinge,
-    ordinal,
-    sigmoid_cross_entropy,
-    squared_hinge,
-)
+from tests.compiled import compiled
+
+cost_sensitive = compiled(lo.losses.cost_sensitive)
+decide = compiled(lo.losses.decide)
+hinge = compiled(lo.losses.hinge)
+multiclass_hinge = compiled(lo.losses.multiclass_hinge)
+ordinal = compiled(lo.losses.ordinal)
+sigmoid_cross_entropy = compiled(lo.losses.sigmoid_cross_entropy)
+squared_hinge = compiled(lo.losses.squared_hinge)
 
 random = np.random.default_rng(0)
 scores = 3 * random.normal(size=(6, 5)).astype(np.float32)
@@ -30,7 +30,7 @@ def test_hinges_know_no_label_but_zero_and_one(loss):
     y = np.array([1, 0, -1, 0.5], np.float32)
     assert np.isnan(loss(jnp.ones(4), y)).tolist() == [False, False, True, True]
     part = lambda s: lo.mean(loss(s, y), np.array([1, 1, 0, 0])).value
-    assert np.isfinite(jax.grad(part)(jnp.ones(4))).all()
+    assert np.isfinite(compiled(jax.grad(part))(jnp.ones(4))).all()
 
 
 @pytest.mark.parametrize("loss", [hinge, squared_hinge])
@@ -38,7 +38,7 @@ def test_hinges_are_flat_at_and_beyond_the_margin(loss):
     s = jnp.array([1.0, 1e4, -1.0, -1e4])
     y = np.array([True, True, False, False])
     assert not loss(s, y).any()
-    assert not jax.grad(lambda s: loss(s, y).sum())(s).any()
+    assert not compiled(jax.grad(lambda s: loss(s, y).sum()))(s).any()
 
 
 class TestMulticlassHinge:
@@ -46,10 +46,10 @@ class TestMulticlassHinge:
         s = jnp.array([1.0, 3.0, 2.0])
         close(multiclass_hinge(s, 0), 3.0)
         close(multiclass_hinge(s, 1), 0.0)
-        close(jax.grad(multiclass_hinge)(s, 0), [-1, 1, 0])
+        close(compiled(jax.grad(multiclass_hinge))(s, 0), [-1, 1, 0])
 
     def test_tied_rivals_share_the_slope(self):
-        close(jax.grad(multiclass_hinge)(jnp.zeros(3), 0), [-1, 0.5, 0.5])
+        close(compiled(jax.grad(multiclass_hinge))(jnp.zeros(3), 0), [-1, 0.5, 0.5])
 
     def test_two_classes_are_a_hinge_on_their_difference(self):
         y = np.array([0, 1, 0, 1, 0, 1])
@@ -57,7 +57,7 @@ class TestMulticlassHinge:
 
     def test_a_class_without_rivals_costs_nothing(self):
         assert multiclass_hinge(jnp.zeros(1), 0) == 0
-        assert jax.grad(multiclass_hinge)(jnp.zeros(1), 0) == 0
+        assert compiled(jax.grad(multiclass_hinge))(jnp.zeros(1), 0) == 0
 
 
 class TestOrdinal:
@@ -83,7 +83,7 @@ class TestClassNumbers:
         strange = np.array([-1, 1, 99, 3, -100, 0])
         kept = np.array([False, True, False, True, False, True])
         assert (np.isnan(loss(scores, strange)) == ~kept).all()
-        gradient = jax.grad(lambda s: lo.mean(loss(s, strange), kept).value)(scores)
+        gradient = compiled(jax.grad(lambda s: lo.mean(loss(s, strange), kept).value))(scores)
         assert np.isfinite(gradient).all()
         assert not gradient[~kept].any()
 
@@ -108,7 +108,7 @@ class TestCosts:
             return cost_sensitive(pair, jnp.array([0, 1]), fraud) @ jnp.array([1 - p, p])
 
         for z in (-5.0, 0.0, 5.0):
-            assert (jax.grad(population)(z) < 0) == alarm
+            assert (compiled(jax.grad(population))(z) < 0) == alarm
         assert decide(jnp.log(jnp.array([1 - p, p])), fraud) == alarm
 
     def test_unit_costs_are_the_probability_of_an_error(self):
@@ -122,7 +122,7 @@ class TestCosts:
 
     def test_costs_may_be_traced_and_negative(self):
         gain = lambda c: cost_sensitive(scores[0], 1, c * jnp.eye(5))
-        close(jax.jit(jax.grad(gain))(-2.0), jax.nn.softmax(scores[0])[1])
+        close(compiled(jax.grad(gain))(-2.0), jax.nn.softmax(scores[0])[1])
         assert gain(-2.0) < 0
 
     def test_decisions_need_not_be_classes(self):

@@ -8,37 +8,45 @@ import numpy as np
 import pytest
 
 import lossopt as lo
+from tests.compiled import compiled
+
+clipped_surrogate = compiled(lo.losses.clipped_surrogate)
+direct_preference = compiled(lo.losses.direct_preference)
+entropy = compiled(lo.losses.entropy)
+group_relative = compiled(lo.losses.group_relative)
+policy_gradient = compiled(lo.losses.policy_gradient)
+value_clipped = compiled(lo.losses.value_clipped)
 
 RNG = np.random.default_rng(0)
 LOG_PROBS, OLD, ADVANTAGES = RNG.normal(size=(3, 6)).astype(np.float32)
 CONSTANTS = {
-    "policy_gradient": (lo.losses.policy_gradient, 1, 2),
-    "clipped_surrogate": (lo.losses.clipped_surrogate, 1, 3),
-    "value_clipped": (partial(lo.losses.value_clipped, clip_range=0.2), 1, 3),
-    "direct_preference": (partial(lo.losses.direct_preference, strength=0.1), 2, 4),
-    "group_relative": (lo.losses.group_relative, 1, 3),
+    "policy_gradient": (policy_gradient, 1, 2),
+    "clipped_surrogate": (clipped_surrogate, 1, 3),
+    "value_clipped": (partial(value_clipped, clip_range=0.2), 1, 3),
+    "direct_preference": (partial(direct_preference, strength=0.1), 2, 4),
+    "group_relative": (group_relative, 1, 3),
 }
 
 
 @pytest.mark.parametrize(("loss", "varied", "total"), CONSTANTS.values(), ids=CONSTANTS)
 def test_what_an_algorithm_holds_constant_has_no_gradient(loss, varied, total):
     inputs = RNG.normal(size=(total, 6)).astype(np.float32)
-    gradients = jax.grad(lambda *x: loss(*x).sum(), argnums=tuple(range(total)))(*inputs)
+    gradients = compiled(jax.grad(lambda *x: loss(*x).sum(), argnums=tuple(range(total))))(*inputs)
     assert all((g != 0).any() for g in gradients[:varied])
     assert all((g == 0).all() for g in gradients[varied:])
 
 
 class TestClippedSurrogate:
     def test_is_the_policy_gradient_at_the_old_policy(self):
-        at_old = lambda x: lo.losses.clipped_surrogate(x, x, ADVANTAGES).sum()
-        want = jax.grad(lambda x: lo.losses.policy_gradient(x, ADVANTAGES).sum())(LOG_PROBS)
-        np.testing.assert_allclose(jax.grad(at_old)(LOG_PROBS), want, rtol=1e-6)
+        at_old = lambda x: clipped_surrogate(x, x, ADVANTAGES).sum()
+        want = compiled(jax.grad(lambda x: policy_gradient(x, ADVANTAGES).sum()))(LOG_PROBS)
+        np.testing.assert_allclose(compiled(jax.grad(at_old))(LOG_PROBS), want, rtol=1e-6)
 
     @pytest.mark.parametrize("log_ratio", [-1e4, -200.0, 200.0, 1e4])
     @pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
     def test_overflow_is_infinite_and_never_nan(self, log_ratio, advantage):
-        loss = lambda x: lo.losses.clipped_surrogate(x, 0.0, advantage)
-        value, gradient = jax.value_and_grad(loss)(log_ratio)
+        loss = lambda x: clipped_surrogate(x, 0.0, advantage)
+        value, gradient = compiled(jax.value_and_grad(loss))(log_ratio)
         if log_ratio > 0 and advantage < 0:
             assert value == gradient == np.inf
         else:
@@ -46,8 +54,8 @@ class TestClippedSurrogate:
             assert gradient == 0
 
     def test_stops_only_where_moving_on_would_pay(self):
-        far, loss = np.log(2.0), partial(lo.losses.clipped_surrogate, clip_range=0.2)
-        slope = lambda log_ratio, advantage: jax.grad(loss)(log_ratio, 0.0, advantage)
+        far, loss = np.log(2.0), partial(clipped_surrogate, clip_range=0.2)
+        slope = lambda log_ratio, advantage: compiled(jax.grad(loss))(log_ratio, 0.0, advantage)
         assert slope(far, 1.0) == slope(-far, -1.0) == 0
         np.testing.assert_allclose([slope(far, -1.0), slope(-far, 1.0)], [2.0, -0.5], rtol=1e-6)
 
@@ -58,44 +66,46 @@ class TestClippedSurrogate:
 
 
 def test_value_clipped_within_the_range_is_the_squared_error():
-    loss = partial(lo.losses.value_clipped, old_values=0.0, returns=3.0, clip_range=1.0)
-    value, slope = jax.value_and_grad(loss)(0.7)
+    loss = partial(value_clipped, old_values=0.0, returns=3.0, clip_range=1.0)
+    value, slope = compiled(jax.value_and_grad(loss))(0.7)
     np.testing.assert_allclose([value, slope], [2.3**2, -4.6], rtol=1e-6)
 
 
 class TestEntropy:
     def test_impossible_classes_count_nothing(self):
         masked = np.array([0.3, -np.inf, 1.2, -np.inf], np.float32)
-        value, gradient = jax.value_and_grad(lo.losses.entropy)(masked)
-        want, slope = jax.value_and_grad(lo.losses.entropy)(masked[::2])
+        value, gradient = compiled(jax.value_and_grad(entropy))(masked)
+        want, slope = compiled(jax.value_and_grad(entropy))(masked[::2])
         np.testing.assert_allclose(value, want, rtol=1e-6)
         np.testing.assert_allclose(gradient, [slope[0], 0, slope[1], 0], rtol=1e-6)
 
     @pytest.mark.parametrize("logits", [[1e4, -1e4, 0], [-np.inf, 3, -np.inf], [7]])
     def test_certainty_is_zero(self, logits):
-        value, gradient = jax.value_and_grad(lo.losses.entropy)(np.array(logits, np.float32))
+        value, gradient = compiled(jax.value_and_grad(entropy))(np.array(logits, np.float32))
         assert value == 0
         assert (gradient == 0).all()
 
     def test_is_greatest_for_equal_logits(self):
-        value, gradient = jax.value_and_grad(lo.losses.entropy)(np.full(5, 1e4, np.float32))
+        value, gradient = compiled(jax.value_and_grad(entropy))(np.full(5, 1e4, np.float32))
         np.testing.assert_allclose(value, np.log(5), rtol=1e-6)
         np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
 def test_direct_preference_starts_at_log_two():
-    loss = lo.losses.direct_preference(LOG_PROBS, OLD, LOG_PROBS, OLD, strength=0.1)
+    loss = direct_preference(LOG_PROBS, OLD, LOG_PROBS, OLD, strength=0.1)
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
 
 
 class TestGroupRelative:
-    loss = staticmethod(lo.losses.group_relative)
+    loss = staticmethod(group_relative)
 
     @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, 1e4 + 0.1])
     def test_equal_rewards_teach_nothing(self, reward):
         rewards = np.full(6, reward, np.float32)
         assert (self.loss(LOG_PROBS, OLD, rewards) == 0).all()
-        assert (jax.grad(lambda x: self.loss(x, OLD, rewards).sum())(LOG_PROBS) == 0).all()
+        assert (
+            compiled(jax.grad(lambda x: self.loss(x, OLD, rewards).sum()))(LOG_PROBS) == 0
+        ).all()
 
     @pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (3.0, 7.0), (1e6, 0.0)])
     def test_scale_and_origin_of_rewards_do_not_count(self, scale, shift):
@@ -122,14 +132,14 @@ class TestGroupRelative:
         want = self.loss(log_probs[items], old[items], ADVANTAGES[items])
         np.testing.assert_allclose(got[items], want, rtol=1e-5)
         average = lambda x: lo.mean(self.loss(x, padded[1], rewards, items=items), items).value
-        gradient = jax.grad(average)(padded[0])
+        gradient = compiled(jax.grad(average))(padded[0])
         assert np.isfinite(gradient).all()
         assert (gradient[~items] == 0).all()
 
     def test_a_wholly_masked_group_is_clean(self):
         none = np.zeros(6, bool)
         average = lambda x: lo.mean(self.loss(x, OLD, ADVANTAGES, items=none), none).value
-        assert (jax.grad(average)(jnp.full(6, jnp.nan)) == 0).all()
+        assert (compiled(jax.grad(average))(jnp.full(6, jnp.nan)) == 0).all()
 
     def test_a_nan_reward_spoils_its_group_loudly(self):
         rewards = np.stack([ADVANTAGES, ADVANTAGES])

@@ -10,6 +10,8 @@ from sklearn.preprocessing import StandardScaler
 
 import lossopt as lo
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 STEPS = 20_000
 RULES = {
     "descent": lambda rate, r: lo.transforms.descent(1.9 * rate, regularizer=r),

@@ -15,6 +15,8 @@ import lossopt as lo
 from lossopt.training import _fit
 from lossopt.training._run import Data, Spec, start
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROWS, EPOCHS = 10, 5
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

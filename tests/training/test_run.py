@@ -83,9 +83,12 @@ def _trial(key=KEY, **options):
     )
 
 
+AS_USERS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
 @pytest.fixture(scope="module")
 def compiled():
-    return jax.jit(_trial)
+    return jax.jit(_trial, compiler_options=AS_USERS)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +306,7 @@ def test_eager_and_compiled_runs_agree(alone):
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_vmap_gives_the_runs_one_by_one(alone, name):
-    sweep = jax.vmap(lambda x: _small(**{name: x}))(SWEPT[name])
+    sweep = jax.jit(jax.vmap(lambda x: _small(**{name: x})))(SWEPT[name])
     for i in range(2):
         _close(_at(sweep, i), alone(DEFAULTS | {name: _at(SWEPT[name], i)}))
     assert len(np.unique(sweep.history["train/value"][:, -1])) == 2
@@ -415,8 +418,8 @@ def through_tables():
     tables = jnp.array([values for values, _ in TABLES.values()], jnp.float32)
     late = jnp.pad(tables, ((0, 0), (1, 0)), constant_values=9)  # read after the step
     return {
-        "validation": jax.vmap(partial(_through, validation=jnp.zeros(2)))(late),
-        "train": jax.vmap(partial(_through, validation=None))(tables),
+        "validation": jax.jit(jax.vmap(partial(_through, validation=jnp.zeros(2))))(late),
+        "train": jax.jit(jax.vmap(partial(_through, validation=None)))(tables),
     }
 
 
@@ -436,7 +439,7 @@ def test_the_best_epoch_has_the_lowest_finite_value(through_tables, watched, cas
 def test_best_parameters_are_those_of_a_shorter_run(trained):
     best = int(trained.best_epoch)
     assert 0 <= best < EPOCHS - 1, "the case is meant to overshoot"
-    shorter = jax.jit(partial(_trial, epochs=best + 1))(KEY)
+    shorter = jax.jit(partial(_trial, epochs=best + 1), compiler_options=AS_USERS)(KEY)
     _same_bits(trained.best_params, shorter.params)
     _same_bits(trained.best_model_state, shorter.model_state)
     assert (trained.params["w"] != trained.best_params["w"]).any()

@@ -13,6 +13,8 @@ from lossopt import regularizers, schedules
 from lossopt.transforms._accumulation import accumulate
 from lossopt.transforms._plateau import reduce_on_plateau
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 LENGTH = 9
 NAN, INF = float("nan"), float("inf")
 IDENTITY = optax.identity()

@@ -9,6 +9,8 @@ from lossopt import schedules
 from lossopt.regularizers import L1
 from lossopt.transforms._clipping import clip_by_global_norm, global_norm
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 RANDOM = np.random.default_rng(0)
 GRADS = {
     "kernel": RANDOM.normal(size=(5, 7)).astype(np.float32),

@@ -16,7 +16,8 @@ def _noise(seed=0, leaf=0, step=0, shape=(SIZE,)):
 
 def _signs(x):
     """Bits as -1 and 1, one column each."""
-    return 2.0 * ((x.reshape(-1, 1) >> np.arange(32, dtype=np.uint32)) & 1) - 1
+    bits = (x.reshape(-1, 1) >> np.arange(32, dtype=np.uint32)) & 1
+    return 2 * bits.astype(np.float32) - 1  # sums of whole numbers stay exact
 
 
 def _correlations(x, y):

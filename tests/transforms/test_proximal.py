@@ -8,6 +8,8 @@ import pytest
 
 import lossopt as lo
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 L1, proximal = lo.regularizers.L1, lo.transforms.proximal
 adam_metric, rms_metric = lo.transforms.adam_metric, lo.transforms.rms_metric
 

@@ -11,6 +11,8 @@ from lossopt.transforms._codes import nearest_bfloat16, to_bfloat16
 from lossopt.transforms._noise import noise
 from lossopt.transforms._rounding import kahan, stochastic_rounding
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 KEY = jax.random.key(0)
 LOW = jnp.bfloat16
 WRAPPERS = {"stochastic_rounding": lambda rule: stochastic_rounding(rule, KEY), "kahan": kahan}

@@ -9,6 +9,8 @@ import pytest
 from lossopt.transforms._clipping import clip_by_global_norm
 from lossopt.transforms._spikes import skip_spikes
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 NAN, INF = float("nan"), float("inf")
 
 
