@@ -3,6 +3,7 @@
 import operator
 import os
 import re
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lossopt import _checks
 from lossopt._typing import PyTree
-from lossopt.checkpoint import _step, _steps
+from lossopt.checkpoint import _manifest, _step, _steps
 from lossopt.checkpoint._manifest import Damaged
 from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._saving import Saving
@@ -80,6 +81,7 @@ class Checkpoints:
         self.directory = _folder(directory)
         self._saving: Saving | None = None
         self._store: Any = None
+        self._lock = threading.RLock()  # of what was saved last
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -111,12 +113,13 @@ class Checkpoints:
           TypeError: a leaf is of another kind. The message has its path.
           ValueError: a good step has this number or one above it, or a leaf was donated.
         """
-        self.wait()
         step = operator.index(step)
         _checks.at_least(0, step=step)
-        for text in of_first(lambda: self._make_room(step)):
-            warnings.warn(text, stacklevel=2)
-        self._saving = Saving(self._open, self.directory, step, state, self._collect)
+        with self._lock:
+            self.wait()
+            for text in of_first(lambda: self._make_room(step)):
+                warnings.warn(text, stacklevel=2)
+            self._saving = Saving(self._open, self.directory, step, state, self._collect)
 
     def wait(self) -> None:
         """Returns when the last `save` has landed.
@@ -124,7 +127,9 @@ class Checkpoints:
         Raises:
           RuntimeError: it did not land. It is said once, by whichever method comes next.
         """
-        if self._saving is not None:
+        with self._lock:
+            if self._saving is None:
+                return
             self._saving.join()
             saving, self._saving = self._saving, None
             try:
@@ -255,7 +260,9 @@ class Checkpoints:
     def _collect(self):
         """Deletes the oldest steps. The newest has just been verified, and stays."""
         for step in _steps.steps(self.directory)[: -self.keep]:
-            if self.every is None or step % self.every:
+            if not (_steps.path(self.directory, step) / _manifest.NAME).is_file():
+                _steps.set_aside(self.directory, step)  # perhaps it never was ours
+            elif self.every is None or step % self.every:
                 _steps.collect(self.directory, step)
 
 

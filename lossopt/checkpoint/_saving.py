@@ -36,6 +36,10 @@ class Saving:
         self._rows = [{**leaf._asdict(), **_leaves.facts(leaf, value)} for leaf, value in items]
         arrays = {str(i): _leaves.to_store(*item) for i, item in enumerate(items) if item[0].stored}
         self._folder = _steps.path(directory, step)
+        self._ended = threading.Event()
+        for other in list(_unheard):
+            if other._directory == directory:  # of another object
+                other.join()
         try:
             self._folder = Path(of_first(lambda: str(_steps.begin(directory, step))))
         except OSError as error:
@@ -44,14 +48,16 @@ class Saving:
         if jax.process_count() > 1:
             begun = begin()
             begin = lambda: begun
-        self._thread = threading.Thread(target=self._run, args=(begin,), name=f"save {step}")
         _unheard.add(self)
         _land_at_exit()
-        self._thread.start()
+        threading.Thread(target=self._run, args=(begin,), name=f"save {step}").start()
 
     def join(self) -> None:
-        """Returns when the save has ended, well or not."""
-        self._thread.join()
+        """Returns when the save has ended, well or not.
+
+        No thread is joined: one whose `join` is interrupted by Ctrl-C counts as ended.
+        """
+        self._ended.wait()
 
     def conclude(self) -> None:
         """Raises if the step did not land, to be called once, by all processes."""
@@ -71,8 +77,10 @@ class Saving:
                 _steps.give_up(self._folder)
         else:
             self._collect()
-        if self._error is None:
-            _unheard.discard(self)
+        finally:
+            if self._error is None:
+                _unheard.discard(self)
+            self._ended.set()
 
     def _seal(self):
         with ThreadPoolExecutor(1) as beside:

@@ -25,16 +25,17 @@ def steps(directory: Path) -> list[int]:
     """The steps that have landed, damaged or not, oldest first."""
     if not directory.exists():
         return []
-    numbers = (int(name) for name in os.listdir(directory) if re.fullmatch(r"[0-9]{8,}", name))
-    return sorted(step for step in numbers if os.path.lexists(path(directory, step)))
+    names = (name for name in os.listdir(directory) if re.fullmatch(r"[0-9]+", name))
+    return sorted(int(name) for name in names if name == path(directory, int(name)).name)
 
 
 def begin(directory: Path, step: int) -> Path:
     """An empty folder to write a step in; what killed processes left half written is removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    for left in [*directory.glob("*.saving"), *directory.glob("*.collected")]:
-        with contextlib.suppress(OSError):  # in nobody's way: the next save will try again
-            _remove(left)
+    for name in os.listdir(directory):
+        if re.fullmatch(r"[0-9]{8,}\.([0-9a-f]{8}\.saving|collected)", name):
+            with contextlib.suppress(OSError):  # in nobody's way: the next save will try again
+                _remove(directory / name)
     folder = path(directory, step).with_suffix(f".{secrets.token_hex(4)}.saving")
     folder.mkdir()
     return folder

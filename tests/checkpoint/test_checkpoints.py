@@ -2,11 +2,15 @@
 
 import errno
 import os
+import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +105,15 @@ class TestCollection:
                 checkpoints.restore(_state(0))
             _save(checkpoints, 3)
             assert _names(directory) == ["00000001", "00000002.damaged", "00000003"]
+
+    def test_what_is_not_a_step_is_not_deleted(self, directory):
+        kept = ["00000002.txt", "3", "000000004", "notes.saving", "money.collected", "00000001"]
+        for name in kept:
+            (directory / name).mkdir(parents=True)
+        with lo.checkpoint.Checkpoints(directory, keep=np.uint32(1)) as checkpoints:
+            _save(checkpoints, 6, 7)
+            assert checkpoints.latest() == 7
+        assert _names(directory) == sorted([*kept[:-1], "00000001.damaged", "00000007"])
 
     def test_an_old_step_that_cannot_be_deleted_is_told(self, directory, monkeypatch):
         def refuse(*_):
@@ -291,11 +304,43 @@ class TestEverySaveLandsOrRaises:
             assert checkpoints.verify() == ((1,), {})
 
     def test_what_a_killed_process_left_is_removed(self, checkpoints, directory):
-        for name in ("00000001.saving", "00000009.saving", "00000003.collected"):
+        for name in ("00000001.0123abcd.saving", "00000009.12345678.saving", "00000003.collected"):
             (directory / name / "state").mkdir(parents=True)
         assert checkpoints.latest() is None
         _save(checkpoints, 1)
         assert _names(directory) == ["00000001"]
+
+    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch):
+        table = _digest.table
+        monkeypatch.setattr(_digest, "table", lambda arrays: time.sleep(0.5) or table(arrays))
+        checkpoints.save(1, _state(1))
+        timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.wait()
+        checkpoints.wait()
+        assert _names(directory) == ["00000001"]
+
+    def test_threads_take_turns(self, checkpoints):
+        def save(step):
+            try:
+                checkpoints.save(step, _state(step))
+            except ValueError as refusal:
+                return str(refusal)
+
+        with ThreadPoolExecutor(4) as pool:
+            refusals = dict(zip(range(1, 5), pool.map(save, range(1, 5))))
+        landed = [step for step, refusal in refusals.items() if refusal is None]
+        assert checkpoints.verify().verified == tuple(landed[-3:])
+        assert all(
+            refusal is None or "which holds step" in refusal for refusal in refusals.values()
+        )
+
+    def test_two_objects_take_turns(self, checkpoints, directory):
+        with lo.checkpoint.Checkpoints(directory) as other:
+            checkpoints.save(1, _state(1))
+            other.save(2, _state(2))
+        assert checkpoints.verify().verified == (1, 2)
 
     def test_usable_after_closing(self, checkpoints):
         _save(checkpoints, 1)
@@ -331,9 +376,21 @@ class TestRefusals:
             with pytest.raises(NotADirectoryError, match="file is a file"):
                 lo.checkpoint.Checkpoints(path)
 
-    def test_urls(self):
+    @pytest.mark.parametrize(
+        "name",
+        ["gs://bucket/run", pathlib.Path("gs://bucket/run"), "", "a*b", "a[1]", "a\\b", b"\xff"],
+    )
+    def test_what_orbax_cannot_write_to(self, name):
         with pytest.raises(ValueError, match="local or mounted"):
-            lo.checkpoint.Checkpoints("gs://bucket/run")
+            lo.checkpoint.Checkpoints(name)
+
+    @pytest.mark.parametrize("name", ["a b%20c#d?e|f", "späße/../läuft", b"bytes"])
+    def test_odd_names_of_folders(self, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        with lo.checkpoint.Checkpoints(name) as checkpoints:
+            _save(checkpoints, 1)
+            assert checkpoints.verify() == ((1,), {})
+            _assert_state(checkpoints.restore(_state(0)).state, 1)
 
     def test_an_empty_directory(self, checkpoints, directory):
         assert checkpoints.latest() is None
