@@ -23,6 +23,8 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.low_memory
+	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.faults
 
 docs: .venv/ready
 	$(BIN)/mkdocs build --strict

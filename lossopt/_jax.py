@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, suppress
+from functools import cache
 from itertools import compress
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,3 +91,12 @@ def _simplify(equation):
 def no_mesh() -> AbstractContextManager[object]:
     """Where arrays may lie anywhere: under `jax.set_mesh` jax takes those of its mesh only."""
     return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+
+
+@cache
+def host_device() -> Any:
+    """A device of the CPU; None where jax was told to do without."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None

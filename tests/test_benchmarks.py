@@ -10,7 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("name", "verdicts"), [("exactness", 1), ("fused", 4), ("sparsity", 2)])
+VERDICTS = {"checkpoint": 2, "exactness": 1, "faults": 5, "fused": 4, "sparsity": 2}
+
+
+@pytest.mark.parametrize(("name", "verdicts"), VERDICTS.items())
 def test_quick_form(name, verdicts):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     env = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}  # one device

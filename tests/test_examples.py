@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["language_model", "low_memory", "sparse"])
+@pytest.mark.parametrize("name", ["language_model", "low_memory", "resume", "sparse"])
 def test_quick_form(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick"]
     env = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}  # one device

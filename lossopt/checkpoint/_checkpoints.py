@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lossopt import _checks
 from lossopt._typing import PyTree
 from lossopt.checkpoint import _manifest, _step, _steps
+from lossopt.checkpoint._copies import Copies
 from lossopt.checkpoint._manifest import Damaged
 from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._saving import Saving
@@ -81,6 +82,7 @@ class Checkpoints:
         self.directory = _folder(directory)
         self._saving: Saving | None = None
         self._store: Any = None
+        self._copies = Copies()
         self._lock = threading.RLock()  # of what was saved last
 
     def __enter__(self) -> "Checkpoints":
@@ -119,7 +121,9 @@ class Checkpoints:
             self.wait()
             for text in of_first(lambda: self._make_room(step)):
                 warnings.warn(text, stacklevel=2)
-            self._saving = Saving(self._open, self.directory, step, state, self._collect)
+            self._saving = Saving(
+                self._open, self.directory, step, state, self._copies, self._collect
+            )
 
     def wait(self) -> None:
         """Returns when the last `save` has landed.
@@ -139,7 +143,7 @@ class Checkpoints:
                 raise
 
     def close(self) -> None:
-        """Waits, and ends the threads of Orbax. The end of a `with` block does it, too."""
+        """Waits, and gives threads and memory back. The end of a `with` block does it, too."""
         try:
             self.wait()
         finally:
@@ -215,6 +219,7 @@ class Checkpoints:
         return self._store
 
     def _close(self):
+        self._copies = Copies()
         store, self._store = self._store, None
         if store is not None:
             store.close()

@@ -10,7 +10,6 @@ The mix is that of C. Wellons, "Prospecting for Hash Functions" (2018).
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lossopt._jax import no_mesh
+from lossopt._jax import host_device, no_mesh
 from lossopt._typing import Array
 from lossopt.checkpoint._processes import summed
 
@@ -139,15 +138,7 @@ def _padded(block):
     size = 1 << max(10, (block.size - 1).bit_length())
     if size > block.size:
         block = np.concatenate([block, np.zeros(size - block.size, block.dtype)])
-    return jax.device_put(block, _cpu())
-
-
-@functools.cache
-def _cpu() -> Any:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # jax was told to do without
-        return None
+    return jax.device_put(block, host_device())
 
 
 def _wrapped(integers):

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from lossopt import _paths
 from lossopt._typing import Array, PyTree
+from lossopt.checkpoint._copies import Copies
 
 DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -94,7 +95,7 @@ def facts(leaf: Leaf, value: Any) -> dict[str, Any]:
     return {"weak": bool(getattr(value, "weak_type", False))}
 
 
-def to_store(leaf: Leaf, value: Any) -> np.ndarray | Array:
+def to_store(name: str, leaf: Leaf, value: Any, copies: Copies) -> np.ndarray | Array:
     """The bits that Orbax stores, out of reach of whatever the caller does to the leaf next.
 
     What this process holds all of is copied to the host, and the rest beside itself on a CPU:
@@ -102,7 +103,7 @@ def to_store(leaf: Leaf, value: Any) -> np.ndarray | Array:
     """
     value = data_of(leaf, value)
     if not isinstance(value, jax.Array) or value.is_fully_addressable:
-        return _as_stored(leaf, np.array(value))
+        return _as_stored(leaf, copies.of(name, value))
     here = next(iter(value.sharding.addressable_devices))
     return _as_stored(leaf, jnp.copy(value) if here.platform == "cpu" else value)
 

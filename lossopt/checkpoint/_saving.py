@@ -12,6 +12,7 @@ import jax
 
 from lossopt._typing import PyTree
 from lossopt.checkpoint import _digest, _leaves, _manifest, _step, _steps
+from lossopt.checkpoint._copies import Copies
 from lossopt.checkpoint._processes import of_first
 
 
@@ -28,13 +29,15 @@ class Saving:
         directory: Path,
         step: int,
         state: PyTree,
+        copies: Copies,
         landed: Callable[[], None],
     ):
         self._store, self._directory, self._step, self._landed = store, directory, step, landed
         self._error: RuntimeError | None = None
         items, _ = _leaves.flatten(state)
         self._rows = [{**leaf._asdict(), **_leaves.facts(leaf, value)} for leaf, value in items]
-        arrays = {str(i): _leaves.to_store(*item) for i, item in enumerate(items) if item[0].stored}
+        names = {str(i): item for i, item in enumerate(items) if item[0].stored}
+        arrays = {name: _leaves.to_store(name, *item, copies) for name, item in names.items()}
         self._folder = _steps.path(directory, step)
         self._ended = threading.Event()
         for other in list(_unheard):

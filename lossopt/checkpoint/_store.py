@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from lossopt._jax import host_device
+
 Arrays = dict[str, Any]
 AHEAD = 2  # arrays that are read while another is digested
 
@@ -29,7 +31,7 @@ class Store:
     def write(self, directory: Path, arrays: Arrays) -> Callable[[], None]:
         """Starts to write; what it returns waits for the end."""
         with _quiet():
-            self._orbax.save(directory, args=ocp.args.PyTreeSave(arrays))
+            self._orbax.save(directory, args=ocp.args.PyTreeSave(jax.tree.map(_shared, arrays)))
 
         def wait():
             with _quiet():
@@ -70,6 +72,15 @@ class Store:
         """Ends the threads of Orbax, which raises here what it has raised before."""
         with contextlib.suppress(Exception), _quiet():
             self._orbax.close()
+
+
+def _shared(array):
+    """An array of numpy in the same memory as one of jax, where it can be: Orbax copies numpy's."""
+    cpu = host_device()
+    known = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+    if not isinstance(array, np.ndarray) or cpu is None or jax.process_count() > 1 or not known:
+        return array
+    return jax.device_put(array, cpu, may_alias=True)
 
 
 @contextlib.contextmanager
