@@ -47,13 +47,12 @@ class Saving:
             self._folder = Path(of_first(lambda: str(_steps.begin(directory, step))))
         except OSError as error:
             raise self._failure(error) from error
-        begin = lambda: self._begin(arrays)
+        write = lambda: self._write(arrays)
         if jax.process_count() > 1:
-            begun = begin()
-            begin = lambda: begun
+            write = self._begin(arrays)
         _unheard.add(self)
         _land_at_exit()
-        threading.Thread(target=self._run, args=(begin,), name=f"save {step}").start()
+        threading.Thread(target=self._run, args=(write,), name=f"save {step}").start()
 
     def join(self) -> None:
         """Returns when the save has ended, well or not.
@@ -68,9 +67,9 @@ class Saving:
         of_first(self._raise)
         self._raise()
 
-    def _run(self, begin):
+    def _run(self, write):
         try:
-            begin()()
+            write()
             if jax.process_index() == 0:
                 self._seal()
                 _steps.land(self._folder, self._directory, self._step)
@@ -101,16 +100,23 @@ class Saving:
                 f"be deleted: {error}. Delete it by hand."
             )
 
+    def _write(self, arrays):
+        with self._store().alone():
+            self._begin(arrays)()
+
     def _begin(self, arrays):
+        """Starts Orbax and takes the digests meanwhile; what it returns waits for Orbax."""
+        wait = self._store().write(self._folder / _step.STATE, arrays) if arrays else lambda: None
         for name, sums in zip(arrays, _digest.table(list(arrays.values()))):
             row = self._rows[int(name)]
             row["digest"] = sums[:2].tolist()
             if sums[2]:
+                wait()
                 raise ValueError(
                     f"{row['path']} is replicated, but its copies differ between devices. Find "
                     "the step that makes them differ, as an average that was not taken over all."
                 )
-        return self._store().write(self._folder / _step.STATE, arrays) if arrays else lambda: None
+        return wait
 
     def _raise(self):
         if self._error is not None:
@@ -136,9 +142,15 @@ def _land_at_exit():
 
 
 def _land():
+    errors = []
     for saving in list(_unheard):
-        saving.join()
-        saving.conclude()
+        try:
+            saving.join()
+            saving.conclude()
+        except RuntimeError as error:
+            errors.append(str(error))
+    if errors:
+        raise RuntimeError("\n".join(errors))
 
 
 _unheard: set[Saving] = set()  # saves that have not landed, and nobody was told

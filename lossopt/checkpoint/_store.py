@@ -5,6 +5,7 @@ Imported where it is needed: importing Orbax takes a second.
 
 import contextlib
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import tensorstore
 from lossopt._jax import host_device
 
 Arrays = dict[str, Any]
+_turn = threading.Lock()
 AHEAD = 2  # arrays that are read while another is digested
 
 
@@ -26,7 +28,16 @@ class Store:
 
     def __init__(self):
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        self._orbax = ocp.AsyncCheckpointer(handler)
+        # In a thread of ours anyway; the signals of the other way are one for all of Orbax.
+        beside = ocp.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=beside)
+
+    def alone(self) -> contextlib.AbstractContextManager[object]:
+        """While one thread writes or reads: all of Orbax has one number for what it is doing.
+
+        Several processes must not take turns of their own: they do it in the order of their calls.
+        """
+        return _turn if jax.process_count() == 1 else contextlib.nullcontext()
 
     def write(self, directory: Path, arrays: Arrays) -> Callable[[], None]:
         """Starts to write; what it returns waits for the end."""
@@ -47,7 +58,7 @@ class Store:
             else ocp.ArrayRestoreArgs(sharding=place)
             for name, place in places.items()
         }
-        with _quiet():
+        with self.alone(), _quiet():
             return self._orbax.restore(
                 directory, args=ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=how)
             )

@@ -293,15 +293,23 @@ class TestEverySaveLandsOrRaises:
     def test_the_end_of_a_program_waits(self, directory):
         program = (
             "import sys, numpy, lossopt as lo\n"
-            "checkpoints = lo.checkpoint.Checkpoints(sys.argv[1])\n"
-            "checkpoints.save(1, {'w': numpy.ones(1000)})\n"
-            "del checkpoints\n"
+            "write = lo.checkpoint._manifest.write\n"
+            "def fail(folder, *rest):\n"
+            "    assert '1/0' not in str(folder), 'no room'\n"
+            "    write(folder, *rest)\n"
+            "lo.checkpoint._manifest.write = fail\n"
+            "for run in '123':\n"
+            "    checkpoints = lo.checkpoint.Checkpoints(sys.argv[1] + run)\n"
+            "    checkpoints.save(1, {'w': numpy.ones(1000)})\n"
         )
         run = [sys.executable, "-c", program, str(directory)]
         done = subprocess.run(run, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        with lo.checkpoint.Checkpoints(directory) as checkpoints:
-            assert checkpoints.verify() == ((1,), {})
+        assert "Step 1 was not saved as" in done.stderr
+        assert "no room" in done.stderr
+        assert _names(f"{directory}1") == []
+        for run in "23":
+            with lo.checkpoint.Checkpoints(f"{directory}{run}") as checkpoints:
+                assert checkpoints.verify() == ((1,), {})
 
     def test_what_a_killed_process_left_is_removed(self, checkpoints, directory):
         for name in ("00000001.0123abcd.saving", "00000009.12345678.saving", "00000003.collected"):
@@ -341,6 +349,13 @@ class TestEverySaveLandsOrRaises:
             checkpoints.save(1, _state(1))
             other.save(2, _state(2))
         assert checkpoints.verify().verified == (1, 2)
+
+    def test_many_runs_save_side_by_side(self, tmp_path):
+        runs = [lo.checkpoint.Checkpoints(tmp_path / str(i)) for i in range(3)]
+        for step in range(1, 5):
+            for run in runs:
+                run.save(step, _state(step))
+        assert [run.verify().verified for run in runs] == [(2, 3, 4)] * 3
 
     def test_usable_after_closing(self, checkpoints):
         _save(checkpoints, 1)
