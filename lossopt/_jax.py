@@ -1,7 +1,7 @@
 """What rests on jax's inner workings or differs between its versions, and nothing else."""
 
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import compress
 from typing import Any
@@ -88,9 +88,16 @@ def _simplify(equation):
     return equation.replace(params=params, effects=equation.effects - gone)
 
 
-def no_mesh() -> AbstractContextManager[object]:
-    """Where arrays may lie anywhere: under `jax.set_mesh` jax takes those of its mesh only."""
-    return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Without what the caller asks of jax for computations of his own.
+
+    Under `jax.set_mesh` jax takes arrays of that mesh only; a transfer guard forbids to hand it
+    numbers of numpy; NaN is a value like others to who only moves it.
+    """
+    nowhere = jax.sharding.Mesh(np.empty((), object), ())
+    with jax.set_mesh(nowhere), jax.transfer_guard("allow"), jax.debug_nans(False):
+        yield
 
 
 @cache

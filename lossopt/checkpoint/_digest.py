@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lossopt._jax import host_device, no_mesh
+from lossopt._jax import host_device, undisturbed
 from lossopt._typing import Array
 from lossopt.checkpoint._processes import summed
 
@@ -33,11 +33,11 @@ def of_host(array: np.ndarray) -> list[int]:
     if words.dtype == np.bool_:
         words = words.view(np.uint8)
     words = words.view(f"u{min(words.dtype.itemsize, 4)}")
-    with no_mesh():
-        starts = range(0, words.size, BLOCK)
-        blocks = [(np.uint32(start % 2**32), words[start : start + BLOCK]) for start in starts]
+    starts = range(0, words.size, BLOCK)
+    blocks = [(np.uint32(start % 2**32), words[start : start + BLOCK]) for start in starts]
+    with undisturbed():
         sums = [_of_words(_padded(block), start, block.size) for start, block in blocks]
-    return [sum(int(x[k]) for x in map(np.asarray, sums)) % 2**32 for k in range(2)]
+        return [sum(int(x[k]) for x in map(np.asarray, sums)) % 2**32 for k in range(2)]
 
 
 def table(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
@@ -45,9 +45,9 @@ def table(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
 
     Every process must call it with the same arrays. The devices work side by side.
     """
-    with no_mesh():
-        begun = [array if isinstance(array, np.ndarray) else _of_shards(array) for array in arrays]
-    here = np.asarray([_finished(array) for array in begun], np.uint32).reshape(-1, 3)
+    with undisturbed():
+        begun = [x if isinstance(x, np.ndarray) else _of_shards(_near(x)) for x in arrays]
+        here = np.asarray([_finished(array) for array in begun], np.uint32).reshape(-1, 3)
     spread = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in arrays]
     return np.where(np.asarray(spread, bool)[:, None], summed(here), here)
 
@@ -61,6 +61,14 @@ def _finished(array):
         total += sums[0] * np.uint64(owned)
         differ += np.any(sums != sums[:1], axis=1).sum()
     return [*(total % 2**32), differ]
+
+
+def _near(array):
+    """In the memory where its devices compute, which optimizer states may have left."""
+    kind = next(iter(array.sharding.device_set)).default_memory().kind
+    if array.sharding.memory_kind in (None, kind):
+        return array
+    return jax.device_put(array, array.sharding.with_memory_kind(kind))
 
 
 def _of_shards(array):

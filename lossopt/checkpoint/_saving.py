@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from lossopt._jax import undisturbed
 from lossopt._typing import PyTree
 from lossopt.checkpoint import _digest, _leaves, _manifest, _step, _steps
 from lossopt.checkpoint._copies import Copies
@@ -37,7 +38,8 @@ class Saving:
         items, _ = _leaves.flatten(state)
         self._rows = [{**leaf._asdict(), **_leaves.facts(leaf, value)} for leaf, value in items]
         names = {str(i): item for i, item in enumerate(items) if item[0].stored}
-        arrays = {name: _leaves.to_store(name, *item, copies) for name, item in names.items()}
+        with undisturbed():
+            arrays = {name: _leaves.to_store(name, *item, copies) for name, item in names.items()}
         self._folder = _steps.path(directory, step)
         self._ended = threading.Event()
         for other in list(_unheard):
@@ -69,7 +71,8 @@ class Saving:
 
     def _run(self, write):
         try:
-            write()
+            with undisturbed():
+                write()
             if jax.process_index() == 0:
                 self._seal()
                 _steps.land(self._folder, self._directory, self._step)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lossopt._jax import no_mesh
+from lossopt._jax import undisturbed
 from lossopt._typing import PyTree
 from lossopt.checkpoint import _digest, _leaves, _manifest
 from lossopt.checkpoint._manifest import Damaged
@@ -26,8 +26,8 @@ def read(store: Any, folder: Path, like: PyTree) -> PyTree:
     rows = [found["rows"][number] for number in numbers]
     places = [_leaves.place(like) for _, like in items]
     stored = [i for i, (leaf, _) in enumerate(items) if leaf.stored]
-    arrays = _read_arrays(store, folder, {str(numbers[i]): places[i] for i in stored})
-    with no_mesh():
+    with undisturbed():
+        arrays = _read_arrays(store, folder, {str(numbers[i]): places[i] for i in stored})
         values = [
             _leaves.from_store(leaf, row, arrays.get(str(number)), like, place)
             for number, (leaf, like), row, place in zip(numbers, items, rows, places)

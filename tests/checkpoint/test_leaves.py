@@ -590,3 +590,22 @@ class TestNoPickle:
             assert not any(name in content for name in modules)
             with pytest.raises(kinds):
                 pickle.loads(content)
+
+
+@pytest.mark.parametrize(
+    "asked", [lambda: jax.transfer_guard("disallow"), lambda: jax.debug_nans(True)]
+)
+def test_what_the_caller_forbids_is_not_forbidden_here(asked, through):
+    state = {"nan": jnp.full((3,), jnp.nan), "zeros": jnp.zeros(3), "host": np.ones(2)}
+    with asked():
+        got = through(state)
+    _assert_same(got, state)
+
+
+def test_memory_of_the_host(through):
+    device = jax.devices()[0]
+    pinned = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+    state = {"moments": jax.device_put(np.arange(6.0, dtype=np.float32), pinned)}
+    got = through(state)
+    assert got["moments"].sharding == pinned
+    np.testing.assert_array_equal(got["moments"], np.arange(6))
