@@ -2,11 +2,10 @@
 
 import operator
 import os
-import re
 import threading
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -79,7 +78,7 @@ class Checkpoints:
         self.keep = operator.index(keep)
         self.every = None if every is None else operator.index(every)
         _checks.at_least(1, keep=self.keep, every=1 if self.every is None else self.every)
-        self.directory = _folder(directory)
+        self.directory = _steps.root(directory)
         self._saving: Saving | None = None
         self._store: Any = None
         self._copies = Copies()
@@ -173,15 +172,18 @@ class Checkpoints:
         """
         self.wait()
         skipped: dict[int, str] = {}
+        folders: dict[int, Any] = {}
         for step in reversed(self._steps("restore")):
+            folders[step] = of_first(partial(_steps.identity, self.directory, step))
             try:
                 state = _step.read(self._open(), _steps.path(self.directory, step), like)
             except Damaged as damage:
-                if step not in of_first(lambda: _steps.steps(self.directory)):
-                    return self.restore(like)  # it was collected meanwhile: there are newer ones
+                if folders[step] != of_first(partial(_steps.identity, self.directory, step)):
+                    return self.restore(like)  # another program has replaced or collected it
                 skipped[step] = str(damage)
                 continue
-            for text in of_first(lambda: [self._set_aside(*bad) for bad in skipped.items()]):
+            bad = [(step, reason, folders[step]) for step, reason in skipped.items()]
+            for text in of_first(partial(self._set_aside, bad)):
                 warnings.warn(text, stacklevel=2)
             return Restored(step, state, skipped)
         reasons = "\n".join(f"step {step}: {reason}" for step, reason in skipped.items())
@@ -207,7 +209,7 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise FileNotFoundError(f"No step {step} in {self.directory}, which has {steps}.")
         chosen = steps if step is None else [operator.index(step)]
-        damaged = dict(of_first(lambda: list(self._damages(chosen))))
+        damaged = {bad: why for bad, why, _ in of_first(lambda: list(self._damages(chosen)))}
         return Report(tuple(step for step in chosen if step not in damaged), damaged)
 
     def _open(self):
@@ -233,34 +235,43 @@ class Checkpoints:
         return steps
 
     def _damages(self, steps):
+        """Each damaged step, why, and which folder it is."""
         for step in steps:
+            folder = _steps.identity(self.directory, step)
             try:
                 _step.verify(self._open(), _steps.path(self.directory, step))
             except Damaged as damage:
-                yield step, str(damage)
+                if folder == _steps.identity(self.directory, step):
+                    yield step, str(damage), folder
 
     def _make_room(self, step):
         """Refuses a step that is not the newest, unless those in its way are damaged."""
         in_the_way = [other for other in _steps.steps(self.directory) if other >= step]
-        damages = dict(self._damages(in_the_way))
+        damages = list(self._damages(in_the_way))
         for other in in_the_way:
-            if other not in damages:
+            if other not in (damaged for damaged, *_ in damages):
                 raise ValueError(
                     f"Step {step} cannot be saved in {self.directory}, which holds step {other}. "
                     "Restore it and go on from there, or take another directory."
                 )
-        return [self._set_aside(other, reason) for other, reason in damages.items()]
+        return self._set_aside(damages)
 
-    def _set_aside(self, step, reason):
-        """Renames a damaged step, and says what became of it."""
-        try:
-            where = f"It was set aside as {_steps.set_aside(self.directory, step)}"
-        except OSError as error:
-            where = f"It could not be set aside: {error}"
-        return (
-            f"Step {step} in {self.directory} is damaged: {reason}. {where}. Look after the disk, "
-            "and delete what was set aside when nobody needs it."
-        )
+    def _set_aside(self, damages):
+        """Renames damaged steps, and says what became of each."""
+        tales = []
+        for step, reason, folder in damages:
+            try:
+                if folder != _steps.identity(self.directory, step):
+                    where = "Another program has replaced it meanwhile"
+                else:
+                    where = f"It was set aside as {_steps.set_aside(self.directory, step)}"
+            except OSError as error:
+                where = f"It could not be set aside: {error}"
+            tales.append(
+                f"Step {step} in {self.directory} is damaged: {reason}. {where}. Look after the "
+                "disk, and delete what was set aside when nobody needs it."
+            )
+        return tales
 
     def _collect(self):
         """Deletes the oldest steps. The newest has just been verified, and stays."""
@@ -269,22 +280,3 @@ class Checkpoints:
                 _steps.set_aside(self.directory, step)  # perhaps it never was ours
             elif self.every is None or step % self.every:
                 _steps.collect(self.directory, step)
-
-
-def _folder(directory):
-    """The folder that is meant, from the root; refuses what Orbax cannot write to."""
-    name = os.fsdecode(directory)
-    folder = Path(os.path.realpath(name))
-    if (
-        not name
-        or re.match(r"\w+:/", name)
-        or not re.fullmatch(r"[^*\[\]\\\udc80-\udcff]+", str(folder))
-    ):
-        raise ValueError(
-            f"Expected a folder of a local or mounted file system, in UTF-8 and without any of "
-            f"*[]\\ in its path, got {name!r}. Mount a bucket, or copy the steps that have landed."
-        )
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise NotADirectoryError(f"{part} is a file. Name a directory for the steps.")
-    return folder

@@ -18,11 +18,15 @@ class Copies:
 
     def of(self, name: str, value: Any) -> np.ndarray:
         """The numbers of an array as they are now. They hold until the next call with this name."""
-        source = np.asarray(value)
         buffer = self._buffers.get(name)
-        if buffer is None or (buffer.shape, buffer.dtype) != (source.shape, source.dtype):
-            buffer = self._buffers[name] = _aligned(source.shape, source.dtype)
-        np.copyto(buffer, source)
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = self._buffers[name] = _aligned(value.shape, value.dtype)
+        if isinstance(value, np.ndarray):
+            np.copyto(buffer, value)
+            return buffer
+        for shard in value.addressable_shards:  # jax would keep a copy of the whole
+            if shard.replica_id == 0:
+                np.copyto(buffer[(*shard.index, ...)], shard.data)
         return buffer
 
 

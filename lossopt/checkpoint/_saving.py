@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +54,13 @@ class Saving:
         if jax.process_count() > 1:
             write = self._begin(arrays)
         _unheard.add(self)
-        _land_at_exit()
-        threading.Thread(target=self._run, args=(write,), name=f"save {step}").start()
+        try:
+            _land_at_exit()
+            threading.Thread(target=self._run, args=(write,), name=f"save {step}").start()
+        except BaseException as error:  # no thread is left, or the program is at its end
+            _unheard.discard(self)
+            _steps.give_up(self._folder)
+            raise self._failure(error) from error
 
     def join(self) -> None:
         """Returns when the save has ended, well or not.
@@ -156,4 +162,12 @@ def _land():
         raise RuntimeError("\n".join(errors))
 
 
+def _forked():
+    """In a child of this process, which has none of its threads: the parent lands its saves."""
+    for saving in _unheard:
+        saving._ended.set()
+    _unheard.clear()
+
+
 _unheard: set[Saving] = set()  # saves that have not landed, and nobody was told
+os.register_at_fork(after_in_child=_forked)

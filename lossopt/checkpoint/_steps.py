@@ -16,6 +16,25 @@ from pathlib import Path
 from lossopt.checkpoint._manifest import flush
 
 
+def root(directory: str | os.PathLike[str]) -> Path:
+    """The folder that is meant, from the root; refuses what Orbax cannot write to."""
+    name = os.fsdecode(directory)
+    folder = Path(os.path.realpath(name))
+    if (
+        not name
+        or re.match(r"\w+:/", name)
+        or not re.fullmatch(r"[^*\[\]\\\udc80-\udcff]+", str(folder))
+    ):
+        raise ValueError(
+            f"Expected a folder of a local or mounted file system, in UTF-8 and without any of "
+            f"*[]\\ in its path, got {name!r}. Mount a bucket, or copy the steps that have landed."
+        )
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise NotADirectoryError(f"{part} is a file. Name a directory for the steps.")
+    return folder
+
+
 def path(directory: Path, step: int) -> Path:
     """Where a step lies."""
     return directory / f"{step:08d}"
@@ -27,6 +46,15 @@ def steps(directory: Path) -> list[int]:
         return []
     names = (name for name in os.listdir(directory) if re.fullmatch(r"[0-9]+", name))
     return sorted(int(name) for name in names if name == path(directory, int(name)).name)
+
+
+def identity(directory: Path, step: int) -> list[int] | None:
+    """Which folder it is that has this number now: another one if it was replaced."""
+    try:
+        status = path(directory, step).lstat()
+    except FileNotFoundError:
+        return None
+    return [status.st_ino, status.st_mtime_ns]
 
 
 def begin(directory: Path, step: int) -> Path:

@@ -23,14 +23,26 @@ _turn = threading.Lock()
 AHEAD = 2  # arrays that are read while another is digested
 
 
+class _Checkpointer(ocp.AsyncCheckpointer):
+    """One that does not count its operations on one process, where no other waits for signals.
+
+    Orbax has one count for all of a program: a manager of the user's own would wait for ever for
+    signals under a number that a thread of ours has raised.
+    """
+
+    def synchronize_next_awaitable_signal_operation_id(self):
+        if jax.process_count() > 1:
+            super().synchronize_next_awaitable_signal_operation_id()
+
+
 class Store:
     """One checkpointer of Orbax, for arrays by name."""
 
     def __init__(self):
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        # In a thread of ours anyway; the signals of the other way are one for all of Orbax.
+        # Not in another thread than ours, which needs no signals then.
         beside = ocp.AsyncOptions(create_directories_asynchronously=False)
-        self._orbax = ocp.AsyncCheckpointer(handler, async_options=beside)
+        self._orbax = _Checkpointer(handler, async_options=beside)
 
     def alone(self) -> contextlib.AbstractContextManager[object]:
         """While one thread writes or reads: all of Orbax has one number for what it is doing.

@@ -1,6 +1,7 @@
 """How steps land, come back, go, and are set aside."""
 
 import errno
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -326,6 +327,32 @@ class TestEverySaveLandsOrRaises:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             checkpoints.wait()
+        checkpoints.wait()
+        assert _names(directory) == ["00000001"]
+
+    def test_a_save_without_a_thread_is_told(self, checkpoints, directory, monkeypatch):
+        def refuse(_):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match=r"Step 1 was not saved .*can't start"):
+                checkpoints.save(1, _state(1))
+        assert _names(directory) == []
+        _save(checkpoints, 1)
+        assert _names(directory) == ["00000001"]
+
+    def test_a_forked_child_waits_for_nothing(self, checkpoints, directory, monkeypatch):
+        table, go_on = _digest.table, threading.Event()
+        monkeypatch.setattr(_digest, "table", lambda arrays: go_on.wait() and table(arrays))
+        checkpoints.save(1, _state(1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jax and Python advise against forks
+            child = multiprocessing.get_context("fork").Process(target=int)
+            child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        go_on.set()
         checkpoints.wait()
         assert _names(directory) == ["00000001"]
 
