@@ -178,7 +178,8 @@ class Checkpoints:
             try:
                 state = _step.read(self._open(), _steps.path(self.directory, step), like)
             except Damaged as damage:
-                if folders[step] != of_first(partial(_steps.identity, self.directory, step)):
+                now = of_first(partial(_steps.identity, self.directory, step))
+                if now is None or now != folders[step]:
                     return self.restore(like)  # another program has replaced or collected it
                 skipped[step] = str(damage)
                 continue
@@ -195,7 +196,7 @@ class Checkpoints:
     def verify(self, step: int | None = None) -> Report:
         """Reads steps from disk and compares each file and each leaf with what was saved.
 
-        Nothing is moved or changed, and no device is used.
+        Nothing is moved or changed, and no device is used but a CPU, if jax has one.
 
         Args:
           step: the step to read; None reads all of them.
@@ -209,8 +210,9 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise FileNotFoundError(f"No step {step} in {self.directory}, which has {steps}.")
         chosen = steps if step is None else [operator.index(step)]
-        damaged = {bad: why for bad, why, _ in of_first(lambda: list(self._damages(chosen)))}
-        return Report(tuple(step for step in chosen if step not in damaged), damaged)
+        findings = of_first(lambda: list(self._findings(chosen)))
+        verified = tuple(step for step, reason, _ in findings if reason is None)
+        return Report(verified, {step: reason for step, reason, _ in findings if reason})
 
     def _open(self):
         """The store, opened at its first use."""
@@ -234,27 +236,28 @@ class Checkpoints:
             )
         return steps
 
-    def _damages(self, steps):
-        """Each damaged step, why, and which folder it is."""
+    def _findings(self, steps):
+        """Each step that is still there, what is damaged, if anything, and which folder it is."""
         for step in steps:
-            folder = _steps.identity(self.directory, step)
+            folder, reason = _steps.identity(self.directory, step), None
             try:
                 _step.verify(self._open(), _steps.path(self.directory, step))
             except Damaged as damage:
-                if folder == _steps.identity(self.directory, step):
-                    yield step, str(damage), folder
+                reason = str(damage)
+            if folder is not None and folder == _steps.identity(self.directory, step):
+                yield step, reason, folder
 
     def _make_room(self, step):
         """Refuses a step that is not the newest, unless those in its way are damaged."""
         in_the_way = [other for other in _steps.steps(self.directory) if other >= step]
-        damages = list(self._damages(in_the_way))
-        for other in in_the_way:
-            if other not in (damaged for damaged, *_ in damages):
+        findings = list(self._findings(in_the_way))
+        for other, reason, _ in findings:
+            if reason is None:
                 raise ValueError(
                     f"Step {step} cannot be saved in {self.directory}, which holds step {other}. "
                     "Restore it and go on from there, or take another directory."
                 )
-        return self._set_aside(damages)
+        return self._set_aside(findings)
 
     def _set_aside(self, damages):
         """Renames damaged steps, and says what became of each."""
@@ -275,8 +278,7 @@ class Checkpoints:
 
     def _collect(self):
         """Deletes the oldest steps. The newest has just been verified, and stays."""
-        for step in _steps.steps(self.directory)[: -self.keep]:
-            if not (_steps.path(self.directory, step) / _manifest.NAME).is_file():
-                _steps.set_aside(self.directory, step)  # perhaps it never was ours
-            elif self.every is None or step % self.every:
+        whole = lambda step: (_steps.path(self.directory, step) / _manifest.NAME).is_file()
+        for step in list(filter(whole, _steps.steps(self.directory)))[: -self.keep]:
+            if self.every is None or step % self.every:
                 _steps.collect(self.directory, step)

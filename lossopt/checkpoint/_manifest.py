@@ -7,12 +7,14 @@ change unseen.
 import hashlib
 import json
 import os
+from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
 from pathlib import Path
 from typing import Any
 
 from lossopt.checkpoint._leaves import Leaf
 
 NAME = "manifest.json"
+NOT_OF_THE_DISK = {EMFILE, ENFILE, ENOMEM, EACCES, EPERM, ESTALE}
 FORMAT = 1
 
 
@@ -53,7 +55,7 @@ def check(step: Path) -> None:
         except FileNotFoundError as error:
             raise Damaged(f"{name} is missing") from error
         except OSError as error:
-            raise Damaged(f"{name} cannot be read: {error}") from error
+            raise _damage(name, error) from error
 
 
 def leaf(row: dict[str, Any]) -> Leaf:
@@ -78,7 +80,7 @@ def _content(step):
     except FileNotFoundError as error:
         raise Damaged(f"{NAME} is missing") from error
     except OSError as error:
-        raise Damaged(f"{NAME} cannot be read: {error}") from error
+        raise _damage(NAME, error) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{NAME} is not what was written") from error
     if not whole:
@@ -88,6 +90,11 @@ def _content(step):
     if content["step"] != int(step.name):
         raise Damaged(f"{NAME} is that of step {content['step']}")
     return content
+
+
+def _damage(name, error):
+    """What to say of a file that cannot be read, unless the file is not to blame."""
+    return error if error.errno in NOT_OF_THE_DISK else Damaged(f"{name} cannot be read: {error}")
 
 
 def _spelled(content):

@@ -53,14 +53,18 @@ class Saving:
         write = lambda: self._write(arrays)
         if jax.process_count() > 1:
             write = self._begin(arrays)
+        thread = threading.Thread(target=self._run, args=(write,), name=f"save {step}")
         _unheard.add(self)
         try:
             _land_at_exit()
-            threading.Thread(target=self._run, args=(write,), name=f"save {step}").start()
-        except BaseException as error:  # no thread is left, or the program is at its end
-            _unheard.discard(self)
-            _steps.give_up(self._folder)
-            raise self._failure(error) from error
+            thread.start()
+        except BaseException as error:
+            if thread.ident is None:  # it never began, and never ends
+                _unheard.discard(self)
+                _steps.give_up(self._folder)
+            if isinstance(error, RuntimeError):
+                raise self._failure(error) from error
+            raise
 
     def join(self) -> None:
         """Returns when the save has ended, well or not.

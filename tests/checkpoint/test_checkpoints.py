@@ -114,7 +114,7 @@ class TestCollection:
         with lo.checkpoint.Checkpoints(directory, keep=np.uint32(1)) as checkpoints:
             _save(checkpoints, 6, 7)
             assert checkpoints.latest() == 7
-        assert _names(directory) == sorted([*kept[:-1], "00000001.damaged", "00000007"])
+        assert _names(directory) == sorted([*kept, "00000007"])
 
     def test_an_old_step_that_cannot_be_deleted_is_told(self, directory, monkeypatch):
         def refuse(*_):
@@ -216,6 +216,29 @@ class TestWalkingBack:
         with pytest.warns(UserWarning, match="params/w is not what was saved: its digest differs"):
             restored = checkpoints.restore(_state(0))
         _assert_state(restored.state, 1)
+
+    def test_no_step_is_blamed_for_what_its_disk_did_not_do(
+        self, checkpoints, directory, monkeypatch
+    ):
+        _save(checkpoints, 1, 2)
+
+        def refuse(*_, **__):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_manifest, "_hash", refuse)
+            with pytest.raises(OSError, match="Too many open files"):
+                checkpoints.restore(_state(0))
+        assert _names(directory) == ["00000001", "00000002"]
+        assert checkpoints.restore(_state(0)).step == 2
+
+    def test_a_step_that_is_collected_before_its_turn(self, checkpoints, directory, monkeypatch):
+        _save(checkpoints, 1, 2)
+        listed = [[2, 3], [1, 2], [1, 2, 3], [1, 2, 3]]
+        monkeypatch.setattr(_steps, "steps", lambda _: listed.pop(0))
+        assert checkpoints.restore(_state(0)).step == 2
+        assert checkpoints.verify() == ((1, 2), {})
+        assert listed == [[1, 2, 3]]
 
     def test_a_step_that_is_collected_meanwhile_is_not_damaged(
         self, checkpoints, directory, monkeypatch
