@@ -201,6 +201,20 @@ class TestWalkingBack:
             checkpoints.restore(_state(0))
         assert _names(directory) == ["00000001", "00000002"]
 
+    def test_a_step_that_is_damaged_while_it_is_read(self, checkpoints, directory, monkeypatch):
+        _save(checkpoints, 1, 2)
+        read = _store.Store.read
+
+        def harmed(self, folder, places):
+            if "00000002" in str(folder):
+                _damage(directory, 2)
+                raise ValueError("no array")
+            return read(self, folder, places)
+
+        monkeypatch.setattr(_store.Store, "read", harmed)
+        with pytest.warns(UserWarning, match=r"Step 2 .* manifest\.json is not what was written"):
+            assert checkpoints.restore(_state(0)).step == 1
+
     def test_a_wrong_value_behind_good_files_is_found_by_its_digest(self, checkpoints, monkeypatch):
         _save(checkpoints, 1, 2)
         read = _store.Store.read
@@ -371,12 +385,12 @@ class TestEverySaveLandsOrRaises:
         checkpoints.save(1, _state(1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jax and Python advise against forks
-            child = multiprocessing.get_context("fork").Process(target=int)
+            child = multiprocessing.get_context("fork").Process(target=int, daemon=True)
             child.start()
         child.join(20)
-        assert child.exitcode == 0
         go_on.set()
         checkpoints.wait()
+        assert child.exitcode == 0
         assert _names(directory) == ["00000001"]
 
     def test_threads_take_turns(self, checkpoints):
@@ -394,9 +408,18 @@ class TestEverySaveLandsOrRaises:
             refusal is None or "which holds step" in refusal for refusal in refusals.values()
         )
 
-    def test_two_objects_take_turns(self, checkpoints, directory):
+    def test_two_objects_take_turns(self, checkpoints, directory, monkeypatch):
+        compare, written = _step.compare_leaves, threading.Event()
+
+        def slowly(*given):
+            written.set()
+            time.sleep(0.3)
+            return compare(*given)
+
+        monkeypatch.setattr(_step, "compare_leaves", slowly)
         with lo.checkpoint.Checkpoints(directory) as other:
             checkpoints.save(1, _state(1))
+            assert written.wait(60)
             other.save(2, _state(2))
         assert checkpoints.verify().verified == (1, 2)
 
