@@ -45,7 +45,7 @@ class Report(NamedTuple):
 
 
 class Checkpoints:
-    """A directory of training states that verify themselves.
+    r"""A directory of training states that verify themselves.
 
     A step lands whole or not at all: its files are written by Orbax under another name, flushed,
     hashed, read again and compared with the digest of every leaf in memory; then they are renamed.
@@ -62,7 +62,8 @@ class Checkpoints:
 
     Raises:
       NotADirectoryError: `directory` is a file.
-      ValueError: a number is out of its range, or `directory` is a URL.
+      ValueError: a number is out of its range, or Orbax cannot write to such a path: a URL, or one
+        with any of `*[]\`.
 
     Examples:
       >>> import tempfile
@@ -149,7 +150,11 @@ class Checkpoints:
             self._close()
 
     def latest(self) -> int | None:
-        """The newest step, verified or not; None where the directory holds none."""
+        """The newest step, verified or not; None where the directory holds none.
+
+        Raises:
+          RuntimeError: the last save did not land.
+        """
         self.wait()
         return of_first(lambda: max(_steps.steps(self.directory), default=None))
 
@@ -165,29 +170,30 @@ class Checkpoints:
             no Python numbers. Each leaf comes back on its devices and with its sharding, whatever
             those were when it was saved; leaves of numpy come back as such.
 
+        Returns:
+          The step, its state, and the newer steps that were skipped, with reasons.
+
         Raises:
           FileNotFoundError: the directory holds no step.
           RuntimeError: no step verifies, or the last save did not land.
           ValueError: the state has another structure, shape or dtype. The message has the paths.
         """
         self.wait()
-        skipped: dict[int, str] = {}
-        folders: dict[int, Any] = {}
+        bad = []
         for step in reversed(self._steps("restore")):
-            folders[step] = of_first(partial(_steps.identity, self.directory, step))
+            folder = of_first(partial(_steps.identity, self.directory, step))
             try:
                 state = _step.read(self._open(), _steps.path(self.directory, step), like)
             except Damaged as damage:
                 now = of_first(partial(_steps.identity, self.directory, step))
-                if now is None or now != folders[step]:
+                if now is None or now != folder:
                     return self.restore(like)  # another program has replaced or collected it
-                skipped[step] = str(damage)
+                bad.append((step, str(damage), folder))
                 continue
-            bad = [(step, reason, folders[step]) for step, reason in skipped.items()]
             for text in of_first(partial(self._set_aside, bad)):
                 warnings.warn(text, stacklevel=2)
-            return Restored(step, state, skipped)
-        reasons = "\n".join(f"step {step}: {reason}" for step, reason in skipped.items())
+            return Restored(step, state, {skipped: reason for skipped, reason, _ in bad})
+        reasons = "\n".join(f"step {step}: {reason}" for step, reason, _ in bad)
         raise RuntimeError(
             f"No step in {self.directory} verifies:\n{reasons}\nNothing was moved. Bring a copy of "
             "a step back, or start anew in another directory."
@@ -200,6 +206,9 @@ class Checkpoints:
 
         Args:
           step: the step to read; None reads all of them.
+
+        Returns:
+          The steps that verified, and those that are damaged, with reasons.
 
         Raises:
           FileNotFoundError: there is no such step.

@@ -48,7 +48,7 @@ class Saving:
                 other.join()
         try:
             self._folder = Path(of_first(lambda: str(_steps.begin(directory, step))))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter from the first of many processes
             raise self._failure(error) from error
         write = lambda: self._write(arrays)
         if jax.process_count() > 1:
