@@ -1,17 +1,17 @@
 """Exact value and gradient of an objective, in any number of pieces, on any number of devices."""
 
-import dataclasses
 import operator
 from collections.abc import Callable, Hashable
-from functools import partial, reduce
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks, _jax
+from lossopt import _checks, _jax, _keys
 from lossopt._mean import Mean, is_mean, terms, value
-from lossopt._typing import Array, ArrayLike, Batch, PyTree
+from lossopt._numerics import zeros
+from lossopt._pieces import strided, walk
+from lossopt._typing import ArrayLike, Batch, PyTree
 
 AUX = {"metrics", "model_state"}
 
@@ -65,15 +65,15 @@ def value_and_grad(
 
     def fn(params, batch, *args, **kwargs):
         pieces = strided(batch, microbatches)
-        inputs = on_device((args, kwargs), axes)
+        inputs = _keys.of_device((args, kwargs), axes)
         call = partial(_call, objective, has_aux, inputs)
         local, state = _jax.varying((params, kwargs.get("model_state")), axes)
 
         def weigh(state, number, piece):
             return state, fixed_weights(call, local, state, number, piece)
 
-        _, weights = accumulate(weigh, state, pieces)
-        weights = psum(weights, axes)
+        _, weights = walk(weigh, state, pieces)
+        weights = psum(weights.added(), axes)
 
         def share(params, state, number, piece):
             means, metrics, state = call(params, state, number, piece)
@@ -87,84 +87,15 @@ def value_and_grad(
             state = _jax.varying(state, axes)
             return (state, jax.tree.map(jnp.add, grads, summand)), measured
 
-        zeros = jax.tree.map(zeros_like, local)
-        (state, grads), measured = accumulate(step, (state, zeros), pieces)
-        (means, metrics), grads = psum((measured, grads), axes)
+        start = (state, jax.tree.map(zeros, local))
+        (state, grads), measured = walk(step, start, pieces)
+        (means, metrics), grads = psum((measured.added(), grads), axes)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
         aux = {"metrics": metrics, "model_state": _average(state, axes)}
         aux = {name: part for name, part in aux.items() if part is not None}
         return ((value(means), means, aux) if has_aux else (value(means), means)), grads
 
     return fn
-
-
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """A batch cut along its leading axis.
-
-    Attributes:
-      stacked: the pieces of equal size, each leaf `[pieces, rows, ...]`, or None.
-      last: a smaller piece, or the only one, or None.
-    """
-
-    stacked: Batch | None
-    last: Batch | None
-
-    @property
-    def full(self) -> int:
-        """How many pieces are stacked."""
-        return 0 if self.stacked is None else len(jax.tree.leaves(self.stacked)[0])
-
-
-def strided(batch: Batch, count: int) -> Pieces:
-    """At most `count` pieces whose rows go round, so that a sharded axis stays where it is."""
-    total = rows(batch)
-    _checks.at_most(total, microbatches=count)
-    size = -(-total // count)
-    full = total // size
-    if full == 1 and full * size == total:
-        return Pieces(None, batch)
-    stack = lambda x: jnp.swapaxes(x[: full * size].reshape(size, full, *x.shape[1:]), 0, 1)
-    last = jax.tree.map(lambda x: x[full * size :], batch) if total % size else None
-    return Pieces(jax.tree.map(stack, batch), last)
-
-
-def joined(stacked: Batch | None, last: Batch | None) -> Batch:
-    """The rows of pieces in the order they had before `strided`."""
-    if stacked is None:
-        return last
-    unstack = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-    whole = jax.tree.map(unstack, stacked)
-    return whole if last is None else jax.tree.map(lambda *xs: jnp.concatenate(xs), whole, last)
-
-
-def rows(batch: Batch) -> int:
-    """The length of the leading axis that all leaves of a batch share."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
-        raise ValueError(f"Expected a batch whose leaves share a leading axis of rows, got {got}.")
-    return lengths.pop()[0]
-
-
-def accumulate(
-    step: Callable[[Any, ArrayLike | None, Batch], tuple[Any, PyTree]], carry: Any, pieces: Pieces
-) -> tuple[Any, PyTree]:
-    """Carries `step(carry, number, piece) -> (carry, summand)` over the pieces, adding summands.
-
-    The number of an only piece is None.
-    """
-    parts = []
-    if pieces.stacked is not None:
-        numbered = (jnp.arange(pieces.full), pieces.stacked)
-        carry, summands = jax.lax.scan(lambda c, x: step(c, *x), carry, numbered)
-        parts.append(jax.tree.map(lambda x: jnp.sum(x, axis=0), summands))
-    if pieces.last is not None:
-        carry, summand = step(carry, pieces.full or None, pieces.last)
-        parts.append(summand)
-    return carry, reduce(partial(jax.tree.map, jnp.add), parts)
 
 
 def split_aux(out: PyTree, has_aux: bool) -> tuple[PyTree, dict[str, PyTree]]:
@@ -185,7 +116,7 @@ def split_aux(out: PyTree, has_aux: bool) -> tuple[PyTree, dict[str, PyTree]]:
 
 def _call(objective, has_aux, inputs, params, state, number, piece):
     """The objective on one piece: means, metrics and the next model state."""
-    args, kwargs = inputs if number is None else fold_keys(inputs, number)
+    args, kwargs = _keys.folded(inputs, number)
     _checks.typed_key(kwargs.get("key"))
     stateful = "model_state" in kwargs
     kwargs = kwargs | {"model_state": state} if stateful else kwargs
@@ -224,31 +155,9 @@ def fixed_weights(
     return weights()
 
 
-def fold_keys(tree: PyTree, number: ArrayLike) -> PyTree:
-    """Typed PRNG keys among the leaves folded with a number, other leaves as they are."""
-
-    def fold(x):
-        if not _is_key(x):
-            return x
-        return jax.vmap(jax.random.fold_in, (0, None))(x.reshape(-1), number).reshape(x.shape)
-
-    return jax.tree.map(fold, tree)
-
-
-def _is_key(x):
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def on_device(inputs: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
-    """Typed PRNG keys among the leaves folded with the number of the device."""
-    for axis in axes:
-        inputs = fold_keys(inputs, jax.lax.axis_index(axis))
-    return inputs
-
-
 def _average(state, axes):
     def average(x):
-        if _is_key(x):
+        if _keys.is_key(x):
             data = average(jax.random.key_data(x))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         floating = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
@@ -260,8 +169,3 @@ def _average(state, axes):
 def psum(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
     """The sum over devices; without axes the tree itself."""
     return jax.lax.psum(tree, axes) if axes else tree
-
-
-def zeros_like(x: ArrayLike) -> Array:
-    """Zeros of its shape, in float32 or wider."""
-    return jnp.zeros_like(x, dtype=jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -13,22 +13,26 @@ import pytest
 import lossopt
 
 ROOT = pathlib.Path(lossopt.__file__).parent
-BASE = {"_typing", "_checks", "_jax", "_paths"}
+BASE = {"_typing", "_checks", "_jax", "_paths", "_numerics"}
+PARTS = {"_pieces", "_keys", "_mean"}
 MAY_IMPORT = {
     "_typing": set(),
     "_checks": {"_typing"},
     "_jax": {"_typing"},
     "_paths": {"_typing"},
+    "_numerics": {"_typing"},
+    "_pieces": BASE,
+    "_keys": BASE,
     "_mean": BASE,
-    "_grad": BASE | {"_mean"},
+    "_grad": BASE | PARTS,
     "checkpoint": BASE,
-    "fused": BASE | {"_mean", "_grad"},
+    "fused": BASE | PARTS | {"_grad"},
     "losses": BASE,
     "regularizers": BASE,
     "schedules": BASE,
-    "testing": BASE | {"_mean", "_grad"},
+    "testing": BASE | PARTS | {"_grad"},
     "transforms": BASE | {"regularizers"},
-    "training": BASE | {"_mean", "_grad"},
+    "training": BASE | PARTS | {"_grad"},
 }
 HEAVY = {
     "chex",

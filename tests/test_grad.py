@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lossopt as lo
-from lossopt import _grad
+from lossopt import _grad, _pieces
 
 ROWS, FEATURES = 24, 4
 close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=5e-7)
@@ -70,7 +70,7 @@ def _plain(objective):
     return jax.value_and_grad(lambda *args, **kwargs: lo.value(objective(*args, **kwargs)))
 
 
-def _pieces(tree, count):
+def _cut(tree, count):
     """Rows go round the full pieces; what is left over is a smaller last piece."""
     rows = len(jax.tree.leaves(tree)[0])
     size = -(-rows // count)
@@ -135,7 +135,7 @@ class TestExactness:
 
     def test_the_mean_of_microbatch_means_is_another_number(self):
         params, batch = _params(), _batch()
-        naive = np.mean([_reference(params, piece)[1]["w"] for piece in _pieces(batch, 8)], axis=0)
+        naive = np.mean([_reference(params, piece)[1]["w"] for piece in _cut(batch, 8)], axis=0)
         want = _reference(params, batch)[1]["w"]
         assert np.linalg.norm(naive - want) > 0.05 * np.linalg.norm(want)
 
@@ -156,9 +156,9 @@ class TestPieces:
     @pytest.mark.parametrize("rows", range(1, 11))
     def test_never_more_than_asked_none_larger_never_padded(self, rows):
         for count in range(1, rows + 1):
-            pieces, size = _grad.strided(np.arange(rows), count), -(-rows // count)
-            stacked = [] if pieces.stacked is None else list(np.asarray(pieces.stacked))
-            last = [] if pieces.last is None else [pieces.last]
+            pieces, size = _pieces.strided(np.arange(rows), count), -(-rows // count)
+            stacked = [piece for tree in pieces.stacked for piece in np.asarray(tree)]
+            last = list(pieces.last)
             assert len(stacked) == pieces.full
             assert 1 <= len(stacked + last) <= count
             assert {len(piece) for piece in stacked} <= {size}
@@ -177,12 +177,12 @@ class TestPieces:
         (_, means), _ = fn(1.0, jnp.zeros((rows, 2)))
         assert shapes == {(n, 2) for n in (size if size <= rows else rows, rows % size) if n}
         assert means["rows"].weight == rows
-        assert means["pieces"].weight == len(_pieces(np.zeros(rows), microbatches)) <= microbatches
+        assert means["pieces"].weight == len(_cut(np.zeros(rows), microbatches)) <= microbatches
 
     def test_rows_go_round(self):
-        pieces = _grad.strided({"x": np.arange(11)}, 4)
-        np.testing.assert_array_equal(pieces.stacked["x"], [[0, 3, 6], [1, 4, 7], [2, 5, 8]])
-        np.testing.assert_array_equal(pieces.last["x"], [9, 10])
+        pieces = _pieces.strided({"x": np.arange(11)}, 4)
+        np.testing.assert_array_equal(pieces.stacked[0]["x"], [[0, 3, 6], [1, 4, 7], [2, 5, 8]])
+        np.testing.assert_array_equal(pieces.last[0]["x"], [9, 10])
 
     def test_the_order_of_pieces_is_the_order_of_states(self):
         def objective(w, x, *, model_state):
@@ -211,8 +211,6 @@ class TestPieces:
             {"x": np.ones(3), "y": 1.0},
             {"x": np.ones(3), "y": np.ones(())},
             np.float32(1),
-            {},
-            None,
         ],
     )
     @pytest.mark.parametrize("microbatches", [1, 2])
@@ -220,6 +218,13 @@ class TestPieces:
         fn = lo.value_and_grad(lambda w, b: lo.constant(w), microbatches=microbatches)
         with pytest.raises(ValueError, match="share a leading axis of rows, got"):
             fn(1.0, batch)
+
+    @pytest.mark.parametrize("batch", [{}, None])
+    @pytest.mark.parametrize("microbatches", [1, 2])
+    def test_a_batch_without_leaves_is_one_piece(self, batch, microbatches):
+        seen = lambda w, b: {"seen": w * lo.mean(jnp.ones(2)), "none": lo.constant(b is batch)}
+        (value, means), slope = lo.value_and_grad(seen, microbatches=microbatches)(3.0, batch)
+        assert (value, means["seen"].weight, means["none"].weight, slope) == (4, 2, 1, 1)
 
     def test_the_refusal_names_leaves_and_shapes(self):
         with pytest.raises(ValueError, match=r"'x'\] \(3, 2\), .*'y'\] \(2,\)"):
@@ -704,9 +709,9 @@ class TestWeights:
         # a weight that sums over its piece differs between pieces: only the average is compared
         weights = [
             np.broadcast_to(weigh(np.float64(b["heavy"]), _params(), 0.5), b["heavy"].shape)
-            for b in _pieces(_batch(), microbatches)
+            for b in _cut(_batch(), microbatches)
         ]
-        x = np.concatenate([np.float64(b["x"]) for b in _pieces(_batch(), microbatches)])
+        x = np.concatenate([np.float64(b["x"]) for b in _cut(_batch(), microbatches)])
         weights, fit = np.concatenate(weights), x @ _params()["w"]
         close(value, np.average(fit**2, weights=weights))
         close(grads["w"], 2 * np.average(x * fit[:, None], axis=0, weights=weights))
@@ -761,7 +766,7 @@ class TestAux:
         (value, means, aux), grads = fn(params, batch, model_state=state)
 
         total, slope, running = 0, 0, 2.0
-        pieces = _pieces(jax.tree.map(np.float64, batch), microbatches)
+        pieces = _cut(jax.tree.map(np.float64, batch), microbatches)
         for piece in pieces:
             scores = piece["x"] @ params["w"]
             total += piece["mask"] @ (scores - running) ** 2
@@ -843,7 +848,7 @@ class TestKeys:
 
         def whole(w):
             parts = []
-            for i, piece in enumerate(_pieces(self.x, microbatches)):
+            for i, piece in enumerate(_cut(self.x, microbatches)):
                 fold = lambda k, i=i: k if microbatches == 1 else jax.random.fold_in(k, i)
                 parts.append(_noisy(w, piece, fold(key), noise=jax.tree.map(fold, noise)))
             pooled = lo.pool(*parts)
@@ -988,7 +993,7 @@ class TestEffects:
             lo.value_and_grad(objective, microbatches=microbatches)(1.0, jnp.ones(9))
         )
         jax.effects_barrier()
-        assert sorted(seen) == sorted(x.shape for x in _pieces(np.ones(9), microbatches))
+        assert sorted(seen) == sorted(x.shape for x in _cut(np.ones(9), microbatches))
 
     @pytest.mark.parametrize("microbatches", [1, 4, 5])
     def test_conditions_speak_under_checkify(self, microbatches):

@@ -3,13 +3,14 @@
 import operator
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks, _grad, _jax
+from lossopt import _checks, _grad, _jax, _keys
 from lossopt._mean import Mean, is_mean, value
+from lossopt._numerics import zeros
+from lossopt._pieces import rows, strided, walk
 from lossopt._typing import PyTree
 
 
@@ -65,11 +66,12 @@ def cached_value_and_grad(
     axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
     def fn(params, batch, *args):
-        args = _grad.on_device(args, axes)
+        args = _keys.of_device(args, axes)
         local = _jax.varying(params, axes)
-        pieces = _grad.strided(batch, microbatches)
+        pieces = strided(batch, microbatches)
         embed = partial(_embed, encode, args)
-        embeddings = _embeddings(partial(embed, local), pieces)
+        _, embeddings = walk(lambda _, number, piece: ((), embed(local, number, piece)), (), pieces)
+        embeddings = embeddings.joined()
         _refuse_learned_weights(lambda p, x: loss(p, encode(p, x, *args), *args), local, batch)
 
         def share(params, floating):
@@ -85,9 +87,9 @@ def cached_value_and_grad(
             _, pull = jax.vjp(lambda p: _floating(embed(p, number, piece)), local)
             return jax.tree.map(jnp.add, grads, *pull(cotangents)), ()
 
-        grads = jax.tree.map(lambda x, g: _grad.zeros_like(x) + g, local, direct)
-        pieces = _grad.strided((batch, cotangents), microbatches)
-        grads, _ = _grad.accumulate(back, grads, pieces)
+        grads = jax.tree.map(lambda x, g: zeros(x) + g, local, direct)
+        pieces = strided((batch, cotangents), microbatches)
+        grads, _ = walk(back, grads, pieces)
         means, grads = _grad.psum((means, grads), axes)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
         return (value(means), means), grads
@@ -97,26 +99,15 @@ def cached_value_and_grad(
 
 def _embed(encode, args, params, number, piece):
     """The embeddings of one piece, with keys of its own."""
-    args = args if number is None else _grad.fold_keys(args, number)
-    embeddings = encode(params, piece, *args)
-    rows = _grad.rows(piece)
+    embeddings = encode(params, piece, *_keys.folded(args, number))
+    count = rows(piece)
     for path, leaf in jax.tree_util.tree_leaves_with_path(embeddings):
-        if jnp.shape(leaf)[:1] != (rows,):
+        if jnp.shape(leaf)[:1] != (count,):
             raise ValueError(
-                f"Expected encode to return one row for each of {rows}, got shape "
+                f"Expected encode to return one row for each of {count}, got shape "
                 f"{jnp.shape(leaf)} at {jax.tree_util.keystr(path)!r}. Average nothing over rows."
             )
     return embeddings
-
-
-def _embeddings(embed, pieces: _grad.Pieces) -> Any:
-    """Of the whole batch, in its order."""
-    stacked, last = pieces.stacked, pieces.last
-    if stacked is not None:
-        stacked = jax.lax.map(lambda piece: embed(*piece), (jnp.arange(pieces.full), stacked))
-    if last is not None:
-        last = embed(pieces.full or None, last)
-    return _grad.joined(stacked, last)
 
 
 def _floating(tree):

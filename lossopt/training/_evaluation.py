@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
-from lossopt._grad import Pieces, accumulate, rows
+from lossopt._pieces import Pieces, contiguous, rows, walk
 from lossopt._typing import Array, Batch, PyTree
 from lossopt.training._objective import adapt, columns
 
@@ -50,8 +50,8 @@ def evaluate(
         means, aux = call(params, take(data, indices), key=None, **keywords)
         return carry, (means, aux.get("metrics"))
 
-    _, (means, metrics) = accumulate(step, None, batches(jnp.arange(rows(data)), batch_size))
-    return columns(means, metrics)
+    _, measured = walk(step, None, batches(jnp.arange(rows(data)), batch_size))
+    return columns(*measured.added())
 
 
 def batches(order: Array, batch_size: int, *, drop_last: bool = False) -> Pieces:
@@ -59,10 +59,8 @@ def batches(order: Array, batch_size: int, *, drop_last: bool = False) -> Pieces
     _checks.at_least(1, batch_size=batch_size)
     if drop_last:
         _checks.at_most(len(order), batch_size=batch_size)
-    full = len(order) // batch_size
-    stacked = order[: full * batch_size].reshape(full, batch_size) if full else None
-    last = None if drop_last or len(order) % batch_size == 0 else order[full * batch_size :]
-    return Pieces(stacked, last)
+        order = order[: len(order) // batch_size * batch_size]
+    return contiguous(order, batch_size)
 
 
 def take(data: Batch, indices: Array) -> Batch:

@@ -14,7 +14,7 @@ import optax
 from jax.experimental import checkify
 
 from lossopt import _checks
-from lossopt._grad import accumulate, rows
+from lossopt._pieces import rows, walk
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import batches, take
 from lossopt.training._objective import adapt
@@ -141,7 +141,7 @@ def _broken_conditions(spec, data, part, model_state, params):
         return carry, call(params, take(part, indices), key=data.key, **given)[0]
 
     pieces = batches(jnp.arange(rows(part)), spec.batch_size)
-    checked = checkify.checkify(partial(accumulate, step), errors=checkify.user_checks)
+    checked = checkify.checkify(partial(walk, step), errors=checkify.user_checks)
     return checked(None, pieces)[0]
 
 

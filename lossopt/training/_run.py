@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
-from lossopt._grad import accumulate, rows, value_and_grad
+from lossopt._grad import value_and_grad
 from lossopt._mean import value
+from lossopt._pieces import rows, walk
 from lossopt._typing import Array, ArrayLike, Batch, Key, PyTree
 from lossopt.training._evaluation import batches, evaluate, take
 from lossopt.training._objective import adapt, columns
@@ -185,8 +186,8 @@ def _epoch(spec, data, epoch, progress):
     order = jax.random.permutation(shuffle, rows(data.train))
     pieces = batches(order, spec.batch_size, drop_last=spec.drop_last)
     step = partial(_step, spec, data, noise)
-    state, measured = accumulate(step, progress.state, pieces)
-    row = _row(measured, _validate(spec, data, state))
+    state, measured = walk(step, progress.state, pieces)
+    row = _row(measured.added(), _validate(spec, data, state))
     history = {name: col.at[epoch].set(row[name]) for name, col in progress.history.items()}
 
     watched = row[_watched(data)]

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import lossopt as lo
-from lossopt import _grad
+from lossopt import _pieces
 from tests.fused.test_laws import FAST, near, run
 
 ROWS, FEATURES, DEPTH = 14, 6, 4
@@ -99,9 +99,9 @@ def test_keys_are_replayed():
     """Pieces of the encoder have keys of their own, both times alike; the loss has the key."""
 
     def full(params, batch, key):
-        pieces = _grad.strided(batch, 3)  # of 5, 5 and 4 rows
-        at = lambda i: jax.tree.map(lambda x: x[i], pieces.stacked)
-        each = [at(0), at(1), pieces.last]
+        pieces = _pieces.strided(batch, 3)  # of 5, 5 and 4 rows
+        at = lambda i: jax.tree.map(lambda x: x[i], *pieces.stacked)
+        each = [at(0), at(1), *pieces.last]
         parts = [_encode(params, x, jax.random.fold_in(key, i)) for i, x in enumerate(each)]
         order = np.concatenate([np.arange(0, 10, 2), np.arange(1, 10, 2), np.arange(10, 14)])
         joined = jax.tree.map(lambda *xs: jnp.concatenate(xs)[np.argsort(order)], *parts)

@@ -1,0 +1,39 @@
+"""Where numbers end: the dtype of sums, the lowest logit, the root at 0, bits without a trace."""
+
+import jax.numpy as jnp
+
+from lossopt._typing import Array, ArrayLike
+
+_ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
+
+
+def wide(*arrays: ArrayLike) -> jnp.dtype:
+    """The dtype of sums over these arrays: float32 or wider."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def zeros(x: ArrayLike) -> Array:
+    """Zeros of its shape for sums, in float32 or wider."""
+    return jnp.zeros_like(x, dtype=wide(x))
+
+
+def no_logit(dtype: jnp.dtype) -> float:
+    """As minus infinity, but finite: differences of two are 0, those of one and a logit finite."""
+    return float(jnp.finfo(dtype).min) / 2
+
+
+def root(x: Array) -> Array:
+    """The square root, whose slope at 0 is taken as 0."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def mixed(word: Array) -> Array:
+    """A bijection of 32 bits: each of the input flips each of the output half of the time.
+
+    References:
+      Wellons, "Prospecting for Hash Functions", 2018.
+    """
+    for shift, factor in _ROUNDS:
+        word = (word ^ (word >> shift)) * jnp.uint32(factor)
+    return word ^ (word >> 16)

@@ -1,0 +1,111 @@
+"""Rows cut into pieces, and the one walk over them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lossopt import _checks
+from lossopt._typing import ArrayLike, Batch, PyTree
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["stacked", "last"],
+    meta_fields=["strided"],
+)
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """A tree of arrays cut along its leading axis.
+
+    Attributes:
+      stacked: one tree of the pieces of equal size, its leaves `[pieces, rows, ...]`; or none.
+      last: one smaller piece, or the only one; or none.
+      strided: whether rows go round: of `k` stacked pieces, piece `i` holds rows `i, i + k, ...`.
+    """
+
+    stacked: tuple[PyTree, ...]
+    last: tuple[PyTree, ...]
+    strided: bool = False
+
+    @property
+    def full(self) -> int:
+        """How many pieces are stacked."""
+        return len(jax.tree.leaves(self.stacked)[0]) if self.stacked else 0
+
+    def joined(self) -> PyTree:
+        """The rows in the order they had before they were cut."""
+
+        def flat(x):
+            x = jnp.swapaxes(x, 0, 1) if self.strided else x
+            return x.reshape(-1, *x.shape[2:])
+
+        join = lambda *xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs)
+        return jax.tree.map(join, *jax.tree.map(flat, self.stacked), *self.last)
+
+    def added(self) -> PyTree:
+        """The sum of the pieces."""
+        parts = *jax.tree.map(partial(jnp.sum, axis=0), self.stacked), *self.last
+        return reduce(partial(jax.tree.map, jnp.add), parts)
+
+
+def strided(batch: Batch, count: int) -> Pieces:
+    """At most `count` pieces whose rows go round, so that a sharded axis stays where it is.
+
+    A batch without leaves is one piece.
+    """
+    if not jax.tree.leaves(batch):
+        return Pieces((), (batch,))
+    total = rows(batch)
+    _checks.at_most(total, microbatches=count)
+    size = -(-total // count)
+    full = total // size
+    if full == 1 and full * size == total:
+        return Pieces((), (batch,))
+    stack = lambda x: jnp.swapaxes(x[: full * size].reshape(size, full, *x.shape[1:]), 0, 1)
+    return Pieces((jax.tree.map(stack, batch),), _rest(batch, full * size, total), strided=True)
+
+
+def contiguous(batch: Batch, size: int) -> Pieces:
+    """Pieces of `size` consecutive rows, the last perhaps smaller; of no rows one that is empty."""
+    total = len(jax.tree.leaves(batch)[0])
+    full = total // size
+    block = lambda x: x[: full * size].reshape(full, size, *x.shape[1:])
+    stacked = (jax.tree.map(block, batch),) if full else ()
+    return Pieces(stacked, _rest(batch, full * size, total) if total else (batch,))
+
+
+def _rest(batch, begin, end):
+    return (jax.tree.map(lambda x: x[begin:], batch),) if begin < end else ()
+
+
+def walk(
+    step: Callable[[Any, ArrayLike | None, PyTree], tuple[Any, PyTree]], carry: Any, pieces: Pieces
+) -> tuple[Any, Pieces]:
+    """Carries `step(carry, number, piece) -> (carry, out)` over the pieces, and keeps each `out`.
+
+    The number of an only piece is None.
+    """
+    stacked, last = [], []
+    for tree in pieces.stacked:
+        numbered = (jnp.arange(pieces.full), tree)
+        carry, out = jax.lax.scan(lambda c, x: step(c, *x), carry, numbered)
+        stacked.append(out)
+    for piece in pieces.last:
+        carry, out = step(carry, pieces.full if pieces.stacked else None, piece)
+        last.append(out)
+    return carry, Pieces(tuple(stacked), tuple(last), pieces.strided)
+
+
+def rows(batch: Batch) -> int:
+    """The length of the leading axis that all leaves of a batch share."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
+        raise ValueError(f"Expected a batch whose leaves share a leading axis of rows, got {got}.")
+    return lengths.pop()[0]
