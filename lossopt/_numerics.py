@@ -1,25 +1,19 @@
 """Where numbers end: the dtype of sums, the lowest logit, the root at 0, bits without a trace."""
 
+from functools import partial
+
 import jax.numpy as jnp
 
 from lossopt._typing import Array, ArrayLike
 
 _ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
-
-
-def wide(*arrays: ArrayLike) -> jnp.dtype:
-    """The dtype of sums over these arrays: float32 or wider."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+wide = partial(jnp.promote_types, jnp.float32)  # the dtype of sums over this one
+NO_LOGIT = float(jnp.finfo(jnp.float32).min) / 2  # minus infinity, but a difference of two is 0
 
 
 def zeros(x: ArrayLike) -> Array:
     """Zeros of its shape for sums, in float32 or wider."""
-    return jnp.zeros_like(x, dtype=wide(x))
-
-
-def no_logit(dtype: jnp.dtype) -> float:
-    """As minus infinity, but finite: differences of two are 0, those of one and a logit finite."""
-    return float(jnp.finfo(dtype).min) / 2
+    return jnp.zeros_like(x, dtype=wide(jnp.result_type(x)))
 
 
 def root(x: Array) -> Array:

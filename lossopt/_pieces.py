@@ -31,18 +31,10 @@ class Pieces:
     last: tuple[PyTree, ...]
     strided: bool = False
 
-    @property
-    def full(self) -> int:
-        """How many pieces are stacked."""
-        return len(jax.tree.leaves(self.stacked)[0]) if self.stacked else 0
-
     def joined(self) -> PyTree:
         """The rows in the order they had before they were cut."""
-
-        def flat(x):
-            x = jnp.swapaxes(x, 0, 1) if self.strided else x
-            return x.reshape(-1, *x.shape[2:])
-
+        ordered = lambda x: jnp.swapaxes(x, 0, 1) if self.strided else x
+        flat = lambda x: ordered(x).reshape(-1, *x.shape[2:])
         join = lambda *xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs)
         return jax.tree.map(join, *jax.tree.map(flat, self.stacked), *self.last)
 
@@ -66,7 +58,8 @@ def strided(batch: Batch, count: int) -> Pieces:
     if full == 1 and full * size == total:
         return Pieces((), (batch,))
     stack = lambda x: jnp.swapaxes(x[: full * size].reshape(size, full, *x.shape[1:]), 0, 1)
-    return Pieces((jax.tree.map(stack, batch),), _rest(batch, full * size, total), strided=True)
+    last = (jax.tree.map(lambda x: x[full * size :], batch),) if total % size else ()
+    return Pieces((jax.tree.map(stack, batch),), last, strided=True)
 
 
 def contiguous(batch: Batch, size: int) -> Pieces:
@@ -75,11 +68,9 @@ def contiguous(batch: Batch, size: int) -> Pieces:
     full = total // size
     block = lambda x: x[: full * size].reshape(full, size, *x.shape[1:])
     stacked = (jax.tree.map(block, batch),) if full else ()
-    return Pieces(stacked, _rest(batch, full * size, total) if total else (batch,))
-
-
-def _rest(batch, begin, end):
-    return (jax.tree.map(lambda x: x[begin:], batch),) if begin < end else ()
+    rest = total % size or not total
+    last = (jax.tree.map(lambda x: x[full * size :], batch),) if rest else ()
+    return Pieces(stacked, last)
 
 
 def walk(
@@ -89,13 +80,13 @@ def walk(
 
     The number of an only piece is None.
     """
-    stacked, last = [], []
+    full, stacked, last = None, [], []
     for tree in pieces.stacked:
-        numbered = (jnp.arange(pieces.full), tree)
-        carry, out = jax.lax.scan(lambda c, x: step(c, *x), carry, numbered)
+        full = len(jax.tree.leaves(tree)[0])
+        carry, out = jax.lax.scan(lambda c, x: step(c, *x), carry, (jnp.arange(full), tree))
         stacked.append(out)
     for piece in pieces.last:
-        carry, out = step(carry, pieces.full if pieces.stacked else None, piece)
+        carry, out = step(carry, full, piece)
         last.append(out)
     return carry, Pieces(tuple(stacked), tuple(last), pieces.strided)
 

@@ -159,7 +159,6 @@ class TestPieces:
             pieces, size = _pieces.strided(np.arange(rows), count), -(-rows // count)
             stacked = [piece for tree in pieces.stacked for piece in np.asarray(tree)]
             last = list(pieces.last)
-            assert len(stacked) == pieces.full
             assert 1 <= len(stacked + last) <= count
             assert {len(piece) for piece in stacked} <= {size}
             assert all(0 < len(piece) <= size for piece in last)

@@ -1,91 +1,97 @@
 """The matrix in blocks of columns, each of which sees all rows at once."""
 
 import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lossopt import _jax
+from lossopt._numerics import wide
+from lossopt._pieces import contiguous
+from lossopt._pieces import walk as over
 from lossopt._typing import Array, PyTree
-from lossopt.fused._heads import Head
-from lossopt.fused._tiles import Facts, InnerProduct, Operands, wide
+from lossopt.fused._walk import Criterion, Facts, Matrix, Operands, zeros
+
+
+class Mergeable(Criterion, Protocol):
+    """A criterion that a few numbers of each row determine, whatever columns they are of."""
+
+    def nothing(self, rows: int, dtype: Any) -> PyTree:
+        """What is seen of no columns."""
+        ...
+
+    def merge(self, one: PyTree, other: PyTree) -> PyTree:
+        """What is seen of two sets of columns together."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Values of rows by one pass over the columns, and their gradient by another.
+    """The matrix in blocks of columns, each of which sees all rows at once.
 
     Attributes:
       matrix: how a tile is made.
-      head: what is measured of the rows.
+      criterion: what it is asked.
       size: columns of a block.
-      shards: groups of consecutive rows, one per device, that advance side by side.
-      together: how many such matrices the budget holds at once.
+      together: as of `Walk`.
     """
 
-    matrix: InnerProduct
-    head: Head
+    matrix: Matrix
+    criterion: Mergeable
     size: int
-    shards: int = 1
     together: int = 1
+    one_pass: bool = False
 
     def forward(self, operands: Operands, facts: Facts) -> tuple[Array, PyTree]:
-        """One value per row, and what was measured of it."""
-        rows = operands.rows | facts.rows
+        """One value per row, and what was seen of it."""
 
-        def body(measured, block, start):
-            del start
-            right, columns, known = block
-            tile = self.matrix.tile(operands.left, right)
-            seen = self.head.look(tile, rows, columns | known, operands.numbers)
-            return self.head.merge(measured, self.head.measure(*seen, rows, known))
+        @jax.checkpoint
+        def body(seen, number, piece):
+            part, known = self._block(operands, facts, piece)
+            tile = self.matrix.tile(part.left, part.right)
+            return self.criterion.merge(seen, self.criterion.look(tile, part, known)), ()
 
-        measured = self.head.nothing(len(operands.left), wide(operands.left, operands.right))
-        measured, _ = _jax.alike((measured, operands))
-        blocks = operands.right, operands.columns, facts.columns
-        measured = self._fold(body, measured, blocks)
-        return self.head.close(measured, operands.numbers), measured
+        dtype = wide(jnp.result_type(operands.left, operands.right))
+        nothing = self.criterion.nothing(len(operands.left), dtype)
+        nothing, _ = _jax.alike((nothing, operands))
+        seen, _ = over(body, nothing, self._pieces(operands))
+        return self.criterion.close(seen, operands.numbers), seen
 
     def backward(
-        self, operands: Operands, facts: Facts, measured: PyTree, cotangents: Array
+        self, operands: Operands, facts: Facts, residuals: PyTree, cotangents: Array
     ) -> tuple[Operands, None]:
-        """The gradient of `sum(cotangents * values)`, in float32 or wider."""
-        _, pull = jax.vjp(self.head.close, measured, operands.numbers)
-        to_measured, to_numbers = pull(cotangents)
-        rows = operands.rows | facts.rows
+        """The gradient, of another look at each tile."""
+        _, close = jax.vjp(self.criterion.close, residuals, operands.numbers)
+        asked, closing = close(cotangents)
 
-        def body(carry, block, start):
-            right, columns, known = block
+        @jax.checkpoint
+        def body(carry, number, piece):
             to_left, to_whole, to_numbers = carry
-            tile = self.matrix.tile(operands.left, right)
-            look = lambda t, c, n: self.head.look(t, rows, c | known, n)
-            logits, pull, teacher = jax.vjp(look, tile, columns, operands.numbers, has_aux=True)
-            slopes = self.head.slopes(logits, teacher, measured, rows, known)
-            along = jax.tree.map(lambda s, c: s * c[:, None], slopes, to_measured)
-            slope, to_columns, numbers = pull(sum(jax.tree.leaves(along)))
-            left, to_right = self.matrix.pull(operands.left, right, slope)
-            put = lambda x, y: self._put(x, y, start)
+            part, known = self._block(operands, facts, piece)
+            tile = self.matrix.tile(part.left, part.right)
+            slope, to_columns, looking = self.criterion.pull(tile, part, known, residuals, asked)
+            left, to_right = self.matrix.pull(part.left, part.right, slope)
+            put = lambda x, block: self._put(x, block, piece)
             to_whole = jax.tree.map(put, to_whole, (to_right, to_columns))
-            return to_left + left, to_whole, jax.tree.map(jnp.add, to_numbers, numbers)
+            return (to_left + left, to_whole, jax.tree.map(jnp.add, to_numbers, looking)), ()
 
-        zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide(x)), tree)
-        carry = zeros(operands.left), zeros((operands.right, operands.columns)), to_numbers
-        blocks = operands.right, operands.columns, facts.columns
-        left, (right, columns), numbers = self._fold(body, carry, blocks)
-        return Operands(left, right, zeros(operands.rows), columns, numbers), None
+        start = *zeros((operands.left, (operands.right, operands.columns))), closing
+        (left, (right, columns), numbers), _ = over(body, start, self._pieces(operands))
+        return Operands(left, right, columns, numbers), None
 
-    def _fold(self, body, carry, columns):
-        """Carries `body(carry, block, start)` over blocks of columns, the last perhaps smaller."""
-        count = columns[0].shape[self.matrix.axis]
-        block = lambda start, size: jax.tree.map(lambda x: self._take(x, start, size), columns)
-        step = jax.checkpoint(lambda c, i: (body(c, block(i, self.size), i), None))
-        whole = count // self.size * self.size
-        carry, _ = lax.scan(step, carry, jnp.arange(0, whole, self.size))
-        return body(carry, block(whole, count - whole), whole) if whole < count else carry
+    def _pieces(self, operands):
+        """The numbers of the columns: blocks of the arrays are taken when they are needed."""
+        return contiguous(jnp.arange(operands.right.shape[self.matrix.axis]), self.size)
 
-    def _take(self, x, start, size):
-        return lax.dynamic_slice_in_dim(x, start, size, self.matrix.axis % x.ndim)
+    def _block(self, operands, facts, piece):
+        take = lambda x: lax.dynamic_slice_in_dim(x, piece[0], len(piece), self._axis(x))
+        right, columns, known = jax.tree.map(take, (*operands[1:3], facts.columns))
+        return operands._replace(right=right, columns=columns), facts._replace(columns=known)
 
-    def _put(self, x, block, start):
-        return lax.dynamic_update_slice_in_dim(x, block, start, self.matrix.axis % x.ndim)
+    def _put(self, x, block, piece):
+        return lax.dynamic_update_slice_in_dim(x, block, piece[0], self._axis(x))
+
+    def _axis(self, x):
+        return self.matrix.axis % x.ndim

@@ -10,63 +10,63 @@ from jax import lax
 
 from lossopt import _jax
 from lossopt._typing import Array, PyTree
-from lossopt.fused import _devices, _forms
-from lossopt.fused._blocks import Blocks
-from lossopt.fused._plan import Memory, tiles
-from lossopt.fused._tiles import Difference, Facts, Form, Operands, check_form
+from lossopt.fused import _devices
+from lossopt.fused._how import How
+from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
 
 CACHE = 2**22  # bytes: what is compared and not multiplied is fastest near the processor
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The loss of item i over all others, and how the lists of a batch are walked.
+class Difference:
+    """Tiles of `left[:, None] - right[None, :]`."""
 
-    Attributes:
-      head: as of `Blocks`.
-      memory: as of the public functions.
-      form: as of the public functions.
-    """
+    axis: int = 0
 
-    head: Callable[..., Array]
-    memory: Memory
-    form: Form
+    def tile(self, left: Array, right: Array) -> Array:
+        """Shape `[rows, columns]`."""
+        return left[:, None] - right[None, :]
 
-    def check(self) -> None:
-        """Raises where the form is unknown."""
-        check_form(self.form)
+    def pull(self, left: Array, right: Array, slope: Array) -> tuple[Array, Array]:
+        """The gradients of `left` and `right` from that of the tile."""
+        del left, right
+        return jnp.sum(slope, axis=1), -jnp.sum(slope, axis=0)
 
-    def totals(self, scores: Array, columns: dict, facts: Facts, weights: Array) -> Array:
-        """The weighed sum of each list's rows, shape `[lists]`."""
 
-        def total(scores, columns, facts, weights):
-            operands = Operands(scores, scores, {}, columns, {})
-            jvp = self.form == "jvp"
-            return _forms.average(self._method(scores), operands, facts, weights, jvp=jvp).total
+def totals(
+    formula: Callable, how: How, scores: Array, columns: dict, facts: Facts, weights: Array
+) -> Array:
+    """The weighed sum of each list's rows, shape `[lists]`."""
 
-        return self._each(total, scores, columns, facts, weights)
+    def total(scores, columns, facts, weights):
+        operands = Operands(scores, scores, columns, {})
+        return average(_walk(formula, how, scores), operands, facts, weights, how.form).total
 
-    def rows(self, scores: Array, facts: Facts, numbers: dict) -> Array:
-        """One value per item, shape `[lists, items]`."""
+    return _each(how, total, scores, columns, facts, weights)
 
-        def row(scores, facts):
-            operands = Operands(scores, scores, {}, {}, numbers)
-            return _forms.rows(self._method(scores), operands, facts, jvp=self.form == "jvp")
 
-        return self._each(row, scores, facts)
+def of_items(formula: Callable, how: How, scores: Array, facts: Facts, numbers: dict) -> Array:
+    """One value per item, shape `[lists, items]`."""
 
-    def _method(self, scores):
-        shape = len(scores), len(scores)
-        tile = tiles(*shape, scores.dtype, self.memory, by_columns=False, cpu=CACHE)
-        return Blocks(Difference(), self.head, tile.rows, together=tile.together)
+    def row(scores, facts):
+        operands = Operands(scores, scores, {}, numbers)
+        return values(_walk(formula, how, scores), operands, facts, how.form)
 
-    def _each(self, fn, *args):
-        """The lists side by side as far as the budget goes; one after another in the jvp form."""
-        if len(args[0]) == 1:
-            return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
-        if self.form == "jvp":
-            return lax.map(lambda args: fn(*args), args)
-        return jax.vmap(fn)(*args)
+    return _each(how, row, scores, facts)
+
+
+def _walk(formula, how, scores):
+    tiles = how.tiles(len(scores), len(scores), scores.dtype, cpu=CACHE)
+    return Rows(Difference(), Formula(formula), tiles.rows, tiles.together)
+
+
+def _each(how, fn, *args):
+    """The lists side by side as far as the budget goes; one after another in the jvp form."""
+    if len(args[0]) == 1:
+        return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
+    if how.form == "jvp":
+        return lax.map(lambda args: fn(*args), args)
+    return jax.vmap(fn)(*args)
 
 
 def lists_of(arrays: PyTree) -> PyTree:

@@ -1,8 +1,8 @@
 """Losses of embeddings of a batch, without the matrix of all pairs. Natural logarithms."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ from jax.nn import logsumexp, softplus
 
 from lossopt import _checks, _jax
 from lossopt._mean import mean
-from lossopt._typing import Array, ArrayLike, Float, Int, Num, Number
-from lossopt.fused import _devices, _forms
-from lossopt.fused._blocks import Blocks
-from lossopt.fused._plan import Memory, tiles
+from lossopt._numerics import wide
+from lossopt._typing import ArrayLike, Float, Int, Num, Number
+from lossopt.fused import _devices
+from lossopt.fused._how import Axis, Form, How, MeanOrValues, Memory, on_mesh
+from lossopt.fused._layer import InnerProduct
 from lossopt.fused._rivals import Rivals, belonging, likeness
-from lossopt.fused._tiles import Facts, Form, InnerProduct, MeanOrValues, Operands, check_form, wide
+from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
 
 Embeddings = Float[ArrayLike, "items features"]
 Weights = Num[ArrayLike, " items"] | None
-Axis = Hashable | tuple[Hashable, ...] | None
 MATRIX = InnerProduct(transposed=True)
 SMALL = 2**24  # bytes: larger tiles were not faster on a CPU
 
@@ -73,17 +73,16 @@ def clip(
     References:
       Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
     """
-    setting = _Setting("clip", memory, per_example, axis_name, differentiable)
+    how = How(memory, differentiable, axis_name)
 
     def loss(operands, facts, weights, shards):
-        tile = setting.tile(operands, shards, copies=3)
-        method = Rivals(MATRIX, tile.rows, shards, tile.together)
-        jvp = differentiable == "jvp"
-        in_rows, in_columns, own = _forms.rows(method, operands, facts, jvp=jvp)
-        in_columns = setting.pooled(in_columns, shards)
-        return setting.close((softplus(in_rows - own) + softplus(in_columns - own)) / 2, weights)
+        walk = _walk(partial(Rivals, MATRIX), how, operands, shards, copies=3)
+        in_rows, in_columns, own = values(walk, operands, facts, how.form)
+        in_columns = _pooled(how, in_columns, shards)
+        losses = (softplus(in_rows - own) + softplus(in_columns - own)) / 2
+        return _closed(losses, weights, per_example)
 
-    return setting.of_items(loss, weights, {"scale": scale}, a=a, b=b)
+    return _of_items("clip", how, loss, weights, {"scale": scale}, a=a, b=b)
 
 
 def sigmoid_pairs(
@@ -133,9 +132,9 @@ def sigmoid_pairs(
     References:
       Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
     """
-    setting = _Setting("sigmoid_pairs", memory, per_example, axis_name, differentiable)
-    loss = partial(setting.in_blocks, belonging, 3)
-    return setting.of_items(loss, weights, {"scale": scale, "bias": bias}, a=a, b=b)
+    how, numbers = How(memory, differentiable, axis_name), {"scale": scale, "bias": bias}
+    loss = partial(_in_rows, belonging, 3, how, per_example)
+    return _of_items("sigmoid_pairs", how, loss, weights, numbers, a=a, b=b)
 
 
 def supervised_contrastive(
@@ -186,82 +185,80 @@ def supervised_contrastive(
       Khosla et al., "Supervised Contrastive Learning", 2020.
     """
     _checks.above(0, temperature=temperature)
-    setting = _Setting("supervised_contrastive", memory, per_example, axis_name, differentiable)
-    loss, numbers = partial(setting.in_blocks, likeness, 4), {"temperature": temperature}
-    return setting.of_items(loss, weights, numbers, labels, embeddings=embeddings)
+    how, numbers = How(memory, differentiable, axis_name), {"temperature": temperature}
+    loss = partial(_in_rows, likeness, 4, how, per_example)
+    return _of_items(
+        "supervised_contrastive", how, loss, weights, numbers, labels, embeddings=embeddings
+    )
 
 
-class _Setting(NamedTuple):
-    """What all losses of items are asked."""
+def _of_items(name, how, loss, weights, numbers, labels=None, **embeddings):
+    """`loss(operands, facts, weights, shards)` of checked items, wherever they live."""
+    a, *b = _fit(**embeddings)
+    _checks.exact_shape((), **numbers)
+    numbers = {key: jnp.asarray(x, wide(jnp.result_type(a, x))) for key, x in numbers.items()}
+    rows = {"features": a}
+    if weights is not None:
+        rows["weights"] = _weighed(name, weights, len(a))
+    if labels is not None:
+        rows["labels"] = _integers(labels, len(a))
+    shards = 1 if how.axis is not None or not on_mesh(a) else _devices.shards(a, len(a), None)
 
-    name: str
-    memory: Memory
-    per_example: bool
-    axis_name: Axis
-    differentiable: Form
+    def compute(rows, columns, numbers):
+        left, right = rows.pop("features"), columns["features"]
+        weights = rows.pop("weights", None)
+        first = 0 if how.axis is None else lax.axis_index(how.axis) * len(left)
+        rows["index"] = first + jnp.arange(len(left))
+        if weights is None:
+            weights = jnp.ones(len(left))
+        else:
+            rows["present"] = weights != 0
+            left, right = (jnp.where(rows["present"][:, None], x, 0) for x in (left, right))
+        everywhere = partial(_everywhere, how)
+        facts = Facts(rows, jax.tree.map(everywhere, rows))
+        return loss(Operands(left, everywhere(right), {}, numbers), facts, weights, shards)
 
-    def of_items(self, loss, weights, numbers, labels=None, **embeddings):
-        """`loss(operands, facts, weights, shards)` of checked items, wherever they live."""
-        check_form(self.differentiable)
-        a, *b = _fit(**embeddings)
-        _checks.exact_shape((), **numbers)
-        numbers = {key: jnp.asarray(x, wide(a, jnp.asarray(x))) for key, x in numbers.items()}
-        rows = {"features": a}
-        if weights is not None:
-            rows["weights"] = _weigh(self.name, weights, len(a))
-        if labels is not None:
-            rows["labels"] = _integers(labels, len(a))
-        shards = _devices.shards(a, len(a), None if self.axis_name is None else 1)
+    arrays = rows, {"features": [a, *b][-1]}, numbers
+    return _devices.automatic(compute, *arrays, shards) if on_mesh(a) else compute(*arrays)
 
-        def compute(rows, columns, numbers):
-            left, right = rows.pop("features"), columns["features"]
-            weights = rows.pop("weights", None)
-            rows["index"] = self._first(len(left)) + jnp.arange(len(left))
-            if weights is None:
-                weights = jnp.ones(len(left))
-            else:
-                rows["present"] = weights != 0
-                left, right = (jnp.where(rows["present"][:, None], x, 0) for x in (left, right))
-            facts = Facts(rows, jax.tree.map(self._everywhere, rows))
-            operands = Operands(left, self._everywhere(right), {}, {}, numbers)
-            return loss(operands, facts, weights, shards)
 
-        return _devices.automatic(compute, rows, {"features": [a, *b][-1]}, numbers, shards)
+def _in_rows(
+    formula: Callable, copies, how, per_example, operands, facts, weights, shards
+) -> MeanOrValues:
+    """The loss whose rows do not depend on each other."""
+    walk = _walk(partial(Rows, MATRIX, Formula(formula)), how, operands, shards, copies)
+    if per_example:
+        return _closed(values(walk, operands, facts, how.form), weights, per_example)
+    return average(walk, operands, facts, weights, how.form)
 
-    def tile(self, operands, shards, copies):
-        """The block of rows that the budget holds."""
-        shape = len(operands.left) // shards, len(operands.right)
-        dtype = wide(operands.left, operands.right)
-        return tiles(*shape, dtype, self.memory, copies=copies, by_columns=False, cpu=SMALL)
 
-    def in_blocks(self, head: Callable[..., Array], copies, operands, facts, weights, shards):
-        """The loss whose rows do not depend on each other."""
-        tile = self.tile(operands, shards, copies)
-        method = Blocks(MATRIX, head, tile.rows, shards, tile.together)
-        jvp = self.differentiable == "jvp"
-        if self.per_example:
-            return self.close(_forms.rows(method, operands, facts, jvp=jvp), weights)
-        return _forms.average(method, operands, facts, weights, jvp=jvp)
+def _walk(kind: Callable, how, operands, shards, copies) -> Any:
+    """In the blocks of rows that the budget holds."""
+    shape = len(operands.left) // shards, len(operands.right)
+    dtype = wide(jnp.result_type(operands.left, operands.right))
+    tiles = how.tiles(*shape, dtype, copies=copies, cpu=SMALL)
+    walk = kind(tiles.rows, tiles.together)
+    return walk if shards == 1 else _devices.Grouped(walk, shards, tiles.together)
 
-    def close(self, values, weights):
-        """The `Mean`, or the loss of each item."""
-        return jnp.where(weights == 0, 0, values) if self.per_example else mean(values, weights)
 
-    def pooled(self, log_sums, shards):
-        """The log-sums of the columns that live here, over the rows of all devices."""
-        if self.axis_name is None:
-            return logsumexp(log_sums.reshape(shards, -1), axis=0)
-        parts = log_sums.reshape(lax.axis_size(self.axis_name), -1)
-        return logsumexp(lax.all_to_all(parts, self.axis_name, 0, 0, tiled=True), axis=0)
+def _closed(losses, weights, per_example):
+    """The `Mean`, or the loss of each item."""
+    return jnp.where(weights == 0, 0, losses) if per_example else mean(losses, weights)
 
-    def _first(self, count):
-        return 0 if self.axis_name is None else lax.axis_index(self.axis_name) * count
 
-    def _everywhere(self, x):
-        if self.axis_name is None:
-            return x
-        axes = self.axis_name if isinstance(self.axis_name, tuple) else (self.axis_name,)
-        return lax.all_gather(_jax.varying(x, axes), self.axis_name, tiled=True)
+def _pooled(how, log_sums, shards):
+    """The log-sums of the columns that live here, over the rows of all devices."""
+    if how.axis is None:
+        return logsumexp(log_sums.reshape(shards, -1), axis=0)
+    parts = log_sums.reshape(lax.axis_size(how.axis), -1)
+    return logsumexp(lax.all_to_all(parts, how.axis, 0, 0, tiled=True), axis=0)
+
+
+def _everywhere(how, x):
+    if how.axis is None:
+        return x
+    axes = how.axis if isinstance(how.axis, tuple) else (how.axis,)
+    return lax.all_gather(_jax.varying(x, axes), how.axis, tiled=True)
 
 
 def _fit(**embeddings):
@@ -278,12 +275,11 @@ def _fit(**embeddings):
     return [jnp.asarray(x, jnp.result_type(*dtypes.values())) for x in embeddings.values()]
 
 
-def _weigh(name, weights, count):
+def _weighed(name, weights, count):
     _checks.exact_shape((count,), weights=weights)
     _checks.at_least(0, weights=weights)
     (weights,) = _checks.floats(weights=weights)
-    low = jnp.min(weights, initial=0)
-    _checks.condition(low >= 0, f"{name}: expected weights >= 0, got {{low}}.", low=low)
+    _checks.nonnegative(name, weights=weights)
     return weights
 
 

@@ -1,14 +1,62 @@
 """Rows and columns that are spread over devices."""
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lossopt._typing import Array, PyTree
+from lossopt.fused._walk import Facts, Operands, Walk
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """Each device's rows walked on their own, so that gradients of columns are added up once.
+
+    Attributes:
+      walk: over the rows of one device.
+      shards: groups of consecutive rows, one per device, that advance side by side.
+      together: as of `Walk`.
+    """
+
+    walk: Walk
+    shards: int
+    together: int
+
+    @property
+    def one_pass(self) -> bool:
+        """As of `Walk`."""
+        return self.walk.one_pass
+
+    def forward(self, operands: Operands, facts: Facts) -> tuple[PyTree, PyTree]:
+        """As of `Walk`."""
+        return self._join(*self._each(self.walk.forward, operands, facts))
+
+    def backward(
+        self, operands: Operands, facts: Facts, residuals: PyTree, cotangents: PyTree
+    ) -> tuple[Operands, PyTree]:
+        """As of `Walk`."""
+        gradient, values = self._each(self.walk.backward, operands, facts, residuals, cotangents)
+        left, values = self._join(gradient.left, values)
+        pooled = jax.tree.map(lambda x: jnp.sum(x, axis=0), gradient._replace(left=()))
+        return pooled._replace(left=left), values
+
+    def _each(self, way, operands, facts, *more):
+        """What each group gives."""
+
+        def of_group(left, rows, *more):
+            return way(operands._replace(left=left), facts._replace(rows=rows), *more)
+
+        split = lambda x: x.reshape(self.shards, -1, *x.shape[1:])
+        return jax.vmap(of_group)(*jax.tree.map(split, (operands.left, facts.rows, *more)))
+
+    def _join(self, *trees):
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trees)
 
 
 def shards(features: Array, rows: int, given: int | None) -> int:

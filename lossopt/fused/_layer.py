@@ -1,150 +1,206 @@
-"""What the losses of a linear layer share: checks, masks, the choice of a method."""
+"""A linear layer over many classes that is never applied: its arrays, and how a loss reads them."""
 
+import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from lossopt import _checks
 from lossopt._mean import Mean
-from lossopt.fused import _devices, _forms
-from lossopt.fused._blocks import Blocks
+from lossopt._numerics import NO_LOGIT, wide
+from lossopt._typing import Array, ArrayLike, Float, Num, Number
+from lossopt.fused import _devices
 from lossopt.fused._columns import Columns
-from lossopt.fused._heads import Complete
-from lossopt.fused._plan import Memory, Plan, tiles
-from lossopt.fused._tiles import Facts, Form, InnerProduct, Operands, check_form, wide
+from lossopt.fused._how import How, Tiles, on_mesh
+from lossopt.fused._walk import Facts, Operands, Rows, average, values
+
+Features = Float[ArrayLike, "*tokens depth"]
+Kernel = Float[ArrayLike, "depth classes"]  # [classes, depth] if transposed
+Weights = Num[ArrayLike, "*tokens"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerProduct:
+    """Tiles of `left @ right`; `transposed` is for a `right` of shape `[columns, depth]`.
+
+    Products of low precision are summed in float32. The cotangent of a tile is rounded once, to
+    the dtype of the operands, and both of its products are float32 again.
+    """
+
+    transposed: bool
+
+    @property
+    def axis(self) -> int:
+        """The axis of `right` along which the columns lie."""
+        return 0 if self.transposed else -1
+
+    def tile(self, left: Array, right: Array) -> Array:
+        """Shape `[rows, columns]`."""
+        return _dot(left, right, 1, 1 if self.transposed else 0)
+
+    def pull(self, left: Array, right: Array, slope: Array) -> tuple[Array, Array]:
+        """The gradients of `left` and `right`, in float32 or wider, from that of the tile."""
+        slope = slope.astype(jnp.result_type(left, right))
+        to_left = _dot(slope, right, 1, 0 if self.transposed else 1)
+        pair = (slope, left) if self.transposed else (left, slope)
+        return to_left, _dot(*pair, 0, 0)
 
 
 class Layer(NamedTuple):
-    """What all losses of a linear layer are asked."""
+    """Features and kernel, and what makes logits of their products; `of` checks that they fit.
 
-    transposed: bool
-    memory: Memory
-    per_example: bool
-    token_shards: int | None
-    differentiable: Form
+    Attributes:
+      features: `[*tokens, depth]`.
+      kernel: `[depth, classes]`.
+      matrix: how the two are multiplied.
+      bias: `[classes]`, or None.
+      soft_cap: the largest size of a logit, or None.
+      tokens: their shape.
+      classes: how many there are.
+    """
 
-    @property
-    def matrix(self):
-        return InnerProduct(self.transposed)
+    features: Any
+    kernel: Any
+    matrix: InnerProduct
+    bias: ArrayLike | None
+    soft_cap: Number | None
+    tokens: tuple[int, ...]
+    classes: int
 
-    def check(self, features, kernel, bias, weights):
-        """The shape of the tokens and the number of classes, of arrays that fit."""
-        check_form(self.differentiable)
-        _checks.rank_at_least(1, features=features)
-        *tokens, depth = jnp.shape(features)
-        classes = self._fit(depth, features=features, kernel=kernel)
-        if bias is not None:
-            _checks.exact_shape((classes,), bias=bias)
-        if weights is not None:
-            _checks.prefix_shape(tuple(tokens), weights=weights)
-            _checks.at_least(0, weights=jnp.min(jnp.asarray(weights), initial=0))
-        return tuple(tokens), classes
-
-    def check_teacher(self, tokens, classes, features, kernel):
-        """Raises unless the teacher sees the same tokens and knows the same classes."""
-        _checks.rank_at_least(1, teacher_features=features)
-        depth = jnp.shape(features)[-1]
-        _checks.exact_shape((*tokens, depth), teacher_features=features)
-        known = self._fit(depth, teacher_features=features, teacher_kernel=kernel)
-        if known != classes:
-            raise ValueError(f"Expected a teacher of {classes} classes, got {known}. Align them.")
-
-    def _fit(self, depth, **pair):
-        for name, array in pair.items():
+    @classmethod
+    def of(
+        cls,
+        features: Any,
+        kernel: Any,
+        *,
+        transposed: bool,
+        bias: ArrayLike | None = None,
+        soft_cap: Number | None = None,
+        prefix: str = "",
+    ) -> "Layer":
+        """The layer of arrays that fit; `prefix` is what their names begin with in messages."""
+        for name, array in (("features", features), ("kernel", kernel)):
             if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
                 raise ValueError(
-                    f"Expected floating {name}, got {jnp.result_type(array)}. Convert them first."
+                    f"Expected floating {prefix}{name}, got {jnp.result_type(array)}. "
+                    "Convert them first."
                 )
-        (_, (name, kernel)) = pair.items()
-        wanted = "[classes, depth]" if self.transposed else "[depth, classes]"
+        _checks.rank_at_least(1, **{f"{prefix}features": features})
+        *tokens, depth = jnp.shape(features)
         shape = jnp.shape(kernel)
-        if len(shape) != 2 or shape[1 if self.transposed else 0] != depth:
+        if len(shape) != 2 or shape[1 if transposed else 0] != depth:
             raise ValueError(
-                f"Expected {name} of shape {wanted} with depth {depth}, got {shape}. "
-                "Say by transposed=True or False how it lies."
+                f"Expected {prefix}kernel of shape "
+                f"{'[classes, depth]' if transposed else '[depth, classes]'} with depth {depth}, "
+                f"got {shape}. Say by transposed=True or False how it lies."
             )
-        return shape[0 if self.transposed else 1]
+        classes = shape[0 if transposed else 1]
+        if bias is not None:
+            _checks.exact_shape((classes,), bias=bias)
+        if soft_cap is not None:
+            _checks.exact_shape((), soft_cap=soft_cap)
+            _checks.above(0, soft_cap=soft_cap)
+        matrix = InnerProduct(transposed)
+        return cls(features, kernel, matrix, bias, soft_cap, tuple(tokens), classes)
 
-    def loss(self, name, head, rows, columns, numbers, ignore_index=None):
-        """The `Mean`, or the loss of each token."""
-        capped = "soft_cap" in numbers
-        method = self.method(head, rows["features"], columns["kernel"], capped=capped)
+    def tiles(self, how: How, copies: int) -> tuple[Tiles, int]:
+        """The tiles of one device, and over how many devices the tokens are spread."""
+        count, shards, parts = math.prod(self.tokens), 1, 1
+        if how.shards is not None or on_mesh(self.features, self.kernel):
+            shards = _devices.shards(self.features, count, how.shards)
+            parts = _devices.parts(self.kernel, self.matrix.axis, self.features)
+        tiles = how.tiles(
+            count // shards,
+            self.classes // parts,
+            wide(jnp.result_type(self.features, self.kernel)),
+            copies=copies + 2 * (self.soft_cap is not None) + (how.form == "jvp"),
+            by_columns=parts == 1,
+        )
+        return tiles, shards
+
+    def loss(
+        self,
+        name: str,
+        criterion: Any,
+        how: How,
+        per_example: bool,
+        rows: dict[str, Any],
+        *,
+        teacher: ArrayLike | None = None,
+        numbers: dict[str, Any] | None = None,
+        ignore_index: Number | None = None,
+    ) -> Any:
+        """The `Mean`, or the loss of each token; `rows` holds weights and labels, as of tokens."""
+        if rows["weights"] is not None:
+            _checks.prefix_shape(self.tokens, weights=rows["weights"])
+            _checks.at_least(0, weights=jnp.min(jnp.asarray(rows["weights"]), initial=0))
+        tiles, shards = self.tiles(how, criterion.copies)
+        kind, size = (Rows, tiles.rows) if tiles.whole else (Columns, tiles.columns)
+        walk = kind(self.matrix, criterion, size, tiles.together)
+        walk = walk if shards == 1 else _devices.Grouped(walk, shards, tiles.together)
 
         def compute(rows, columns, numbers):
-            tokens, classes = rows["features"].shape[:-1], columns["kernel"].shape[self.matrix.axis]
-            rows = {key: _flat(x, tokens) for key, x in rows.items()}
-            weights, valid = _read(name, rows, classes, ignore_index)
-            operands, facts = _parts(rows, columns, numbers, classes)
-            jvp = self.differentiable == "jvp"
-            if self.per_example:
-                values = jnp.where(valid, _forms.rows(method, operands, facts, jvp=jvp), jnp.nan)
-                return jnp.where(weights == 0, 0, values).reshape(tokens)
-            total = _forms.average(
-                method, operands, facts, jnp.where(valid, weights, 0), jvp=jvp
-            ).total
+            weights, valid = _read(name, rows, self.tokens, self.classes, ignore_index)
+            left, right = rows.pop("features"), columns.pop("kernel")
+            known = {"classes": jnp.arange(self.classes, dtype=jnp.int32)}
+            known |= {"teacher": columns.pop("teacher")} if "teacher" in columns else {}
+            columns = {key: x.astype(wide(x.dtype)) for key, x in columns.items()}
+            dtype = lambda x: wide(jnp.result_type(left, right, x))
+            numbers = {key: x.astype(dtype(x)) for key, x in numbers.items()}
+            operands, facts = Operands(left, right, columns, numbers), Facts(rows, known)
+            if per_example:
+                each = jnp.where(valid, values(walk, operands, facts, how.form), jnp.nan)
+                return jnp.where(weights == 0, 0, each).reshape(self.tokens)
+            readable = jnp.where(valid, weights, 0)
+            total = average(walk, operands, facts, readable, how.form).total
             wrong = jnp.any(~valid & (weights != 0))
             return Mean(total + jnp.where(wrong, jnp.nan, 0), jnp.sum(weights))
 
-        return _devices.automatic(compute, rows, columns, numbers, method.shards)
-
-    def method(self, head, features, kernel, *, capped=False):
-        """Blocks of rows, or of columns, as the budget allows."""
-        tile, shards = self._tile(head, features, kernel, capped)
-        if tile.whole:
-            return Blocks(self.matrix, Complete(head), tile.rows, shards, tile.together)
-        return Columns(self.matrix, head, tile.columns, shards, tile.together)
-
-    def plan(self, head, features, kernel, tokens, classes, capped):
-        """What `method` will do, and what it will cost."""
-        tile, shards = self._tile(head, features, kernel, capped)
-        rows = math.prod(tokens)
-        again = self.per_example or self.differentiable == "jvp" or not tile.whole
-        depths = features.shape[-1]
-        return Plan(
-            rows=tile.rows,
-            columns=tile.columns,
-            tiles=-(-rows // shards // tile.rows)
-            * (1 if tile.whole else -(-classes // tile.columns)),
-            bytes=tile.bytes,
-            operations=(8 if again else 6) * rows * depths * classes,
-            arithmetic=4 / 3 if again else 1.0,
-            token_shards=shards,
-            together=tile.together,
+        rows = {"features": self.features} | rows
+        columns = {"kernel": self.kernel, "bias": self.bias, "teacher": teacher}
+        numbers = {"soft_cap": self.soft_cap, "classes": float(self.classes)} | (numbers or {})
+        rows, columns, numbers = (
+            {key: jnp.asarray(x) for key, x in arrays.items() if x is not None}
+            for arrays in (rows, columns, numbers)
         )
-
-    def _tile(self, head, features, kernel, capped):
-        axis, count = self.matrix.axis, math.prod(features.shape[:-1])
-        shards = _devices.shards(features, count, self.token_shards)
-        parts = _devices.parts(kernel, axis, features)
-        tile = tiles(
-            count // shards,
-            kernel.shape[axis] // parts,
-            wide(features, kernel),
-            self.memory,
-            copies=head.copies + 2 * capped + (self.differentiable == "jvp"),
-            by_columns=parts == 1,
-        )
-        return tile, shards
+        if on_mesh(self.features, self.kernel):
+            return _devices.automatic(compute, rows, columns, numbers, shards)
+        return compute(rows, columns, numbers)
 
 
-def _flat(x, tokens):
-    """One row per token; weights of leading axes are spread over the others."""
-    if x.ndim < len(tokens):
-        x = jnp.broadcast_to(x.reshape(x.shape + (1,) * (len(tokens) - x.ndim)), tokens)
-    return x.reshape(-1, *x.shape[len(tokens) :])
+def logits(tile: Array, columns: dict, numbers: dict) -> Array:
+    """With bias and soft cap."""
+    z = tile + columns["bias"][None, :] if "bias" in columns else tile
+    if "soft_cap" in numbers:
+        z = numbers["soft_cap"] * jnp.tanh(z / numbers["soft_cap"])
+    return z
 
 
-def _read(name, rows, classes, ignore_index):
-    """Weights, and which rows can be read; leaves in `rows` what is safe to compute with."""
-    features, labels = rows["features"], rows.get("labels")
-    weights = rows.pop("weights", None)
-    masked = weights is not None or ignore_index is not None
-    dtype = jnp.promote_types(jnp.float32, jnp.result_type(False if weights is None else weights))
-    weights = jnp.ones(len(features), dtype) if weights is None else weights.astype(dtype)
-    low = jnp.min(weights, initial=0)
-    _checks.condition(low >= 0, f"{name}: expected weights >= 0, got {{low}}.", low=low)
-    valid = jnp.ones(len(features), bool)
+def log_sum(logits: Array, where: ArrayLike = True, *, after: ArrayLike = -jnp.inf) -> Array:
+    """The log of the sum of exponentials of each row.
+
+    Of a sum that underflows beside a masked logit it returns a bound, still e^-87 below that.
+    `after` is no more than the highest logit: it makes the compiler wait, and drop its tile, first.
+    """
+    top = lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), after))
+    top = jnp.maximum(top, NO_LOGIT)
+    total = jnp.sum(jnp.where(where, jnp.exp(logits - top[:, None]), 0), axis=-1)
+    return top + jnp.log(jnp.maximum(total, jnp.finfo(logits.dtype).tiny))
+
+
+def _read(name, rows, tokens, classes, ignore_index):
+    """Weights, and which rows can be read; makes `rows` flat, and safe to compute with."""
+    masked = "weights" in rows or ignore_index is not None
+    for key, x in rows.items():  # weights of leading axes are spread over the others
+        ones = (1,) * (len(tokens) - x.ndim)
+        x = jnp.broadcast_to(x.reshape(x.shape + ones), tokens) if ones else x
+        rows[key] = x.reshape(-1, *x.shape[len(tokens) :])
+    count, labels = len(rows["features"]), rows.get("labels")
+    weights, valid = rows.pop("weights", jnp.ones(count, bool)), jnp.ones(count, bool)
+    weights = weights.astype(wide(weights.dtype))
+    _checks.nonnegative(name, weights=weights)
     if labels is not None and labels.ndim == 1:
         labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 may not hold all
         if ignore_index is not None:  # a negative one is no unsigned label
@@ -165,44 +221,6 @@ def _read(name, rows, classes, ignore_index):
     return weights, valid
 
 
-def _parts(rows, columns, numbers, classes):
-    """What is differentiated, and what is not."""
-    left, right = rows.pop("features"), columns["kernel"]
-    numbers = {key: x.astype(wide(left, right, x)) for key, x in numbers.items()}
-    numbers["classes"] = jnp.asarray(classes, wide(left, right))
-    known = {key: x for key, x in columns.items() if key == "teacher"}
-    known["classes"] = jnp.arange(classes, dtype=jnp.int32)
-    biases = {key: x.astype(wide(x)) for key, x in columns.items() if key == "bias"}
-    return Operands(left, right, {}, biases, numbers), Facts(rows, known)
-
-
-def inputs(features, kernel, bias, weights, soft_cap):
-    """What lies along the rows, what along the columns, and numbers."""
-    rows = {"features": jnp.asarray(features)}
-    columns = {"kernel": jnp.asarray(kernel)}
-    if weights is not None:
-        rows["weights"] = jnp.asarray(weights)
-    if bias is not None:
-        columns["bias"] = jnp.asarray(bias)
-    if soft_cap is not None:
-        _checks.exact_shape((), soft_cap=soft_cap)
-        _checks.above(0, soft_cap=soft_cap)
-    return rows, columns, {} if soft_cap is None else {"soft_cap": jnp.asarray(soft_cap)}
-
-
-def used(**numbers):
-    """Those that are not known to be 0."""
-    _checks.exact_shape((), **numbers)
-    known = lambda x: isinstance(x, float | int) and x == 0
-    return {name: jnp.asarray(x) for name, x in numbers.items() if not known(x)}
-
-
-def class_numbers(labels, tokens, name="labels"):
-    """The labels, which must be integers of this shape."""
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise ValueError(
-            f"Expected integer {name}, got {jnp.result_type(labels)}. Convert class numbers with "
-            "astype(int). (linear_softmax_cross_entropy takes a teacher as (features, kernel).)"
-        )
-    _checks.exact_shape(tokens, **{name: labels})
-    return jnp.asarray(labels)
+def _dot(a, b, axis_a, axis_b):
+    axes = (((axis_a,), (axis_b,)), ((), ()))
+    return lax.dot_general(a, b, axes, preferred_element_type=wide(jnp.result_type(a, b)))

@@ -5,13 +5,11 @@ from jax import lax
 
 from lossopt import _checks
 from lossopt._mean import mean
-from lossopt._typing import ArrayLike, Bool, Num, Number
-from lossopt.fused._compare import Comparison, beaten, lists_of, logistic
-from lossopt.fused._plan import Memory
-from lossopt.fused._tiles import Facts, Form, MeanOrValues
-
-Lists = Num[ArrayLike, "*batch items"]
-Mask = Bool[ArrayLike, "*batch items"] | None
+from lossopt._typing import Number
+from lossopt.fused._compare import beaten, lists_of, logistic, of_items, totals
+from lossopt.fused._how import Form, How, MeanOrValues, Memory
+from lossopt.fused._walk import Facts
+from lossopt.losses._ranks import Lists, Mask, discounts, gains, ranks, read, sunk
 
 
 def lambda_rank(
@@ -55,16 +53,14 @@ def lambda_rank(
     References:
       Burges, "From RankNet to LambdaRank to LambdaMART: An Overview", 2010.
     """
-    comparison = Comparison(_swaps, memory, differentiable)
-    comparison.check()
-    batch = jnp.shape(scores)[:-1]
+    how, batch = How(memory, differentiable), jnp.shape(scores)[:-1]
     lists, grades, present, known = _read("lambda_rank", scores, relevance, items)
     if lists.size == 0:
         return _reduced(jnp.sum(lists, axis=-1), batch, per_example)
-    sunk = jnp.where(present, lax.stop_gradient(lists), jnp.finfo(lists.dtype).min)
-    rows = {"gain": _gains(grades), "discount": _discounts(_ranks(sunk))}
+    places = ranks(sunk(lax.stop_gradient(lists), present))
+    rows = {"gain": gains(grades), "discount": discounts(places)}
     columns = rows | {"gain": jnp.where(present, rows["gain"], jnp.inf)}
-    total = comparison.totals(lists, {}, Facts(rows, columns), jnp.ones_like(lists))
+    total = totals(_swaps, how, lists, {}, Facts(rows, columns), jnp.ones_like(lists))
     return _reduced(jnp.where(known, total, jnp.nan), batch, per_example)
 
 
@@ -112,66 +108,40 @@ def approximate_ndcg(
     """
     _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
-    comparison = Comparison(_beaten, memory, differentiable)
-    comparison.check()
-    batch = jnp.shape(scores)[:-1]
+    how, batch = How(memory, differentiable), jnp.shape(scores)[:-1]
     lists, grades, present, known = _read("approximate_ndcg", scores, relevance, items)
     if lists.size == 0:
         return _reduced(jnp.sum(lists, axis=-1), batch, per_example)
     numbers = {"temperature": jnp.asarray(temperature, lists.dtype)}
-    ranks = 0.5 + comparison.rows(lists, Facts({}, {"present": present}), numbers)
-    gains = _gains(grades)  # an item's own share of its rank is 1/2
-    loss = 1 - jnp.sum(gains * _discounts(ranks), axis=-1)
-    loss = jnp.where(jnp.any(gains > 0, axis=-1), loss, 0)
+    defeats = of_items(_defeats, how, lists, Facts({}, {"present": present}), numbers)
+    worth, places = gains(grades), 0.5 + defeats  # an item's own share of its rank is 1/2
+    loss = 1 - jnp.sum(worth * discounts(places), axis=-1)
+    loss = jnp.where(jnp.any(worth > 0, axis=-1), loss, 0)
     return _reduced(jnp.where(known, loss, jnp.nan), batch, per_example)
 
 
 def _read(name, scores, relevance, items):
-    """Lists and relevance, 0 where masked; who is present; whose relevance is in range."""
-    _checks.rank_at_least(1, scores=scores)
-    scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
-    present = _checks.mask("items", items, scores.shape)
-    relevance = jnp.where(present, lax.stop_gradient(relevance), 0)
-    known = relevance >= 0  # a NaN is not
-    message = f"{name}: expected relevance >= 0, got {{low}}."
-    _checks.condition(known, message, low=jnp.min(relevance, initial=0))
-    scores, relevance = jnp.where(present, scores, 0), jnp.where(known, relevance, 0)
-    *lists, known = lists_of((scores, relevance, present, known))
-    return *lists, jnp.all(known, axis=-1)
+    """As the dense losses read them, and flat."""
+    relevance = lax.stop_gradient(jnp.asarray(relevance))
+    *lists, known = read(name, scores, relevance, items, lowest=0)
+    lists, known = lists_of(lists), lists_of(known[..., None])
+    return *lists, known[:, 0]
 
 
 def _reduced(losses, batch, per_example):
     return losses.reshape(batch) if per_example else mean(losses)
 
 
-def _swaps(leads, rows, columns, numbers):
+def _swaps(leads, operands, facts):
     """The sum over worse items; a masked one gains too much to be worse."""
-    del numbers
-    gains = jnp.maximum(0, rows["gain"][:, None] - columns["gain"][None, :])
-    swaps = gains * jnp.abs(rows["discount"][:, None] - columns["discount"][None, :])
+    del operands
+    rows, columns = facts
+    better = jnp.maximum(0, rows["gain"][:, None] - columns["gain"][None, :])
+    swaps = better * jnp.abs(rows["discount"][:, None] - columns["discount"][None, :])
     return jnp.sum(swaps * logistic(jnp.where(swaps == 0, 0, leads)), axis=1)
 
 
-def _beaten(leads, rows, columns, numbers):
+def _defeats(leads, operands, facts):
     """By how many items each is beaten, smoothly; by itself one half."""
-    del rows
-    defeats = beaten(leads / numbers["temperature"])
-    return jnp.sum(defeats, axis=1, where=columns["present"][None, :])
-
-
-def _ranks(scores):
-    order = jnp.argsort(-scores, axis=-1, stable=True)
-    return 1 + jnp.argsort(order, axis=-1).astype(scores.dtype)
-
-
-def _discounts(ranks):
-    return 1 / jnp.log2(1 + ranks)
-
-
-def _gains(relevance):
-    """Each item's gain over the ideal DCG; all 0 where there is no relevance."""
-    best = jnp.max(relevance, axis=-1, keepdims=True, initial=0)
-    # 2^(r - best) (1 - 2^-r): the factor 2^-best cancels and keeps large grades finite.
-    gains = jnp.exp2(relevance - best) * -jnp.expm1(-relevance * jnp.log(2.0))
-    ideal = jnp.sum(gains * _discounts(_ranks(relevance)), axis=-1, keepdims=True)
-    return gains / jnp.where(ideal == 0, 1, ideal)
+    defeats = beaten(leads / operands.numbers["temperature"])
+    return jnp.sum(defeats, axis=1, where=facts.columns["present"][None, :])

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from lossopt import _checks
-from lossopt._mean import Mean
-from lossopt._typing import Array, ArrayLike, Num
-from lossopt.fused._compare import Comparison, lists_of, logistic
-from lossopt.fused._plan import Memory
+from lossopt._mean import Mean, mean
+from lossopt._typing import Array
+from lossopt.fused._compare import lists_of, logistic, totals
+from lossopt.fused._how import Form, How, MeanOrValues, Memory
 from lossopt.fused._sorted import hinges, weight_of_pairs
-from lossopt.fused._tiles import Facts, Form, MeanOrValues
-
-Lists = Num[ArrayLike, "*batch items"]
+from lossopt.fused._walk import Facts
+from lossopt.losses._ranks import Lists
 
 
 def pairwise_logistic(
@@ -61,8 +60,8 @@ def pairwise_logistic(
     References:
       Burges et al., "Learning to Rank using Gradient Descent", 2005.
     """
-    method = _Pairs("pairwise_logistic", logistic, 0, memory, per_example, differentiable)
-    return method.loss(scores, relevance, weights)
+    sums = partial(_in_blocks, logistic, How(memory, differentiable))
+    return _loss("pairwise_logistic", sums, scores, relevance, weights, per_example)
 
 
 def pairwise_hinge(
@@ -106,8 +105,8 @@ def pairwise_hinge(
       Rust and Hocking, "A Log-linear Gradient Descent Algorithm for Unbalanced Binary
       Classification using the All Pairs Squared Hinge Loss", 2023.
     """
-    method = _Pairs("pairwise_hinge", _hinge, 1, memory, per_example, differentiable)
-    return method.loss(scores, relevance, weights)
+    sums = partial(_sorted_or_in_blocks, 1, How(memory, differentiable))
+    return _loss("pairwise_hinge", sums, scores, relevance, weights, per_example)
 
 
 def pairwise_squared_hinge(
@@ -145,94 +144,74 @@ def pairwise_squared_hinge(
     References:
       Chapelle and Keerthi, "Efficient Algorithms for Ranking with SVMs", 2010.
     """
-    method = _Pairs(
-        "pairwise_squared_hinge", _squared_hinge, 2, memory, per_example, differentiable
-    )
-    return method.loss(scores, relevance, weights)
+    sums = partial(_sorted_or_in_blocks, 2, How(memory, differentiable))
+    return _loss("pairwise_squared_hinge", sums, scores, relevance, weights, per_example)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pairs:
-    """What all losses of pairs are asked."""
+def _loss(name, sums, scores, relevance, weights, per_example):
+    """The `Mean`, or the loss of each list, of `sums(binary, scores, relevance, weights)`."""
+    binary = jnp.result_type(relevance) == jnp.bool_
+    batch = jnp.shape(scores)[:-1]
+    scores, relevance, weights, known = _read(name, scores, relevance, weights)
+    if per_example and weights is not None:  # only ratios count, and none overflows
+        top = lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
+        weights = weights / jnp.where(top == 0, 1, top)
+    if scores.size == 0:
+        nothing = jnp.sum(scores, axis=-1)
+        return nothing.reshape(batch) if per_example else mean(nothing, 0)
+    weight = jax.vmap(weight_of_pairs)(relevance, _or_ones(weights, scores))
+    total = jnp.where(known, sums(binary, scores, relevance, weights), jnp.nan)
+    if per_example:
+        return (total / jnp.where(weight == 0, 1, weight)).reshape(batch)
+    return Mean(jnp.sum(total), jnp.sum(weight))
 
-    name: str
-    phi: Callable[[Array], Array]
-    power: int  # of the hinge, if it is one
-    memory: Memory
-    per_example: bool
-    form: Form
 
-    def loss(self, scores, relevance, weights):
-        """The `Mean`, or the loss of each list."""
-        self._comparison.check()
-        binary = jnp.result_type(relevance) == jnp.bool_
-        batch = jnp.shape(scores)[:-1]
-        scores, relevance, weights, known = self._read(scores, relevance, weights)
-        if self.per_example and weights is not None:  # only ratios count, and none overflows
-            top = lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
-            weights = weights / jnp.where(top == 0, 1, top)
-        if scores.size == 0:
-            nothing = jnp.sum(scores, axis=-1)
-            return nothing.reshape(batch) if self.per_example else Mean(*[jnp.sum(nothing)] * 2)
-        weighed = jnp.ones_like(scores) if weights is None else weights
-        weight = jax.vmap(weight_of_pairs)(relevance, weighed)
-        total = jnp.where(known, self._totals(binary, scores, relevance, weights), jnp.nan)
-        if self.per_example:
-            return (total / jnp.where(weight == 0, 1, weight)).reshape(batch)
-        return Mean(jnp.sum(total), jnp.sum(weight))
+def _read(name, scores, relevance, weights):
+    """Lists, safe to compute with, and whether each list's relevance is known."""
+    _checks.rank_at_least(1, scores=scores)
+    if weights is not None:
+        _checks.at_least(0, weights=weights)
+        scores, weights = _checks.same_shape(scores=scores, weights=weights)
+        _checks.nonnegative(name, weights=weights)
+    scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
+    present = _or_ones(weights, scores) != 0
+    weights = None if weights is None else jnp.where(present, weights, 0)
+    relevance = jnp.where(present, lax.stop_gradient(relevance), 0)
+    known = ~jnp.isnan(relevance)
+    _checks.condition(known, f"{name}: expected relevance, got NaN.")
+    relevance, scores = jnp.where(known, relevance, 0), jnp.where(present, scores, 0)
+    *lists, known = lists_of((scores, relevance, weights, known))
+    return *lists, jnp.all(known, axis=-1)
 
-    @property
-    def _comparison(self):
-        return Comparison(_Over(self.phi), self.memory, self.form)
 
-    def _read(self, scores, relevance, weights):
-        """Lists, safe to compute with, and whether each list's relevance is known."""
-        _checks.rank_at_least(1, scores=scores)
-        if weights is None:
-            scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
-            present = jnp.ones(scores.shape, bool)
-        else:
-            _checks.at_least(0, weights=weights)
-            scores, weights = _checks.same_shape(scores=scores, weights=weights)
-            scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
-            low = jnp.min(weights, initial=0)
-            message = f"{self.name}: expected weights >= 0, got {{low}}."
-            _checks.condition(low >= 0, message, low=low)
-            present = weights != 0
-            weights = jnp.where(present, weights, 0)
-        relevance = jnp.where(present, lax.stop_gradient(relevance), 0)
-        known = ~jnp.isnan(relevance)
-        _checks.condition(known, f"{self.name}: expected relevance, got NaN.")
-        relevance, scores = jnp.where(known, relevance, 0), jnp.where(present, scores, 0)
-        *lists, known = lists_of((scores, relevance, weights, known))
-        return *lists, jnp.all(known, axis=-1)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sorted_or_in_blocks(power, how, binary, scores, relevance, weights):
+    """The sum over the pairs of each list, of a hinge to this power."""
+    present = _or_ones(weights, scores) != 0
+    low = jnp.min(relevance, axis=-1, keepdims=True, where=present, initial=jnp.inf)
+    high = jnp.max(relevance, axis=-1, keepdims=True, where=present, initial=-jnp.inf)
+    two = jnp.all((relevance == low) | (relevance == high) | ~present)
+    better = relevance > low
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def _totals(self, binary, scores, relevance, weights):
-        """The sum over the pairs of each list."""
-        if not self.power:
-            return self._in_blocks(scores, relevance, weights)
-        present = jnp.ones(scores.shape, bool) if weights is None else weights != 0
-        low = jnp.min(relevance, axis=-1, keepdims=True, where=present, initial=jnp.inf)
-        high = jnp.max(relevance, axis=-1, keepdims=True, where=present, initial=-jnp.inf)
-        two = jnp.all((relevance == low) | (relevance == high) | ~present)
-        better = relevance > low
+    def in_order(scores, relevance, weights):
+        return jax.vmap(partial(hinges, power))(scores, _or_ones(weights, scores), better)
 
-        def in_order(scores, relevance, weights):
-            weights = jnp.ones_like(scores) if weights is None else weights
-            return jax.vmap(partial(hinges, self.power))(scores, weights, better)
+    if binary:
+        return in_order(scores, relevance, weights)
+    in_blocks = partial(_in_blocks, _HINGES[power], how, binary)
+    return lax.cond(two, in_order, in_blocks, scores, relevance, weights)
 
-        if binary:
-            return in_order(scores, relevance, weights)
-        return lax.cond(two, in_order, self._in_blocks, scores, relevance, weights)
 
-    def _in_blocks(self, scores, relevance, weights):
-        present = True if weights is None else weights != 0
-        rows = {"relevance": jnp.where(present, relevance, -jnp.inf)}
-        columns = {"relevance": jnp.where(present, relevance, jnp.inf)}
-        weighed = jnp.ones_like(scores) if weights is None else weights
-        factors = {} if weights is None else {"weights": weights}
-        return self._comparison.totals(scores, factors, Facts(rows, columns), weighed)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _in_blocks(phi, how, binary, scores, relevance, weights):
+    """The sum of `phi` over the pairs of each list."""
+    del binary
+    present = _or_ones(weights, scores) != 0
+    rows = {"relevance": jnp.where(present, relevance, -jnp.inf)}
+    columns = {"relevance": jnp.where(present, relevance, jnp.inf)}
+    factors = {} if weights is None else {"weights": weights}
+    facts, weighed = Facts(rows, columns), _or_ones(weights, scores)
+    return totals(_Over(phi), how, scores, factors, facts, weighed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,13 +220,16 @@ class _Over:
 
     phi: Callable[[Array], Array]
 
-    def __call__(self, leads, rows, columns, numbers):
-        del numbers
-        pairs = rows["relevance"][:, None] > columns["relevance"][None, :]
+    def __call__(self, leads, operands, facts):
+        pairs = facts.rows["relevance"][:, None] > facts.columns["relevance"][None, :]
         terms = self.phi(jnp.where(pairs, leads, 0))
-        if "weights" in columns:
-            terms = terms * columns["weights"][None, :]
+        if "weights" in operands.columns:
+            terms = terms * operands.columns["weights"][None, :]
         return jnp.sum(terms, axis=1, where=pairs)
+
+
+def _or_ones(weights, scores):
+    return jnp.ones_like(scores) if weights is None else weights
 
 
 def _hinge(lead):
@@ -256,3 +238,6 @@ def _hinge(lead):
 
 def _squared_hinge(lead):
     return _hinge(lead) ** 2
+
+
+_HINGES = {1: _hinge, 2: _squared_hinge}

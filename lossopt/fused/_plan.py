@@ -1,40 +1,19 @@
-"""One budget of memory chooses the tiles of a matrix that is never whole."""
+"""What a budget of memory chooses, said before anything is computed."""
 
 import dataclasses
 import math
-import operator
-import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 
-from lossopt import _checks
+from lossopt._typing import Number
+from lossopt.fused._distillation import Distillation
+from lossopt.fused._how import Form, How, Memory
+from lossopt.fused._layer import Layer
+from lossopt.fused._sigmoid import Sigmoid
+from lossopt.fused._softmax import Softmax
 
-UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-CPU = 2**27  # bytes: larger tiles were not faster
-ACCELERATOR = 2**32, 4096  # bytes, and the most rows of a tile
-ROWS, COLUMNS = 128, 128  # the fewest of a tile that keep a processor busy
-LEAST = 8  # rows that "auto" takes in any case, and before a budget is refused
-
-
-class Chunks(NamedTuple):
-    """Sizes of the tiles, where you want to choose them: one of the two, the other is whole.
-
-    Attributes:
-      rows: tokens, items or scores in a tile; all columns are in it.
-      columns: classes in a tile; all rows are in it.
-
-    Examples:
-      >>> lo.fused.Chunks(rows=1024)
-      Chunks(rows=1024, columns=None)
-    """
-
-    rows: int | None = None
-    columns: int | None = None
-
-
-Memory = str | int | Chunks
+Shaped: TypeAlias = Any  # an array or a `jax.ShapeDtypeStruct`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,97 +48,74 @@ class Plan:
 
     def __str__(self) -> str:
         devices = "1 device" if self.token_shards == 1 else f"each of {self.token_shards} devices"
+        tiles = "1 tile" if self.tiles == 1 else f"{self.tiles} tiles"
         return (
-            f"{self.tiles} tile{'s'[: self.tiles > 1]} of {self.rows} x {self.columns}, "
+            f"{tiles} of {self.rows} x {self.columns}, "
             f"{self.bytes / 2**20:.1f} MiB, "
             f"{self.arithmetic:.2f} of the arithmetic of the whole, on {devices}"
         )
 
 
-class Tiles(NamedTuple):
-    """A tile's rows and columns, its bytes with temporaries, how many fit; has it all columns."""
-
-    rows: int
-    columns: int
-    bytes: int
-    together: int
-    whole: bool
-
-
-def tiles(
-    rows: int,
-    columns: int,
-    dtype: Any,
-    memory: Memory,
+def plan(
+    features: Shaped,
+    kernel: Shaped,
     *,
-    copies: int = 2,
-    by_columns: bool = True,
-    cpu: int = CPU,
-) -> Tiles:
-    """The largest tile within the budget, rows first, because they need one pass.
+    loss: Literal["softmax", "teacher", "sigmoid"] = "softmax",
+    soft_cap: Number | None = None,
+    transposed: bool = False,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    token_shards: int | None = None,
+    differentiable: Form = "vjp",
+) -> Plan:
+    """Says how a loss of a linear layer would be computed, before anything is.
 
     Args:
-      rows: of the matrix.
-      columns: of the matrix.
-      dtype: of its entries.
-      memory: as in `plan`.
-      copies: how many arrays of the shape of a tile exist at a time.
-      by_columns: whether the loss can be computed in blocks of columns.
-      cpu: what `"auto"` means there, in bytes.
+      features: shape `[*tokens, depth]`; a `jax.ShapeDtypeStruct` will do.
+      kernel: shape `[depth, classes]`, likewise.
+      loss: `"softmax"` for class numbers, `"teacher"`, or `"sigmoid"` for many labels. The latter
+        two hold more temporaries at a time.
+      soft_cap: as given to the loss; it, too, needs more temporaries.
+      transposed: whether the kernel has shape `[classes, depth]`.
+      memory: `"auto"`; a budget for the tile and temporaries of its shape in bytes, as a number
+        or as in `"256MiB"`; or `Chunks`. `"auto"` is 128 MiB on CPU; elsewhere tiles start from
+        4096 rows and 4 GiB.
+      per_example: as given to the loss.
+      token_shards: as given to the loss.
+      differentiable: as given to the loss.
+
+    Returns:
+      The `Plan` that the loss will follow.
+
+    Raises:
+      ValueError: if the shapes do not fit, or no tile fits into the budget; the message says the
+        least that does.
+
+    Examples:
+      >>> features = jax.ShapeDtypeStruct((8192, 768), jnp.bfloat16)
+      >>> kernel = jax.ShapeDtypeStruct((768, 128256), jnp.bfloat16)
+      >>> lo.fused.plan(features, kernel, memory=lo.fused.Chunks(columns=4008)).tiles
+      32
     """
-    rows, columns = max(1, rows), max(1, columns)
-    entry = copies * jnp.dtype(dtype).itemsize
-    most_rows = rows
-    if isinstance(memory, Chunks):
-        size = _given(memory, rows, columns, by_columns)
-        return Tiles(*size, entry * math.prod(size), 1, size[1] == columns)
-    if memory == "auto":
-        budget, most_rows = (cpu, rows) if jax.default_backend() == "cpu" else ACCELERATOR
-        budget = budget if by_columns else max(budget, entry * columns * min(rows, LEAST))
-    else:
-        budget = _bytes(memory)
-    in_rows, in_columns = budget // (entry * columns), budget // (entry * rows)
-    least = entry * min(columns * min(rows, LEAST), rows * min(columns, COLUMNS))
-    if in_rows >= min(rows, ROWS) or (
-        in_rows >= LEAST and not (by_columns and in_columns >= COLUMNS)
-    ):
-        tile = _even(rows, min(in_rows, most_rows)), columns
-    elif by_columns and in_columns >= min(columns, COLUMNS):
-        tile = rows, _even(columns, in_columns)
-    else:
-        least = least if by_columns else entry * columns * min(rows, LEAST)
-        raise ValueError(
-            f"Expected memory for one tile of a {rows} x {columns} matrix, got {memory!r}. "
-            f"The least that works is {least} bytes: pass memory={least} or more."
-        )
-    size = entry * math.prod(tile)
-    return Tiles(*tile, size, max(1, budget // size), tile[1] == columns)
-
-
-def _given(chunks, rows, columns, by_columns):
-    if (chunks.rows is None) == (chunks.columns is None):
-        raise ValueError(f"Expected Chunks of rows or of columns, got {chunks}. Give one of them.")
-    if chunks.columns is not None and not by_columns:
-        raise ValueError(f"Expected Chunks of rows for this loss, got {chunks}. Give rows.")
-    if chunks.columns is None:
-        _checks.at_least(1, rows=operator.index(chunks.rows))
-        return min(operator.index(chunks.rows), rows), columns
-    _checks.at_least(1, columns=operator.index(chunks.columns))
-    return rows, min(operator.index(chunks.columns), columns)
-
-
-def _bytes(memory):
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
-    if match is None or match[2] not in UNITS:
-        raise ValueError(
-            f"Expected memory as 'auto', as Chunks, or as bytes such as 2**28 or '256MiB' (units "
-            f"{', '.join(filter(None, UNITS))}), got {memory!r}."
-        )
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def _even(count, most):
-    """The largest divisor of `count` up to `most`, or equal parts but for a smaller last one."""
-    most = min(most, count)
-    divisors = (d for d in range(most, most // 2, -1) if count % d == 0)
-    return next(divisors, -(-count // -(-count // most)))
+    how = How(memory, differentiable, shards=token_shards)
+    layer = Layer.of(features, kernel, transposed=transposed, soft_cap=soft_cap)
+    criteria = {
+        "softmax": Softmax(),
+        "teacher": Distillation(layer.matrix),
+        "sigmoid": Sigmoid(),
+    }
+    if loss not in criteria:
+        raise ValueError(f"Expected loss to be one of {', '.join(criteria)}; got {loss!r}.")
+    tiles, shards = layer.tiles(how, criteria[loss].copies)
+    count, again = math.prod(layer.tokens), per_example or how.form == "jvp" or not tiles.whole
+    return Plan(
+        rows=tiles.rows,
+        columns=tiles.columns,
+        tiles=-(-count // shards // tiles.rows)
+        * (1 if tiles.whole else -(-layer.classes // tiles.columns)),
+        bytes=tiles.bytes,
+        operations=(8 if again else 6) * count * jnp.shape(features)[-1] * layer.classes,
+        arithmetic=4 / 3 if again else 1.0,
+        token_shards=shards,
+        together=tiles.together,
+    )

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import softplus
 
+from lossopt._numerics import NO_LOGIT, wide
+from lossopt._pieces import contiguous
+from lossopt._pieces import walk as over
 from lossopt._typing import Array, PyTree
-from lossopt.fused._blocks import sweep
-from lossopt.fused._tiles import Facts, InnerProduct, Operands, wide
+from lossopt.fused._walk import Facts, Matrix, Operands, zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +21,19 @@ class Rivals:
     Attributes:
       matrix: how a tile is made.
       size: rows of a block.
-      shards: groups of consecutive rows, one per device, each with log-sums of all columns.
-      together: how many such matrices the budget holds at once.
+      together: as of `Walk`.
     """
 
-    matrix: InnerProduct
+    matrix: Matrix
     size: int
-    shards: int = 1
     together: int = 1
+    one_pass: bool = False
 
     def forward(self, operands: Operands, facts: Facts) -> tuple[PyTree, PyTree]:
         """Rivals `[rows]`, rivals `[columns]` and own logits `[rows]`; the first two again."""
 
         @jax.checkpoint
-        def body(carry, piece):
+        def body(carry, number, piece):
             left, known = piece
             tile = self.matrix.tile(left, operands.right)
             logits, own = self._look(tile, operands.numbers, known, facts.columns)
@@ -44,23 +45,23 @@ class Rivals:
             total += jnp.sum(jnp.exp(logits - top[None, :]), axis=0)
             return (top, total), (rows, own)
 
-        dtype = wide(operands.left, operands.right)
-        zeros = jnp.zeros_like(operands.right[:, 0], dtype=dtype)
-        nothing = zeros + _lowest(zeros), zeros
-        pieces = operands.left, facts.rows
-        (top, total), (rows, own) = sweep(body, nothing, pieces, self.size)
+        dtype = wide(jnp.result_type(operands.left, operands.right))
+        none = jnp.zeros_like(operands.right[:, 0], dtype=dtype)
+        pieces = contiguous((operands.left, facts.rows), self.size)
+        (top, total), out = over(body, (none + NO_LOGIT, none), pieces)
+        rows, own = out.joined()
         columns = top + jnp.log(total)
         return (rows, columns, own), (rows, columns)
 
     def backward(
-        self, operands: Operands, facts: Facts, memory: PyTree, cotangents: PyTree
+        self, operands: Operands, facts: Facts, residuals: PyTree, cotangents: PyTree
     ) -> tuple[Operands, None]:
-        """The gradient of `sum(cotangents * values)`, in float32 or wider."""
+        """The gradient."""
         to_rows, to_columns, to_own = cotangents
-        rows, columns = memory
+        rows, columns = residuals
 
         @jax.checkpoint
-        def body(carry, piece):
+        def body(carry, number, piece):
             left, known, row, to_row, to_own = piece
             look = lambda tile, numbers: self._look(tile, numbers, known, facts.columns)
             tile = self.matrix.tile(left, operands.right)
@@ -71,35 +72,34 @@ class Rivals:
             to_left, to_right = self.matrix.pull(left, operands.right, slope)
             return jax.tree.map(jnp.add, carry, (to_right, to_numbers)), to_left
 
-        whole = operands.right, operands.numbers
-        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide(x)), whole)
-        pieces = operands.left, facts.rows, rows, to_rows, to_own
-        (right, numbers), left = sweep(body, zeros, pieces, self.size)
-        return Operands(left, right, {}, {}, numbers), None
+        pieces = contiguous((operands.left, facts.rows, rows, to_rows, to_own), self.size)
+        carry, left = over(body, zeros((operands.right, operands.numbers)), pieces)
+        right, numbers = carry
+        return Operands(left.joined(), right, {}, numbers), None
 
     def _look(self, tile, numbers, rows, columns):
         """The logits of others, those that do not exist below all; and each row's own."""
         logits = numbers["scale"] * tile
         same = _same(rows, columns)
         own = jnp.sum(jnp.where(same, logits, 0), axis=1)
-        return jnp.where(_exist(~same, rows, columns), logits, _lowest(logits)), own
+        return jnp.where(_exist(~same, rows, columns), logits, NO_LOGIT), own
 
 
-def belonging(tile: Array, rows: PyTree, columns: PyTree, numbers: PyTree) -> Array:
+def belonging(tile: Array, operands: Operands, facts: Facts) -> Array:
     """How well each pair is told apart, summed over columns."""
-    logits = numbers["scale"] * tile + numbers["bias"]
-    loss = softplus(jnp.where(_same(rows, columns), -logits, logits))
-    return jnp.sum(jnp.where(_exist(True, rows, columns), loss, 0), axis=1)
+    logits = operands.numbers["scale"] * tile + operands.numbers["bias"]
+    loss = softplus(jnp.where(_same(*facts), -logits, logits))
+    return jnp.sum(jnp.where(_exist(True, *facts), loss, 0), axis=1)
 
 
-def likeness(tile: Array, rows: PyTree, columns: PyTree, numbers: PyTree) -> Array:
+def likeness(tile: Array, operands: Operands, facts: Facts) -> Array:
     """Cross entropy of the columns of the same label, by the lead of the best over the others."""
-    others = _exist(~_same(rows, columns), rows, columns)
-    logits = jnp.where(others, tile / numbers["temperature"], _lowest(tile))
+    others = _exist(~_same(*facts), *facts)
+    logits = jnp.where(others, tile / operands.numbers["temperature"], NO_LOGIT)
     best = jnp.argmax(logits, axis=1)[:, None] == jnp.arange(tile.shape[1])[None, :]
     top = jnp.sum(jnp.where(best, logits, 0), axis=1, keepdims=True)
     rest = jnp.sum(jnp.where(others & ~best, jnp.exp(logits - top), 0), axis=1)
-    positives = others & (rows["labels"][:, None] == columns["labels"][None, :])
+    positives = others & (facts.rows["labels"][:, None] == facts.columns["labels"][None, :])
     count = jnp.sum(positives, axis=1).astype(tile.dtype)
     lead = jnp.sum(jnp.where(positives, top - logits, 0), axis=1) / jnp.maximum(1, count)
     return jnp.where(count > 0, lead + jnp.log1p(rest), 0)
@@ -113,8 +113,3 @@ def _exist(pairs, rows, columns):
     if "present" not in columns:
         return pairs
     return pairs & rows["present"][:, None] & columns["present"][None, :]
-
-
-def _lowest(x):
-    """As no logit at all, but finite, so that differences of two are 0."""
-    return jnp.finfo(x.dtype).min / 2

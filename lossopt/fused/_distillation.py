@@ -1,0 +1,101 @@
+"""Divergence of a linear layer's softmax from that of a teacher, another linear layer."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lossopt import _checks
+from lossopt._numerics import NO_LOGIT, wide
+from lossopt._typing import Array
+from lossopt.fused._layer import InnerProduct, Layer, log_sum, logits
+from lossopt.fused._walk import Facts, Operands
+
+
+def teacher_of(student: Layer, pair: Any) -> Layer:
+    """The layer of a pair of features and kernel, which see the tokens and classes of a student."""
+    if len(pair) != 2:
+        raise ValueError(f"Expected a teacher as (features, kernel), got {len(pair)} things.")
+    teacher = Layer.of(*pair, transposed=student.matrix.transposed, prefix="teacher_")
+    depth = jnp.shape(teacher.features)[-1]
+    _checks.exact_shape((*student.tokens, depth), teacher_features=teacher.features)
+    if teacher.classes != student.classes:
+        raise ValueError(
+            f"Expected a teacher of {student.classes} classes, got {teacher.classes}. Align them."
+        )
+    return teacher
+
+
+class Divergence(NamedTuple):
+    """Logs of the sums of exponentials; divergence of the shares within these columns."""
+
+    student: Array
+    teacher: Array
+    divergence: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """Divergence from the distribution of the teacher of the rows and the columns."""
+
+    matrix: InnerProduct
+    copies = 7
+
+    def look(self, tile: Array, operands: Operands, facts: Facts) -> Divergence:
+        """See `Divergence`."""
+        student, teacher = self._both(logits(tile, operands.columns, operands.numbers), facts)
+        own, others = log_sum(student), log_sum(teacher)
+        terms, _ = _compare(student, teacher, own[:, None], others[:, None])
+        return Divergence(own, others, jnp.sum(terms, axis=-1))
+
+    def pull(
+        self, tile: Array, operands: Operands, facts: Facts, seen: Divergence, asked: Divergence
+    ) -> tuple[Array, dict, dict]:
+        """By the student's shares, and how far these are from the teacher's."""
+        z, back = jax.vjp(logits, tile, operands.columns, operands.numbers)
+        student, teacher = self._both(z, facts)
+        sums = seen.student[:, None], seen.teacher[:, None]
+        _, excess = _compare(student, teacher, *sums)
+        slope = jnp.exp(student - sums[0]) * asked.student[:, None]
+        return back((slope + excess * asked.divergence[:, None]).astype(z.dtype))
+
+    def close(self, seen: Divergence, numbers: dict) -> Array:
+        """The divergence, and the z-loss of the student."""
+        z_loss = numbers["z_loss"] * seen.student**2 if "z_loss" in numbers else 0
+        return seen.divergence + z_loss
+
+    def nothing(self, rows: int, dtype: Any) -> Divergence:
+        """No column."""
+        lowest = jnp.full(rows, NO_LOGIT, dtype)
+        return Divergence(lowest, lowest, jnp.zeros(rows, dtype))
+
+    def merge(self, one: Divergence, other: Divergence) -> Divergence:
+        """The chain rule: divergence between the sets, and the average of those within."""
+        student = jnp.logaddexp(one.student, other.student)
+        teacher = jnp.logaddexp(one.teacher, other.teacher)
+
+        def share(part):
+            between, _ = _compare(part.student, part.teacher, student, teacher)
+            size = jnp.exp(part.teacher - teacher)
+            return between + size * jnp.where(size == 0, 0, part.divergence)
+
+        return Divergence(student, teacher, share(one) + share(other))
+
+    def _both(self, student, facts):
+        """The logits of both in one dtype; those of the teacher are constants."""
+        teacher = self.matrix.tile(facts.rows["teacher"], facts.columns["teacher"])
+        dtype = wide(jnp.result_type(student, teacher))
+        return student.astype(dtype), lax.stop_gradient(teacher.astype(dtype))
+
+
+def _compare(student, teacher, student_sum, teacher_sum):
+    r"""Terms $q (\delta + e^{-\delta} - 1)$ of the divergence, all positive, and $p - q$."""
+    student, teacher = student - student_sum, teacher - teacher_sum
+    shares, own = jnp.exp(teacher), jnp.exp(student)
+    near = jnp.abs(teacher - student) < 1
+    log_ratio = jnp.where(near, teacher - student, 0)
+    far = jnp.where(shares == 0, 0, shares * (teacher - student)) - shares + own
+    terms = jnp.where(near, shares * (log_ratio + jnp.expm1(-log_ratio)), far)
+    return terms, jnp.where(near, shares * jnp.expm1(-log_ratio), own - shares)

@@ -1,0 +1,231 @@
+"""Cross entropy of a linear layer over many classes, without its logits. Natural logarithms."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import softplus
+
+from lossopt import _checks
+from lossopt._numerics import NO_LOGIT
+from lossopt._typing import Array, ArrayLike, Float, Int, Number
+from lossopt.fused._distillation import Distillation, teacher_of
+from lossopt.fused._how import Form, How, MeanOrValues, Memory
+from lossopt.fused._layer import Features, Kernel, Layer, Weights, log_sum, logits
+from lossopt.fused._walk import Facts, Operands
+
+
+def linear_softmax_cross_entropy(
+    features: Features,
+    kernel: Kernel,
+    labels: Int[ArrayLike, "*tokens"] | tuple[Features, Kernel],
+    weights: Weights = None,
+    *,
+    bias: Float[ArrayLike, " classes"] | None = None,
+    label_smoothing: Number = 0.0,
+    z_loss: Number = 0.0,
+    soft_cap: Number | None = None,
+    ignore_index: Number | None = None,
+    transposed: bool = False,
+    memory: Memory = "auto",
+    per_example: bool = False,
+    token_shards: int | None = None,
+    differentiable: Form = "vjp",
+) -> MeanOrValues:
+    r"""Softmax cross entropy of a linear layer, whose logits never exist all at once.
+
+    $$\ell = (1 - a) \log \frac{Z}{e^{z_y}} + \frac{a}{V} \sum_j \log \frac{Z}{e^{z_j}}
+        + \zeta \log^2 Z, \qquad z = s \tanh \frac{x W + b}{s}, \quad Z = \sum_j e^{z_j}$$
+
+    The gradient is exact and made on the way, one tile of logits after another.
+
+    Args:
+      features: $x$, shape `[*tokens, depth]`.
+      kernel: $W$, shape `[depth, classes]`.
+      labels: class numbers $y$, shape `[*tokens]`; one out of range makes the loss NaN. Or the
+        features and the kernel of a teacher, `[*tokens, other depth]` and `[other depth,
+        classes]`, constants: the loss is then the divergence $\text{KL}(q \Vert p)$ from its
+        softmax $q$ to that of $z$. Divide both features by a temperature for soft targets.
+      weights: shape `[*tokens]` or leading axes of it, at least 0; tokens of weight 0 are not
+        read, even if NaN.
+      bias: $b$, shape `[classes]`.
+      label_smoothing: $a$, from 0 to 1.
+      z_loss: $\zeta$, at least 0.
+      soft_cap: $s > 0$, the largest size of a logit; None leaves them as they are.
+      ignore_index: a label whose tokens have weight 0.
+      transposed: whether kernels have shape `[classes, depth]`, as a tied embedding.
+      memory: a budget for the tile of logits and temporaries of its shape, see
+        `lossopt.fused.plan`.
+      per_example: whether to return the loss of each token; gradients then recompute the tiles,
+        at 4/3 of the arithmetic.
+      token_shards: over how many devices the first axis of the tokens is spread. None reads it
+        from an Explicit sharding, or takes the size of the only axis of the mesh.
+      differentiable: `"jvp"` also allows `jax.jvp` and forward over reverse over forward, at 4/3
+        of the arithmetic; `"vjp"` has reverse mode, and every mode over it.
+
+    Returns:
+      The `Mean` over tokens, or shape `[*tokens]`, 0 where the weight is 0.
+
+    Raises:
+      ValueError: if shapes do not fit, labels are not integers, weights or `z_loss` are negative,
+        `label_smoothing` is outside of [0, 1], `soft_cap` is not positive, or the budget is below
+        one tile.
+
+    Examples:
+      >>> features, kernel = jnp.eye(2), jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))
+      >>> loss = lo.fused.linear_softmax_cross_entropy(features, kernel, jnp.array([0, 2]))
+      >>> print(f"{loss.value:.4f} {loss.weight:.0f}")
+      1.3296 2
+
+    References:
+      Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025.
+      Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016.
+      Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    how = How(memory, differentiable, shards=token_shards)
+    layer = Layer.of(features, kernel, transposed=transposed, bias=bias, soft_cap=soft_cap)
+    numbers = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    _checks.exact_shape((), **numbers)
+    _checks.at_least(0, **numbers)
+    _checks.at_most(1, label_smoothing=label_smoothing)
+    known = {name for name, x in numbers.items() if isinstance(x, float | int) and x == 0}
+    numbers = {name: x for name, x in numbers.items() if name not in known}
+    name, rows = "linear_softmax_cross_entropy", {"weights": weights}
+    if not isinstance(labels, tuple | list):
+        rows |= {"labels": class_numbers(labels, layer.tokens)}
+        criterion, more = Softmax(), {"numbers": numbers, "ignore_index": ignore_index}
+        return layer.loss(name, criterion, how, per_example, rows, **more)
+    if "label_smoothing" in numbers or ignore_index is not None:
+        raise ValueError(
+            "Expected class numbers with label_smoothing or ignore_index, got a teacher. "
+            "Smooth it by a temperature; give tokens to ignore the weight 0."
+        )
+    teacher = teacher_of(layer, labels)
+    criterion, rows = Distillation(layer.matrix), rows | {"teacher": teacher.features}
+    more = {"numbers": numbers, "teacher": teacher.kernel}
+    return layer.loss(name, criterion, how, per_example, rows, **more)
+
+
+def sequence_log_probs(
+    features: Features,
+    kernel: Kernel,
+    tokens: Int[ArrayLike, "*tokens"],
+    weights: Weights = None,
+    *,
+    bias: Float[ArrayLike, " classes"] | None = None,
+    soft_cap: Number | None = None,
+    transposed: bool = False,
+    memory: Memory = "auto",
+    token_shards: int | None = None,
+    differentiable: Form = "vjp",
+) -> Float[Array, "*tokens"]:
+    r"""Log-probability of each token under a linear layer, without its logits.
+
+    $$\log \pi(y \mid x) = z_y - \log \sum_j e^{z_j}$$
+
+    with $z$ as in `linear_softmax_cross_entropy`; for `lossopt.losses.direct_preference`,
+    `clipped_surrogate` and `group_relative` on long contexts.
+
+    Args:
+      features: shape `[*tokens, depth]`.
+      kernel: shape `[depth, classes]`.
+      tokens: $y$, class numbers, shape `[*tokens]`; one out of range is NaN.
+      weights: shape `[*tokens]` or leading axes of it; only whether they are 0 counts, and those
+        tokens are not read.
+      bias: shape `[classes]`.
+      soft_cap: the largest size of a logit, above 0.
+      transposed: whether the kernel has shape `[classes, depth]`.
+      memory: as in `linear_softmax_cross_entropy`.
+      token_shards: as in `linear_softmax_cross_entropy`.
+      differentiable: as in `linear_softmax_cross_entropy`.
+
+    Returns:
+      Shape `[*tokens]`, at most 0; 0 where the weight is 0. The sum over a sequence is its
+      log-probability.
+
+    Raises:
+      ValueError: as `linear_softmax_cross_entropy`.
+
+    Examples:
+      >>> features, kernel = jnp.eye(2), jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))
+      >>> print(np.array(lo.fused.sequence_log_probs(features, kernel, jnp.array([0, 2]))).round(3))
+      [-0.357 -2.303]
+
+    References:
+      Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
+      Model", 2023.
+    """
+    how = How(memory, differentiable, shards=token_shards)
+    layer = Layer.of(features, kernel, transposed=transposed, bias=bias, soft_cap=soft_cap)
+    rows = {"weights": weights, "labels": class_numbers(tokens, layer.tokens, name="tokens")}
+    return 0 - layer.loss("sequence_log_probs", Softmax(), how, True, rows)
+
+
+class Surprise(NamedTuple):
+    """Log of the sum of the other exponentials; the label's logit; the sum of all logits."""
+
+    rivals: Array
+    own: Array
+    total: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+    """Cross entropy of class numbers, the labels of the rows among the classes of the columns."""
+
+    copies = 2
+
+    def look(self, tile: Array, operands: Operands, facts: Facts) -> Surprise:
+        """See `Surprise`."""
+        z, own = logits(tile, operands.columns, operands.numbers), _own(facts)
+        label = jnp.sum(jnp.where(own, z, 0), axis=-1)
+        classes, labels = facts.columns["classes"], facts.rows["labels"]
+        here = (labels >= classes[0]) & (labels <= classes[-1])
+        rivals = log_sum(z, ~own, after=jnp.where(here, label, -jnp.inf))
+        return Surprise(rivals, label, jnp.sum(z, axis=-1))
+
+    def pull(
+        self, tile: Array, operands: Operands, facts: Facts, seen: Surprise, asked: Surprise
+    ) -> tuple[Array, dict, dict]:
+        """By the shares among the rivals, 1 at the label, 1 everywhere."""
+        z, back = jax.vjp(logits, tile, operands.columns, operands.numbers)
+        shares = jnp.where(_own(facts), 0, jnp.exp(z - seen.rivals[:, None]))
+        label = _own(facts).astype(z.dtype) * asked.own[:, None]
+        return back(shares * asked.rivals[:, None] + label + asked.total[:, None])
+
+    def close(self, seen: Surprise, numbers: dict) -> Array:
+        """The lead of the rivals through softplus, exact near 0; smoothing; z-loss."""
+        loss = softplus(seen.rivals - seen.own)
+        log_sum = jnp.logaddexp(seen.rivals, seen.own)
+        if "label_smoothing" in numbers:
+            uniform = log_sum - seen.total / numbers["classes"]
+            loss += numbers["label_smoothing"] * (uniform - loss)
+        return loss + (numbers["z_loss"] * log_sum**2 if "z_loss" in numbers else 0)
+
+    def nothing(self, rows: int, dtype: Any) -> Surprise:
+        """No rival, no label."""
+        zeros = jnp.zeros(rows, dtype)
+        return Surprise(jnp.full(rows, NO_LOGIT, dtype), zeros, zeros)
+
+    def merge(self, one: Surprise, other: Surprise) -> Surprise:
+        """Sums."""
+        rivals = jnp.logaddexp(one.rivals, other.rivals)
+        return Surprise(rivals, one.own + other.own, one.total + other.total)
+
+
+def class_numbers(
+    labels: Int[ArrayLike, "*tokens"], tokens: tuple[int, ...], name: str = "labels"
+) -> ArrayLike:
+    """The labels, which must be integers of this shape."""
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"Expected integer {name}, got {jnp.result_type(labels)}. Convert class numbers with "
+            "astype(int). (linear_softmax_cross_entropy takes a teacher as (features, kernel).)"
+        )
+    _checks.exact_shape(tokens, **{name: labels})
+    return labels
+
+
+def _own(facts):
+    return facts.rows["labels"][:, None] == facts.columns["classes"][None, :]
