@@ -252,9 +252,9 @@ class TestDerivatives:
 
     def test_jvp(self):
         tangent = {"w": np.array([1, 0, -1, 2], np.float32), "b": np.float32(0.5)}
-        plain = lambda p: plain(regression.objective)(p, self.batch)
+        whole = lambda p: plain(regression.objective)(p, self.batch)
         ours = lambda p: (lambda out: (out[0][0], out[1]))(self.ours(p, self.batch))
-        along = jax.jit(lambda p, t: [jax.jvp(fn, (p,), (t,)) for fn in (ours, plain)])
+        along = jax.jit(lambda p, t: [jax.jvp(fn, (p,), (t,)) for fn in (ours, whole)])
         got, want = along(self.params, tangent)
         jax.tree.map(partial(close, rtol=5e-6, atol=1e-6), got, want)
 
