@@ -26,9 +26,8 @@ def measure(
     r"""Measures $F(\theta) = \sum_k T_k(\theta) / W_k$ exactly, piece by piece.
 
     The forward half of `value_and_grad`: the same pieces, keys, states and devices, and so the same
-    numbers, in the memory of one piece and without a gradient. It may be evaluated, mapped and
-    differentiated as any function; but a gradient inside of a map over devices is taken by
-    `value_and_grad`.
+    numbers, without a gradient and in the memory of one piece. It maps and differentiates as any
+    function; but inside of a map over devices `value_and_grad` takes the gradient.
 
     Args:
       objective: as in `value_and_grad`. Its weights may depend on `params` and `model_state`,

@@ -1,4 +1,4 @@
-"""`value_and_grad` and `measure` on many devices: as on one."""
+"""`value_and_grad` on many devices: as on one."""
 
 from functools import reduce
 

@@ -223,6 +223,19 @@ class TestIsAFunction:
         names = [equation.primitive.name for equation in equations(traced.jaxpr)]
         assert names.count("dot_general") == names.count("tanh") == 2  # equal pieces, and the last
 
+    def test_its_memory_is_that_of_one_piece(self):
+        shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+        objective = lambda w, x: lo.mean(jnp.tanh(x @ w) @ w.T)
+
+        def memory(microbatches):
+            fn = jax.jit(lo.measure(objective, microbatches=microbatches))
+            program = fn.lower(shape(4, 1024), shape(512, 4)).compile()
+            return program.memory_analysis().temp_size_in_bytes
+
+        hidden = 512 * 1024 * 4
+        assert memory(1) >= hidden
+        assert memory(16) <= hidden / 8
+
 
 class TestEffects:
     @each_number
