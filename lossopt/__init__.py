@@ -8,6 +8,7 @@ from lossopt import schedules as schedules
 from lossopt import testing as testing
 from lossopt import training as training
 from lossopt import transforms as transforms
+from lossopt._grad import measure as measure
 from lossopt._grad import value_and_grad as value_and_grad
 from lossopt._mean import Mean as Mean
 from lossopt._mean import constant as constant

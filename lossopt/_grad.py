@@ -1,5 +1,6 @@
 """Exact value and gradient of an objective, in any number of pieces, on any number of devices."""
 
+import dataclasses
 import operator
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -8,12 +9,56 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks, _jax, _keys
-from lossopt._mean import Mean, is_mean, terms, value
+from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
-from lossopt._pieces import strided, walk
-from lossopt._typing import ArrayLike, Batch, PyTree
+from lossopt._objective import split_aux
+from lossopt._pieces import Pieces, strided, walk
+from lossopt._typing import Batch, Means, PyTree
 
-AUX = {"metrics", "model_state"}
+
+def measure(
+    objective: Callable[..., PyTree],
+    *,
+    microbatches: int = 1,
+    axis_name: Hashable | tuple[Hashable, ...] = (),
+    has_aux: bool = False,
+) -> Callable[..., tuple]:
+    r"""Measures $F(\theta) = \sum_k T_k(\theta) / W_k$ exactly, piece by piece.
+
+    The forward half of `value_and_grad`: the same pieces, keys, states and devices, and so the same
+    numbers, without a gradient and in the memory of one piece. It maps and differentiates as any
+    function; but inside of a map over devices `value_and_grad` takes the gradient.
+
+    Args:
+      objective: as in `value_and_grad`. Its weights may depend on `params` and `model_state`,
+        because totals and weights are pooled before they are divided.
+      microbatches: as in `value_and_grad`.
+      axis_name: as in `value_and_grad`.
+      has_aux: whether the objective returns `(means, aux)`.
+
+    Returns:
+      A function of `(params, batch, *args, **kwargs)` giving `(value, means)` or
+      `(value, means, aux)`, the same on all devices. Typed PRNG keys among `args` and `kwargs` are
+      folded as in `value_and_grad`.
+
+    Raises:
+      ValueError: if there are more microbatches than rows, or if the leaves of `batch` differ in
+        rows.
+      TypeError: if the objective returns another thing than a tree of `Mean`.
+
+    Examples:
+      >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2), "penalty": lo.constant(w**2)}
+      >>> value, means = lo.measure(objective, microbatches=2)(1.0, jnp.array([0.0, 2.0, 4.0]))
+      >>> print(f"{value:.4f} {means['fit'].value:.4f} {means['fit'].weight}")
+      4.6667 3.6667 3.0
+    """
+    walked = _walked(objective, microbatches, axis_name, has_aux)
+
+    def fn(params, batch, *args, **kwargs):
+        call, params, state, pieces = walked.begin(params, batch, args, kwargs)
+        return walked.end(*walk(partial(call, params), state, pieces))
+
+    return fn
 
 
 def value_and_grad(
@@ -60,23 +105,20 @@ def value_and_grad(
       >>> print(f"{value:.4f} {gradient:.4f}")
       4.6667 0.0000
     """
-    _checks.at_least(1, microbatches=operator.index(microbatches))
-    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    walked = _walked(objective, microbatches, axis_name, has_aux)
 
     def fn(params, batch, *args, **kwargs):
-        pieces = strided(batch, microbatches)
-        inputs = _keys.of_device((args, kwargs), axes)
-        call = partial(_call, objective, has_aux, inputs)
-        local, state = _jax.varying((params, kwargs.get("model_state")), axes)
+        call, local, state, pieces = walked.begin(params, batch, args, kwargs)
 
         def weigh(state, number, piece):
-            return state, fixed_weights(call, local, state, number, piece)
+            means = lambda params, state, piece: call(params, state, number, piece)[1][0]
+            return state, fixed_weights(means, local, state, piece)
 
         _, weights = walk(weigh, state, pieces)
-        weights = psum(weights.added(), axes)
+        weights = jax.lax.psum(weights.added(), walked.axes)
 
         def share(params, state, number, piece):
-            means, metrics, state = call(params, state, number, piece)
+            state, (means, metrics) = call(params, state, number, piece)
             shares = jax.tree.map(lambda m, w: Mean(m.total, w), means, weights, is_leaf=is_mean)
             return value(shares), (state, (means, metrics))
 
@@ -84,66 +126,75 @@ def value_and_grad(
             state, grads = carry
             add = jax.grad(share, has_aux=True)
             summand, (state, measured) = add(local, state, number, piece)
-            state = _jax.varying(state, axes)
             return (state, jax.tree.map(jnp.add, grads, summand)), measured
 
         start = (state, jax.tree.map(zeros, local))
         (state, grads), measured = walk(step, start, pieces)
-        (means, metrics), grads = psum((measured.added(), grads), axes)
+        grads = jax.lax.psum(grads, walked.axes)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
-        aux = {"metrics": metrics, "model_state": _average(state, axes)}
-        aux = {name: part for name, part in aux.items() if part is not None}
-        return ((value(means), means, aux) if has_aux else (value(means), means)), grads
+        return walked.end(state, measured), grads
 
     return fn
 
 
-def split_aux(out: PyTree, has_aux: bool) -> tuple[PyTree, dict[str, PyTree]]:
-    """What an objective returned, as means and aux; raises where `has_aux` says otherwise."""
-    pair = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)
-    means, aux = out if pair else (out, {})
-    if has_aux and not (pair and aux.keys() <= AUX):
-        raise TypeError(
-            "With has_aux the objective returns (means, aux), where the dict aux may hold "
-            f"'metrics' and 'model_state'; got {jax.tree.structure(out)}."
-        )
-    if not has_aux and aux.keys() & AUX:
-        raise TypeError("The objective returns (means, aux): say so with has_aux=True.")
-    if not terms(means if has_aux else out):
-        raise TypeError(f"Expected a tree of Mean with a leaf, got {means}: is a return missing?")
-    return (means, aux) if has_aux else (out, {})
+@dataclasses.dataclass(frozen=True)
+class _Walked:
+    """An objective, and the pieces and devices over which it is walked."""
+
+    objective: Callable[..., PyTree]
+    microbatches: int
+    axes: tuple[Hashable, ...]
+    has_aux: bool
+
+    def begin(
+        self, params: PyTree, batch: Batch, args: tuple, kwargs: dict[str, PyTree]
+    ) -> tuple[Callable[..., tuple], PyTree, PyTree, Pieces]:
+        """What a walk calls for each piece, and what this device holds: params, state, pieces."""
+        inputs = _keys.of_device((args, kwargs), self.axes)
+        local, state = _jax.varying((params, kwargs.get("model_state")), self.axes)
+        return partial(self._call, inputs), local, state, strided(batch, self.microbatches)
+
+    def _call(self, inputs, params, state, number, piece):
+        """The objective on one piece: the next model state, and means and metrics."""
+        args, kwargs = _keys.folded(inputs, number)
+        _checks.typed_key(kwargs.get("key"))
+        stateful = "model_state" in kwargs
+        kwargs = kwargs | {"model_state": state} if stateful else kwargs
+        means, aux = split_aux(self.objective(params, piece, *args, **kwargs), self.has_aux)
+        if "model_state" in aux and not stateful:
+            raise ValueError(
+                "The objective returns a model_state that it was not given: pass the first one "
+                "by its keyword, model_state=..."
+            )
+        state = _jax.varying(aux.get("model_state", state), self.axes)
+        return state, (means, aux.get("metrics"))
+
+    def end(self, state: PyTree, measured: Pieces) -> tuple:
+        """What all pieces on all devices measured: value, means and perhaps aux."""
+        means, metrics = jax.lax.psum(measured.added(), self.axes)
+        if self.axes:
+            state = jax.tree.map(partial(_average, self.axes), state)
+        aux = {"metrics": metrics, "model_state": state}
+        aux = {name: part for name, part in aux.items() if part is not None}
+        return (value(means), means, aux) if self.has_aux else (value(means), means)
 
 
-def _call(objective, has_aux, inputs, params, state, number, piece):
-    """The objective on one piece: means, metrics and the next model state."""
-    args, kwargs = _keys.folded(inputs, number)
-    _checks.typed_key(kwargs.get("key"))
-    stateful = "model_state" in kwargs
-    kwargs = kwargs | {"model_state": state} if stateful else kwargs
-    means, aux = split_aux(objective(params, piece, *args, **kwargs), has_aux)
-    terms(aux.get("metrics"))
-    if "model_state" in aux and not stateful:
-        raise ValueError(
-            "The objective returns a model_state that it was not given: pass the first one "
-            "by its keyword, model_state=..."
-        )
-    return means, aux.get("metrics"), aux.get("model_state", state)
+def _walked(objective, microbatches, axis_name, has_aux):
+    _checks.at_least(1, microbatches=operator.index(microbatches))
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    return _Walked(objective, microbatches, axes, has_aux)
 
 
 def fixed_weights(
-    call: Callable[..., tuple],
-    params: PyTree,
-    state: PyTree,
-    number: ArrayLike | None,
-    piece: Batch,
+    means: Callable[[PyTree, PyTree, Batch], Means], params: PyTree, state: PyTree, batch: Batch
 ) -> PyTree:
-    """Weights of the means that `call` returns first; raises where they depend on parameters."""
+    """Weights of `means(params, state, batch)`; raises where they depend on params or state."""
 
-    def weigh(params, state, piece):
-        means, _, _ = call(params, state, number, piece)
-        return jax.tree.map(lambda mean: mean.weight, means, is_leaf=is_mean)
+    def weigh(params, state, batch):
+        found = means(params, state, batch)
+        return jax.tree.map(lambda mean: mean.weight, found, is_leaf=is_mean)
 
-    weights, (params_used, state_used, _) = _jax.prune(weigh, params, state, piece)
+    weights, (params_used, state_used, _) = _jax.prune(weigh, params, state, batch)
     used = {"params": params_used, "model_state": state_used}
     for path, needed in jax.tree_util.tree_leaves_with_path(used):
         if needed:
@@ -155,17 +206,10 @@ def fixed_weights(
     return weights()
 
 
-def _average(state, axes):
-    def average(x):
-        if _keys.is_key(x):
-            data = average(jax.random.key_data(x))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        floating = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-        return jax.lax.pmean(x, axes) if floating else jax.lax.pmax(x, axes)
-
-    return jax.tree.map(average, state) if axes else state
-
-
-def psum(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
-    """The sum over devices; without axes the tree itself."""
-    return jax.lax.psum(tree, axes) if axes else tree
+def _average(axes, x):
+    """The average of a leaf of the state over devices; of what is not floating, the largest."""
+    if _keys.is_key(x):
+        data = _average(axes, jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    floating = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    return jax.lax.pmean(x, axes) if floating else jax.lax.pmax(x, axes)

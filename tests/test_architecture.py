@@ -3,10 +3,12 @@
 import ast
 import importlib
 import inspect
+import io
 import pathlib
 import pkgutil
 import subprocess
 import sys
+import tokenize
 
 import pytest
 
@@ -15,6 +17,7 @@ import lossopt
 ROOT = pathlib.Path(lossopt.__file__).parent
 BASE = {"_typing", "_checks", "_jax", "_paths", "_numerics"}
 PARTS = {"_pieces", "_keys", "_mean"}
+CORE = BASE | PARTS | {"_objective", "_grad"}
 MAY_IMPORT = {
     "_typing": set(),
     "_checks": {"_typing"},
@@ -24,15 +27,25 @@ MAY_IMPORT = {
     "_pieces": BASE,
     "_keys": BASE,
     "_mean": BASE,
-    "_grad": BASE | PARTS,
+    "_objective": BASE | {"_mean"},
+    "_grad": BASE | PARTS | {"_objective"},
     "checkpoint": BASE,
-    "fused": BASE | PARTS | {"_grad"},
+    "fused": CORE,
     "losses": BASE,
     "regularizers": BASE,
     "schedules": BASE,
-    "testing": BASE | PARTS | {"_grad"},
+    "testing": CORE,
     "transforms": BASE | {"regularizers"},
-    "training": BASE | PARTS | {"_grad"},
+    "training": CORE,
+}
+DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
+SILENT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
 }
 HEAVY = {
     "chex",
@@ -115,5 +128,44 @@ def test_import_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.name)
-def test_modules_are_short(path):
-    assert len(path.read_text().splitlines()) <= 300
+def test_modules_and_functions_are_short(path):
+    text = path.read_text()
+    code = _code(text)
+    assert len(code) <= 170
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = code & set(range(node.body[0].lineno, node.end_lineno + 1))
+            assert len(body) <= 40, node.name
+
+
+def _code(text):
+    """The numbers of the lines that hold more than docstrings, comments and blanks."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in SILENT:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return lines
+
+
+COUNTED = {  # lines of a module, and whether each counts
+    "'''A module,": False,
+    "of two lines.'''": False,
+    "# a comment": False,
+    "x = (  # and another": True,
+    "": False,
+    "    1)": True,
+    "def f(y):": True,
+    "    '''A docstring.'''": False,
+    "    return '''a text": True,
+    "    of two lines'''": True,
+}
+
+
+def test_code_is_counted_without_docstrings_comments_and_blanks():
+    wanted = {number for number, counts in enumerate(COUNTED.values(), 1) if counts}
+    assert _code("\n".join(COUNTED)) == wanted

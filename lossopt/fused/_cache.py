@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lossopt import _checks, _grad, _jax, _keys
 from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
+from lossopt._objective import split_aux
 from lossopt._pieces import rows, strided, walk
 from lossopt._typing import PyTree
 
@@ -72,7 +73,8 @@ def cached_value_and_grad(
         embed = partial(_embed, encode, args)
         _, embeddings = walk(lambda _, number, piece: ((), embed(local, number, piece)), (), pieces)
         embeddings = embeddings.joined()
-        _refuse_learned_weights(lambda p, x: loss(p, encode(p, x, *args), *args), local, batch)
+        whole = lambda p, _, x: split_aux(loss(p, encode(p, x, *args), *args), False)[0]
+        _grad.fixed_weights(whole, local, None, batch)
 
         def share(params, floating):
             means = loss(params, _merged(embeddings, floating), *args)
@@ -90,7 +92,7 @@ def cached_value_and_grad(
         grads = jax.tree.map(lambda x, g: zeros(x) + g, local, direct)
         pieces = strided((batch, cotangents), microbatches)
         grads, _ = walk(back, grads, pieces)
-        means, grads = _grad.psum((means, grads), axes)
+        means, grads = jax.lax.psum((means, grads), axes)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
         return (value(means), means), grads
 
@@ -129,16 +131,6 @@ def _shares(means, axes):
 
     def share(mean):
         weight = jax.lax.stop_gradient(mean.weight)
-        return Mean(mean.total, _grad.psum(weight, axes))
+        return Mean(mean.total, jax.lax.psum(weight, axes))
 
     return jax.tree.map(share, means, is_leaf=is_mean)
-
-
-def _refuse_learned_weights(objective, params, batch):
-    """Raises where a weight depends on parameters, directly or through the encoder."""
-
-    def call(params, state, number, batch):
-        means, _ = _grad.split_aux(objective(params, batch), has_aux=False)
-        return means, state, number
-
-    _grad.fixed_weights(call, params, None, None, batch)

@@ -1,4 +1,4 @@
-"""The one evaluation loop."""
+"""The one evaluation loop, and the names of what is measured."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._mean import terms, value
+from lossopt._objective import adapt
 from lossopt._pieces import Pieces, contiguous, rows, walk
-from lossopt._typing import Array, Batch, PyTree
-from lossopt.training._objective import adapt, columns
+from lossopt._typing import Array, Batch, Means, PyTree
 
 
 def evaluate(
@@ -66,3 +67,16 @@ def batches(order: Array, batch_size: int, *, drop_last: bool = False) -> Pieces
 def take(data: Batch, indices: Array) -> Batch:
     """The rows with these numbers."""
     return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
+
+
+def columns(means: Means, metrics: Means) -> dict[str, Array]:
+    """One number per name: `"value"`, the objective, then its terms and the metrics."""
+    table = {"value": value(means)}
+    for name, term in [*terms(means).items(), *terms(metrics).items()]:
+        if name in table or (name == "" and term is not means):
+            raise ValueError(
+                f"Terms and metrics need names of their own, none of them 'value'; got {name!r} "
+                "twice or no name at all. Return them in dicts."
+            )
+        table |= {name: term.value} if name else {}
+    return table

@@ -14,10 +14,10 @@ import optax
 from jax.experimental import checkify
 
 from lossopt import _checks
+from lossopt._objective import adapt
 from lossopt._pieces import rows, walk
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import batches, take
-from lossopt.training._objective import adapt
 from lossopt.training._run import Data, Run, Spec, advance, finish, start
 
 

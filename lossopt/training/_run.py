@@ -12,10 +12,10 @@ import optax
 from lossopt import _checks
 from lossopt._grad import value_and_grad
 from lossopt._mean import value
+from lossopt._objective import adapt
 from lossopt._pieces import rows, walk
 from lossopt._typing import Array, ArrayLike, Batch, Key, PyTree
-from lossopt.training._evaluation import batches, evaluate, take
-from lossopt.training._objective import adapt, columns
+from lossopt.training._evaluation import batches, columns, evaluate, take
 
 
 @partial(

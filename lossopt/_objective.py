@@ -1,0 +1,54 @@
+"""The one way in which objectives are called, and what they return."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+
+import jax
+
+from lossopt._mean import terms
+from lossopt._typing import Means, PyTree
+
+_KEYWORDS = ("key", "model_state", "hyperparameters")
+_AUX = {"metrics", "model_state"}
+
+
+def adapt(objective: Callable, has_aux: bool, **given: PyTree) -> Callable:
+    """The objective with all keywords and always with aux; `given` ones must be named by it."""
+    parameters = inspect.signature(objective).parameters
+    named = {name: parameters[name] for name in _KEYWORDS if name in parameters}
+    for name, tree in given.items():
+        if tree is not None and name not in named:
+            raise ValueError(
+                f"{name} was given, but the objective does not name it: "
+                f"write objective(params, batch, {name})."
+            )
+
+    @wraps(objective)
+    def adapted(params, batch, **keywords):
+        passed = {
+            name: keywords[name]
+            for name, parameter in named.items()
+            if keywords[name] is not None or parameter.default is parameter.empty
+        }
+        return split_aux(objective(params, batch, **passed), has_aux)
+
+    return adapted
+
+
+def split_aux(out: PyTree, has_aux: bool) -> tuple[Means, dict[str, PyTree]]:
+    """What an objective returned, as means and aux; raises where it is another thing."""
+    pair = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)
+    names = out[1].keys() if pair else set()
+    if has_aux and not (pair and names <= _AUX):
+        raise TypeError(
+            "With has_aux the objective returns (means, aux), where the dict aux may hold "
+            f"'metrics' and 'model_state'; got {jax.tree.structure(out)}."
+        )
+    if not has_aux and names & _AUX:
+        raise TypeError("The objective returns (means, aux): say so with has_aux=True.")
+    means, aux = out if has_aux else (out, {})
+    if not terms(means):
+        raise TypeError(f"Expected a tree of Mean with a leaf, got {means}: is a return missing?")
+    terms(aux.get("metrics"))
+    return means, aux
