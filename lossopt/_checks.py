@@ -132,6 +132,13 @@ def condition(holds: ArrayLike, message: str, **values: ArrayLike) -> None:
     checkify.debug_check(jnp.all(jnp.asarray(holds)), message, **values)
 
 
+def nonnegative(member: str, **arrays: ArrayLike) -> None:
+    """States that no value of the named arrays is below 0, or NaN; `member` is who expects it."""
+    for name, array in arrays.items():
+        low = jnp.min(jnp.asarray(array), initial=0)
+        condition(low >= 0, f"{member}: expected {name} >= 0, got {{low}}.", low=low)
+
+
 def _refuse(wanted, holds, numbers):
     for name, number in numbers.items():
         if not isinstance(number, Tracer) and not np.all(holds(np.asarray(number))):

@@ -84,8 +84,7 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Mean:
     """
     _checks.prefix_shape(jnp.shape(values), weights=True if weights is None else weights)
     values, weights = _checks.floats(values=values, weights=True if weights is None else weights)
-    low = jnp.min(weights, initial=0)
-    _checks.condition(low >= 0, "mean: expected weights >= 0, got {low}.", low=low)
+    _checks.nonnegative("mean", weights=weights)
     weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
     weights = jnp.broadcast_to(weights, values.shape)
     unread = (weights == 0) & ~jnp.isfinite(values)  # finite ones keep their slope in the weight

@@ -242,8 +242,7 @@ def _mean_over_pairs(name, phi, scores, relevance, weights, items):
     weights = jnp.ones(jnp.shape(scores), bool) if weights is None else weights
     scores, weights = _checks.same_shape(scores=scores, weights=weights)
     weights = jnp.where(_present(scores, items), weights, 0)
-    message = f"{name}: expected weights >= 0, got {{low}}."
-    _checks.condition(weights >= 0, message, low=jnp.min(weights, initial=0))
+    _checks.nonnegative(name, weights=weights)
     scores, relevance, _, known = _lists(name, scores, relevance, weights != 0)
     # Only ratios of weights matter: the largest is made 1, so that no product leaves the range.
     top = jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))

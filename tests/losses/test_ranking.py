@@ -144,6 +144,15 @@ class TestPairwise:
         assert abs(weights @ np.asarray(jax.jit(jax.grad(loss))(weights))) < 1e-6
         check_grads(loss, (weights,), order=2, rtol=2e-2, atol=2e-2)
 
+    @pytest.mark.parametrize("bad", [-0.5, np.nan])
+    def test_states_that_weights_are_at_least_zero(self, bad):
+        loss = checkify.checkify(lo.losses.pairwise_hinge)
+        error, _ = loss(SCORES[0], GRADES[0], np.array([1.0, bad, 2.0, 0.0]))
+        assert f"pairwise_hinge: expected weights >= 0, got {bad}" in str(error.get())
+        masked = np.array([True, False, True, True])
+        error, _ = loss(SCORES[0], GRADES[0], np.array([1.0, bad, 2.0, 0.0]), items=masked)
+        assert error.get() is None
+
     def test_refuses_weights_of_another_shape(self):
         with pytest.raises(ValueError, match="Expected equal shapes"):
             lo.losses.pairwise_hinge(SCORES, GRADES, np.ones(2))
