@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
-from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
-
-Lists = Num[ArrayLike, "*batch items"]
-Mask = Bool[ArrayLike, "*batch items"] | None
+from lossopt._typing import Array, ArrayLike, Float, Number
+from lossopt.losses._ranks import Lists, Mask, discounts, gains, ranks, read, sunk
 
 
 def pairwise_logistic(
@@ -112,10 +110,10 @@ def list_softmax(scores: Lists, relevance: Lists, *, items: Mask = None) -> Floa
     References:
       Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", 2007.
     """
-    scores, relevance, present, known = _lists("list_softmax", scores, relevance, items, 0)
+    scores, relevance, present, known = read("list_softmax", scores, relevance, items, 0)
     total = jnp.sum(relevance, axis=-1, keepdims=True)
     share = relevance / jnp.where(total == 0, 1, total)
-    log_probs = jax.nn.log_softmax(_sink(scores, present), axis=-1)
+    log_probs = jax.nn.log_softmax(sunk(scores, present), axis=-1)
     return jnp.where(known, jnp.sum(share * -log_probs, axis=-1), jnp.nan)
 
 
@@ -139,9 +137,9 @@ def list_mle(scores: Lists, relevance: Lists, *, items: Mask = None) -> Float[Ar
     References:
       Xia et al., "Listwise Approach to Learning to Rank: Theory and Algorithm", 2008.
     """
-    scores, relevance, present, known = _lists("list_mle", scores, relevance, items)
+    scores, relevance, present, known = read("list_mle", scores, relevance, items)
     order = jnp.argsort(jnp.where(present, -relevance, jnp.inf), axis=-1, stable=True)
-    ranked = jnp.take_along_axis(_sink(scores, present), order, axis=-1)
+    ranked = jnp.take_along_axis(sunk(scores, present), order, axis=-1)
     chosen = jnp.take_along_axis(present, order, axis=-1)[..., :-1]
     later = jax.lax.cumlogsumexp(ranked[..., 1:], axis=ranked.ndim - 1, reverse=True)
     terms = jax.nn.softplus(later - ranked[..., :-1])  # log-sum-exp minus score, exact near 0
@@ -173,9 +171,9 @@ def lambda_rank(scores: Lists, relevance: Lists, *, items: Mask = None) -> Float
       Burges, "From RankNet to LambdaRank to LambdaMART: An Overview", 2010.
       Wang et al., "The LambdaLoss Framework for Ranking Metric Optimization", 2018.
     """
-    scores, relevance, present, known = _lists("lambda_rank", scores, relevance, items, 0)
-    discounts = _discounts(_ranks(_sink(scores, present)))
-    swaps = jnp.maximum(0, _differences(_gains(relevance))) * jnp.abs(_differences(discounts))
+    scores, relevance, present, known = read("lambda_rank", scores, relevance, items, 0)
+    better = jnp.maximum(0, _differences(gains(relevance)))
+    swaps = better * jnp.abs(_differences(discounts(ranks(sunk(scores, present)))))
     terms = swaps * jax.nn.softplus(-_differences(scores))
     return jnp.where(known, jnp.sum(terms, axis=(-2, -1), where=present[..., None, :]), jnp.nan)
 
@@ -206,12 +204,12 @@ def approximate_ndcg(
       Retrieval Measures", 2010.
     """
     _checks.above(0, temperature=temperature)
-    scores, relevance, present, known = _lists("approximate_ndcg", scores, relevance, items, 0)
-    gains = _gains(relevance)
+    scores, relevance, present, known = read("approximate_ndcg", scores, relevance, items, 0)
+    worth = gains(relevance)
     beaten = jax.nn.sigmoid(-_differences(scores) / temperature)
-    ranks = 0.5 + jnp.sum(beaten, axis=-1, where=present[..., None, :])  # its own share is 1/2
-    loss = 1 - jnp.sum(gains * _discounts(ranks), axis=-1)
-    return jnp.where(known, jnp.where(jnp.any(gains > 0, axis=-1), loss, 0), jnp.nan)
+    smooth = 0.5 + jnp.sum(beaten, axis=-1, where=present[..., None, :])  # its own share is 1/2
+    loss = 1 - jnp.sum(worth * discounts(smooth), axis=-1)
+    return jnp.where(known, jnp.where(jnp.any(worth > 0, axis=-1), loss, 0), jnp.nan)
 
 
 def margin_ranking(
@@ -241,9 +239,9 @@ def margin_ranking(
 def _mean_over_pairs(name, phi, scores, relevance, weights, items):
     weights = jnp.ones(jnp.shape(scores), bool) if weights is None else weights
     scores, weights = _checks.same_shape(scores=scores, weights=weights)
-    weights = jnp.where(_present(scores, items), weights, 0)
+    weights = jnp.where(_checks.mask("items", items, scores.shape), weights, 0)
     _checks.nonnegative(name, weights=weights)
-    scores, relevance, _, known = _lists(name, scores, relevance, weights != 0)
+    scores, relevance, _, known = read(name, scores, relevance, weights != 0)
     # Only ratios of weights matter: the largest is made 1, so that no product leaves the range.
     top = jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
     weights = weights / jnp.where(top == 0, 1, top)
@@ -254,45 +252,5 @@ def _mean_over_pairs(name, phi, scores, relevance, weights, items):
     return jnp.where(known, total / jnp.where(weight == 0, 1, weight), jnp.nan)
 
 
-def _lists(name, scores, relevance, items, lowest=-jnp.inf):
-    """Lists and relevance, 0 where masked; who is present; whose relevance is in range."""
-    scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
-    present = _present(scores, items)
-    relevance = jnp.where(present, relevance, 0)
-    known = relevance >= lowest  # a NaN is not
-    message = f"{name}: expected relevance >= {lowest}, got {{low}}."
-    _checks.condition(known, message, low=jnp.min(relevance, initial=0))
-    scores, relevance = jnp.where(present, scores, 0), jnp.where(known, relevance, 0)
-    return scores, relevance, present, jnp.all(known, axis=-1)
-
-
-def _present(scores, items):
-    _checks.rank_at_least(1, scores=scores)
-    return _checks.mask("items", items, scores.shape)
-
-
-def _sink(scores, present):
-    """Masked items below every score; finite, so that their differences are 0 and not NaN."""
-    return jnp.where(present, scores, jnp.finfo(scores.dtype).min)
-
-
 def _differences(x):
     return x[..., :, None] - x[..., None, :]
-
-
-def _ranks(scores):
-    order = jnp.argsort(-scores, axis=-1, stable=True)
-    return 1 + jnp.argsort(order, axis=-1).astype(scores.dtype)
-
-
-def _discounts(ranks):
-    return 1 / jnp.log2(1 + ranks)
-
-
-def _gains(relevance):
-    """Each item's gain over the ideal DCG; all 0 where there is no relevance."""
-    best = jnp.max(relevance, axis=-1, keepdims=True, initial=0)
-    # 2^(r - best) (1 - 2^-r): the factor 2^-best cancels and keeps large grades finite.
-    gains = jnp.exp2(relevance - best) * -jnp.expm1(-relevance * jnp.log(2.0))
-    ideal = jnp.sum(gains * _discounts(_ranks(relevance)), axis=-1, keepdims=True)
-    return gains / jnp.where(ideal == 0, 1, ideal)
