@@ -114,7 +114,7 @@ def one_step(name: str, step: Array) -> None:
         raise ValueError(
             f"Expected one step for each leaf, got one for each coordinate, of shape {step.shape}: "
             f"the prox of {name} in a diagonal metric has no closed form. Use a rule without a "
-            "metric, such as descent or momentum, or another penalty."
+            "metric, such as sgd or momentum, or another penalty."
         )
 
 

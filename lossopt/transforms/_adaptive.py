@@ -61,12 +61,12 @@ def adagrad(
     \theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D g + w \theta))$$
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       eps: $\epsilon > 0$, in float32.
       initial_accumulator: $s$ before the first step, at least 0. optax has 0.1, torch 0.
       eps_in_sqrt: False divides by $\sqrt{s} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $s$ is stored; see `quantized` for `"int8"`.
 
@@ -123,13 +123,13 @@ def rmsprop(
     Let the rate fall to 0.
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       decay: $\rho$, in [0, 1). torch has 0.99.
       eps: $\epsilon > 0$, in float32.
       initial_accumulator: $\nu$ before the first step, at least 0.
       eps_in_sqrt: False divides by $\sqrt{\nu} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $\nu$ is stored; see `quantized` for `"int8"`.
 
@@ -188,12 +188,12 @@ def adam(
     constant rates; it is right for scheduled ones and for $b_2$ near 1.
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       b1: in [0, 1).
       b2: in [0, 1).
       eps: $\epsilon > 0$, in float32.
       weight_decay: $w \ge 0$; decoupled from the gradient, multiplied by the rate.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $\mu$ and $\nu$ are stored; see `quantized` for `"int8"`.
 

@@ -212,7 +212,7 @@ def test_axes_that_a_leaf_does_not_have_are_refused(name):
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_a_metric_is_refused(name):
     for prox in (MEMBERS[name].prox, jax.jit(MEMBERS[name].prox)):
-        with pytest.raises(ValueError, match=rf"shape \(4, 3\).*{name}.*descent or momentum"):
+        with pytest.raises(ValueError, match=rf"shape \(4, 3\).*{name}.*sgd or momentum"):
             prox(X, STEPS)
     with pytest.raises(ValueError, match="one step for each leaf"):
         (MEMBERS[name] + r.L2(0.1)).prox(X, STEPS)

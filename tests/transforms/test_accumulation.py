@@ -201,7 +201,7 @@ def test_extra_arguments_reach_the_rule_at_the_end_of_a_window():
 
 
 def test_a_proximal_rule_keeps_its_zeros():
-    lasso = lo.transforms.descent(0.1, regularizer=regularizers.L1(1.0))
+    lasso = lo.transforms.sgd(0.1, regularizer=regularizers.L1(1.0))
     params, grads = jnp.array([1.0, 0.05]), jnp.array([[4.0, 0.5], [2.0, -0.1]])
     optimizer = accumulate(lasso, 2)
     state = optimizer.init(params)

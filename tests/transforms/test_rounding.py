@@ -64,7 +64,7 @@ def test_updates_in_bfloat16_would_miss():
 @both
 def test_exact_zeros_survive(wrap):
     weights = jnp.array([0.3, -0.002, 1e-20, 0.7], LOW)
-    rule = lo.transforms.descent(0.1, regularizer=lo.regularizers.L1(0.5))
+    rule = lo.transforms.sgd(0.1, regularizer=lo.regularizers.L1(0.5))
     optimizer = wrap(rule)
     state = optimizer.init(weights)
     for _ in range(20):
