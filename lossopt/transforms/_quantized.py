@@ -43,8 +43,8 @@ _REFUSED = {
     ("ScaleByDistanceOverGradientsState", "init_params"): _POINT,
     ("COCOBState", "init_particles"): _POINT,
     ("ScaleByLBFGSState", "params"): _POINT,
-    ("KahanState", "state"): _OUTERMOST,
-    ("StochasticRoundingState", "state"): _OUTERMOST,
+    ("KahanState", "inner"): _OUTERMOST,
+    ("StochasticRoundingState", "inner"): _OUTERMOST,
 }
 
 
@@ -53,11 +53,11 @@ class QuantizedState(NamedTuple):
 
     Attributes:
       count: steps taken, an integer of shape `()`.
-      state: of the rule within, each of its large moments a tree of codes and scales.
+      inner: state of the rule, each of its large moments a tree of codes and scales.
     """
 
     count: Array
-    state: PyTree
+    inner: PyTree
 
 
 def quantized(
@@ -161,10 +161,10 @@ def _stored(
 
     def update(updates, state, params=None, **extra):
         gradients, point = together(updates, params)
-        change, inner = rule.update(gradients, decoded(state.state), point, **extra)
+        change, inner = rule.update(gradients, decoded(state.inner), point, **extra)
         narrow = lambda u, x: u.astype(jnp.result_type(x))
         change = jax.tree.map(narrow, change, updates if params is None else params)
-        inner = encoded(inner, state.state, state.count)
+        inner = encoded(inner, state.inner, state.count)
         return change, QuantizedState(jnp.asarray(optax.safe_increment(state.count)), inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

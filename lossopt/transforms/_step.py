@@ -23,11 +23,11 @@ class RuleState(NamedTuple):
 
     Attributes:
       count: steps taken, an integer of shape `()`.
-      direction: state of that which gives the direction: moments, in float32 or wider.
+      inner: state of what gives the direction: moments, in float32 or wider.
     """
 
     count: Array
-    direction: PyTree
+    inner: PyTree
 
 
 def rule(
@@ -73,7 +73,7 @@ def rule(
             )
         gradients, point = together(_floating(updates), _floating(params))
         rate = at(state.count, learning_rate)
-        direction, metric, inner = move(gradients, state.direction, state.count, point, extra)
+        direction, metric, inner = move(gradients, state.inner, state.count, point, extra)
         if decays:
             strength = at(state.count, weight_decay)
             direction = _decay(direction, point, strength, _named(weight_decay_where, point))

@@ -98,7 +98,7 @@ def test_the_rule_sees_float32_and_wide_leaves_pass(wrap):
     params = {"low": jnp.ones(3, LOW), "wide": jnp.ones(2), "whole": jnp.arange(2)}
     grads = {"low": jnp.ones(3, LOW), "wide": jnp.full(2, 1e-3), "whole": jnp.zeros(2, int)}
     state = optimizer.init(params)
-    assert state.state["low"].dtype == jnp.float32
+    assert state.inner["low"].dtype == jnp.float32
     updates, _ = optimizer.update(grads, state, params)
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
     np.testing.assert_array_equal(updates["wide"], np.float32(0.1) * np.float32(1e-3))

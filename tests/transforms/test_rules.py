@@ -175,11 +175,11 @@ def test_a_second_moment_of_bfloat16_parameters_decays():
     params = jnp.ones(3, jnp.bfloat16)
     optimizer = adam(1e-3)
     state = optimizer.update(params, optimizer.init(params))[1]
-    first = state.direction.nu
+    first = state.inner.nu
     for _ in range(5):
         _, state = optimizer.update(0 * params, state)
-    assert state.direction.nu.dtype == jnp.float32
-    np.testing.assert_allclose(state.direction.nu, first * 0.999**5, rtol=1e-6)
+    assert state.inner.nu.dtype == jnp.float32
+    np.testing.assert_allclose(state.inner.nu, first * 0.999**5, rtol=1e-6)
 
 
 MAKERS = {
@@ -336,7 +336,7 @@ def test_states_say_where_they_are():
     optimizer = adam(0.1)
     state = optimizer.init(jnp.ones(2))
     assert isinstance(state, lo.transforms.RuleState)
-    assert isinstance(state.direction, lo.transforms.AdamState)
+    assert isinstance(state.inner, lo.transforms.AdamState)
     assert optimizer.update(jnp.ones(2), state)[1].count == 1
     assert optax.tree.get(state, "nu").shape == (2,)
 
