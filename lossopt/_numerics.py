@@ -4,11 +4,11 @@ import jax.numpy as jnp
 
 from lossopt._typing import Array, ArrayLike
 
-_ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
+ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
 
 
-def wide(*arrays: ArrayLike) -> jnp.dtype:
-    """The dtype of sums over these arrays: float32 or wider."""
+def wide(*arrays: ArrayLike | jnp.dtype) -> jnp.dtype:
+    """The dtype of sums over these arrays, or arrays of these dtypes: float32 or wider."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
@@ -18,7 +18,10 @@ def zeros(x: ArrayLike) -> Array:
 
 
 def no_logit(dtype: jnp.dtype) -> float:
-    """As minus infinity, but finite: differences of two are 0, those of one and a logit finite."""
+    """As minus infinity, but finite: differences of two are 0, those of one and a logit finite.
+
+    It is below every logit less the highest, as long as these are within a quarter of the range.
+    """
     return float(jnp.finfo(dtype).min) / 2
 
 
@@ -34,6 +37,6 @@ def mixed(word: Array) -> Array:
     References:
       Wellons, "Prospecting for Hash Functions", 2018.
     """
-    for shift, factor in _ROUNDS:
+    for shift, factor in ROUNDS:
         word = (word ^ (word >> shift)) * jnp.uint32(factor)
     return word ^ (word >> 16)

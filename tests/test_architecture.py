@@ -17,7 +17,7 @@ BASE = {"_typing", "_checks", "_jax", "_paths", "_numerics"}
 PARTS = {"_pieces", "_keys", "_mean"}
 MAY_IMPORT = {
     "_typing": set(),
-    "_checks": {"_typing"},
+    "_checks": {"_typing", "_numerics"},
     "_jax": {"_typing"},
     "_paths": {"_typing"},
     "_numerics": {"_typing"},

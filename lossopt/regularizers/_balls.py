@@ -9,7 +9,7 @@ from jax import lax
 
 from lossopt._typing import Number, Params, PyTree, Scalar, Step
 from lossopt.regularizers import _leaves
-from lossopt.regularizers._secular import root
+from lossopt.regularizers._secular import solution
 from lossopt.regularizers._sums import add, add_to
 
 
@@ -177,7 +177,7 @@ def _in_ball(x, step, radius):
         return x * jnp.where(outside, radius / jnp.where(outside, norm, 1), 1)
     largest, step = _leaves.scale(x), _leaves.relative(step, x)
     radius = radius / largest
-    price = root(jnp.abs(x) / largest, step, radius)
+    price = solution(jnp.abs(x) / largest, step, radius)
     outside = price > 0
     radius = jnp.where(outside, radius, 1)
     return x * (radius / jnp.where(outside, price * step + radius, 1))

@@ -12,7 +12,7 @@ from lossopt.regularizers import _leaves
 from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._constraints import NonNegative
 from lossopt.regularizers._norms import L1
-from lossopt.regularizers._secular import root
+from lossopt.regularizers._secular import solution
 from lossopt.regularizers._sums import Sum, add, add_to
 
 
@@ -146,5 +146,5 @@ def _shrunk(x, threshold):
         return x * jnp.where(kept, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
     largest = _leaves.scale(x)
     threshold = threshold / largest
-    norm = root(jnp.abs(x) / largest, jnp.ones([1] * x.ndim, x.dtype), threshold)
+    norm = solution(jnp.abs(x) / largest, jnp.ones([1] * x.ndim, x.dtype), threshold)
     return x * (norm / jnp.where(norm > 0, norm + threshold, 1))

@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 
 from lossopt import _checks
+from lossopt._numerics import root
 from lossopt._typing import Array, Number, Params, PyTree, Scalar, Step
 
 Axis: TypeAlias = int | tuple[int, ...] | None  # None is the whole leaf
@@ -18,7 +19,7 @@ Move: TypeAlias = Callable[[Array, Array], Array]  # of a leaf and its step
 
 def penalty(measure: Callable[[Array], Array], params: PyTree) -> Scalar:
     """The sum of `measure` over the leaves, each in float32 or wider."""
-    leaves = [_wide(x) for x in jax.tree.leaves(params)]
+    leaves = [_widened(x)[0] for x in jax.tree.leaves(params)]
     return jnp.asarray(sum((measure(x) for x in leaves if x.size), start=0.0))
 
 
@@ -33,8 +34,7 @@ def prox(move: Move, params: Params, step: Step) -> Params:
     def leaf(x, step):
         _at_least_zero_or_nan(step)
         _checks.exact_shape(jnp.shape(x) if jnp.ndim(step) else (), step=step)
-        _checks.floating(params=x)
-        wide, step = _checks.floats(params=x, step=step)
+        wide, step = _widened(x, step=step)
         moved = move(wide, step) if wide.size else wide
         return moved.astype(jnp.result_type(x))
 
@@ -54,7 +54,7 @@ def prox_of_groups(move: Move, params: Params, step: Step, axis: Axis) -> Params
 def widened(params: Params, step: Step) -> tuple[Params, PyTree]:
     """Leaves and steps, one for each leaf, in float32 or wider."""
     steps = jax.tree.broadcast(step, params)
-    pair = lambda i: jax.tree.map(lambda x, t: _wide_pair(x, t)[i], params, steps)
+    pair = lambda i: jax.tree.map(lambda x, t: _widened(x, step=t)[i], params, steps)
     return pair(0), pair(1)
 
 
@@ -71,9 +71,7 @@ def group_norms(x: Array, axis: Axis) -> Array:
 def norms(x: Array) -> Array:
     """Norms along the last axis, kept, by parts of the largest: squares of 1e30 overflow."""
     largest = scale(x)
-    squares = jnp.sum(jnp.square(x / largest), -1, keepdims=True)
-    some = squares > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0) * largest
+    return root(jnp.sum(jnp.square(x / largest), -1, keepdims=True)) * largest
 
 
 def scale(x: Array) -> Array:
@@ -154,14 +152,9 @@ def _at_least_zero_or_nan(step):
         )
 
 
-def _wide(x):
+def _widened(x, **step):
     _checks.floating(params=x)
-    return _checks.floats(params=x)[0]
-
-
-def _wide_pair(x, step):
-    _checks.floating(params=x)
-    return _checks.floats(params=x, step=step)
+    return _checks.floats(params=x, **step)
 
 
 def _number(x):

@@ -10,7 +10,7 @@ _LIMIT = 200  # Newton needs about ten steps, and a few more for each scale of a
 
 
 @jax.jit  # a program of its own, so that use outside of jit compiles its loop once
-def root(a: Array, b: Array, c: Array) -> Array:
+def solution(a: Array, b: Array, c: Array) -> Array:
     r"""The $s \ge 0$ at which $\| a / (s b + c) \| = 1$, along the last axis, which is kept.
 
     It is 0 where the norm is at most 1 already. All are at least 0, b above it, and where a is 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt._mean import mean, pool
+from lossopt._numerics import wide
 from lossopt._typing import ArrayLike
 from lossopt.testing._gradients import check_gradient
 
@@ -52,7 +53,7 @@ def one_number_per_example(fn, *inputs):
     law = "a loss gives one number per example, in float32 or wider"
     assert out.ndim >= 1, f"{law}; got shape {out.shape} for inputs of {first}"
     assert first[: out.ndim] == out.shape, f"{law}; got shape {out.shape} for inputs of {first}"
-    assert jnp.promote_types(out.dtype, jnp.float32) == out.dtype, f"{law}; got {out.dtype}"
+    assert wide(out) == out.dtype, f"{law}; got {out.dtype}"
     chex.assert_tree_all_finite(out)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _checks
+from lossopt._numerics import wide
 from lossopt._typing import PyTree
 
 
@@ -63,7 +64,7 @@ def its_value_is_one_number(regularizer, params, step):
     for tree in (params, _cast(params, jnp.bfloat16)):
         got = jnp.asarray(regularizer(tree))
         assert got.shape == (), f"{law}; got shape {got.shape}"
-        assert jnp.promote_types(got.dtype, jnp.float32) == got.dtype, f"{law}; got {got.dtype}"
+        assert wide(got) == got.dtype, f"{law}; got {got.dtype}"
         assert jnp.isfinite(got), f"{law}; got {got}"
 
 

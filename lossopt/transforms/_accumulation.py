@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
+from lossopt._numerics import zeros
 from lossopt._typing import Array, PyTree
 from lossopt.transforms._gate import run_if
 from lossopt.transforms._numbers import at, known
@@ -78,8 +79,7 @@ def accumulate(
     rule = optax.with_extra_args_support(rule)
 
     def init(params):
-        wide = lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32)
-        total = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), wide(x)), params)
+        total = jax.tree.map(zeros, params)
         count, microsteps, dropped = (jnp.zeros((), jnp.int32) for _ in range(3))
         weight = jnp.zeros(())
         return AccumulateState(count, microsteps, dropped, weight, total, rule.init(params))

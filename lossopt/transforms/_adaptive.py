@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
+from lossopt._numerics import root
 from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import at, decay_rates, known
@@ -253,9 +254,4 @@ def _fade(decay, log_decay):
 def _inverse_root(squares, eps, in_sqrt):
     if in_sqrt:
         return jax.tree.map(lambda s: jax.lax.rsqrt(s + like(s, eps)), squares)
-    return jax.tree.map(lambda s: 1 / (_root(s) + like(s, eps)), squares)
-
-
-def _root(x):
-    """The square root, with the derivative 0 at 0 instead of NaN."""
-    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+    return jax.tree.map(lambda s: 1 / (root(s) + like(s, eps)), squares)
