@@ -33,7 +33,7 @@ def _climb(a, b, c):
         count, _, moved = state
         return (count < _LIMIT) & moved
 
-    def step(state):
+    def nearer(state):
         count, s, _ = state
         squares, slope = _squares_and_slope(s, a, b, c)
         above = squares > 1
@@ -41,7 +41,7 @@ def _climb(a, b, c):
         higher = jnp.where(above, s + ahead, s)
         return count + 1, higher, jnp.any(higher > s)
 
-    return lax.while_loop(further, step, (0, _below(a, b, c), True))[1]
+    return lax.while_loop(further, nearer, (0, _below(a, b, c), True))[1]
 
 
 def _below(a, b, c):

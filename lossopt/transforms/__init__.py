@@ -21,9 +21,9 @@ from lossopt.transforms._rounding import KahanState as KahanState
 from lossopt.transforms._rounding import StochasticRoundingState as StochasticRoundingState
 from lossopt.transforms._rounding import kahan as kahan
 from lossopt.transforms._rounding import stochastic_rounding as stochastic_rounding
+from lossopt.transforms._rules import RuleState as RuleState
 from lossopt.transforms._sgd import MomentumState as MomentumState
 from lossopt.transforms._sgd import momentum as momentum
 from lossopt.transforms._sgd import sgd as sgd
 from lossopt.transforms._spikes import SkipSpikesState as SkipSpikesState
 from lossopt.transforms._spikes import skip_spikes as skip_spikes
-from lossopt.transforms._step import RuleState as RuleState

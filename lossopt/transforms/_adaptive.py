@@ -12,7 +12,7 @@ from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import at, decay_rates, known
 from lossopt.transforms._quantized import Moments
-from lossopt.transforms._step import Where, like, rule
+from lossopt.transforms._rules import Where, like, rule
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -99,8 +99,7 @@ def adagrad(
         metric = _inverse_root(total, at(count, eps), eps_in_sqrt)
         return jax.tree.map(jnp.multiply, metric, gradients), metric, AdagradState(total)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
 
 def rmsprop(
@@ -163,8 +162,7 @@ def rmsprop(
         metric = _inverse_root(nu, at(count, eps), eps_in_sqrt)
         return jax.tree.map(jnp.multiply, metric, gradients), metric, RmspropState(nu)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
 
 def adam(
@@ -235,8 +233,7 @@ def adam(
         direction = jax.tree.map(lambda mu, d: mu * like(mu, gain1) * d, mu, metric)
         return direction, metric, AdamState(mu, nu, *beginnings)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
 
 def _average(decay, old, new):

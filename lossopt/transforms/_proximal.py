@@ -13,7 +13,7 @@ from lossopt import _checks
 from lossopt._typing import Number, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import decay_rates
-from lossopt.transforms._step import only_regularizer, rule
+from lossopt.transforms._rules import only_regularizer, rule
 
 Metric = Callable[[Any], PyTree]  # of the state of a direction
 

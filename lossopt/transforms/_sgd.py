@@ -10,7 +10,7 @@ from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import at, decay_rates
 from lossopt.transforms._quantized import Moments
-from lossopt.transforms._step import Where, like, rule
+from lossopt.transforms._rules import Where, like, rule
 
 
 class MomentumState(NamedTuple):
@@ -125,5 +125,4 @@ def momentum(
         direction, metric = ahead if nesterov else (mu, gain)
         return direction, metric, MomentumState(mu, gain)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)

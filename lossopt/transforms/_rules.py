@@ -1,4 +1,4 @@
-"""The end that all rules share: the rate, the decay and the proximal step, in float32 or wider."""
+"""What all rules share: the rate, the decay and the proximal step, in float32 or wider."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
