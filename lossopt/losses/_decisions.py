@@ -229,7 +229,7 @@ def _scored(name, ignore_index, labels, extra=0, **scores):
     (x,) = _checks.floats(**scores)
     *batch, count = x.shape
     labels, valid = _labels.numbers(
-        name, labels, batch=tuple(batch), classes=count + extra, ignore_index=ignore_index
+        name, labels, shape=tuple(batch), classes=count + extra, ignore_index=ignore_index
     )
     return x, labels, valid
 

@@ -31,11 +31,11 @@ class GroupLasso:
         outputs)` makes each row a group, which drops or keeps an input. None is the whole leaf.
 
     Examples:
-      >>> rows = lo.regularizers.GroupLasso(1.0, axis=1)
+      >>> lasso = lo.regularizers.GroupLasso(1.0, axis=1)
       >>> kernel = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-      >>> float(rows(kernel))
+      >>> float(lasso(kernel))
       5.5
-      >>> print(rows.prox(kernel, 1.0)[1])
+      >>> print(lasso.prox(kernel, 1.0)[1])
       [0. 0.]
 
     References:
@@ -49,8 +49,8 @@ class GroupLasso:
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
         _leaves.at_least_zero(strength=self.strength)
-        measure = lambda x: jnp.sum(_leaves.group_norms(x, self.axis))
-        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+        amount = lambda x: jnp.sum(_leaves.group_norms(x, self.axis))
+        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Shrinkage of each group, so that its norm falls by $t \lambda$, or to 0.

@@ -17,10 +17,10 @@ Axis: TypeAlias = int | tuple[int, ...] | None  # None is the whole leaf
 Move: TypeAlias = Callable[[Array, Array], Array]  # of a leaf and its step size
 
 
-def penalty(measure: Callable[[Array], Array], params: PyTree) -> Scalar:
-    """The sum of `measure` over the leaves, each in float32 or wider."""
+def penalty(amount: Callable[[Array], Array], params: PyTree) -> Scalar:
+    """The sum of `amount` over the leaves, each in float32 or wider."""
     leaves = [_widened(x)[0] for x in jax.tree.leaves(params)]
-    return jnp.asarray(sum((measure(x) for x in leaves if x.size), start=0.0))
+    return jnp.asarray(sum((amount(x) for x in leaves if x.size), start=0.0))
 
 
 def nothing(params: PyTree) -> Scalar:

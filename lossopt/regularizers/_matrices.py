@@ -45,11 +45,11 @@ class Nuclear:
         """The penalty, shape `()`; the gradient of a zero matrix is 0."""
         _leaves.at_least_zero(strength=self.strength)
 
-        def measure(x):
+        def amount(x):
             values = jnp.linalg.svd(_matrices(x), compute_uv=False)
             return jnp.sum(jnp.where(values > 0, values, 0))
 
-        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Soft thresholding of the singular values by $t \lambda$.
@@ -92,9 +92,9 @@ def _shrunk_jvp(primals, tangents):
     inner = _product(ut, dx, v)
     core = _differences(values, left, kept, inner) - dthreshold * _diagonal(kept, x.dtype)
     share = left / jnp.where(kept, values, 1)
-    columns = (_product(dx, v) - _product(u, inner)) * share[..., None, :]
-    rows = share[..., :, None] * (_product(ut, dx) - _product(inner, vt))
-    out = _product(u, core, vt) + _product(columns, vt) + _product(u, rows)
+    outer = (_product(dx, v) - _product(u, inner)) * share[..., None, :]
+    other = share[..., :, None] * (_product(ut, dx) - _product(inner, vt))
+    out = _product(u, core, vt) + _product(outer, vt) + _product(u, other)
     return _product(u * left[..., None, :], vt), out
 
 

@@ -46,11 +46,11 @@ class TotalVariation:
         """The penalty, shape `()`; the gradient of equal neighbors is 0."""
         _leaves.at_least_zero(strength=self.strength)
 
-        def measure(x):
+        def amount(x):
             jumps = jnp.diff(x, axis=_leaves.one_axis(self.axis, x.shape))
             return jnp.sum(jnp.maximum(jumps, -jumps))
 
-        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""The minimizer itself, in time linear in the length of a sequence.

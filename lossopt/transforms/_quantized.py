@@ -18,15 +18,27 @@ Moments = Literal["float32", "bfloat16", "int8"]
 
 _SMALL = 4096  # leaves of fewer elements stay exact in 8 bits
 _SECOND = {
-    *(("ScaleByAdamState", "nu"), ("ScaleByBeliefState", "nu"), ("ScaleByRmsState", "nu")),
-    *(("ScaleByAmsgradState", "nu"), ("ScaleByAmsgradState", "nu_max")),
-    *(("ScaleByRmsWithCountState", "nu"), ("ScaleByRssState", "sum_of_squares")),
-    *(("ScaleByAdaDeltaState", "e_g"), ("ScaleByAdaDeltaState", "e_x")),
-    *(("ScaleByAdanState", "n"), ("ScaleByAdemamixState", "nu")),
-    *(("ScaleBySimplifiedAdEMAMixState", "n"), ("ScaleByRpropState", "step_sizes")),
-    *(("FactoredState", "v"), ("MadgradState", "grad_sum_sq"), ("ProdigyState", "exp_avg_sq")),
-    *(("DAdaptAdamWState", "exp_avg_sq"), ("MomoAdamState", "exp_avg_sq")),
-    *(("AdamState", "nu"), ("RmspropState", "nu"), ("AdagradState", "sum_of_squares")),
+    ("ScaleByAdamState", "nu"),
+    ("ScaleByBeliefState", "nu"),
+    ("ScaleByRmsState", "nu"),
+    ("ScaleByAmsgradState", "nu"),
+    ("ScaleByAmsgradState", "nu_max"),
+    ("ScaleByRmsWithCountState", "nu"),
+    ("ScaleByRssState", "sum_of_squares"),
+    ("ScaleByAdaDeltaState", "e_g"),
+    ("ScaleByAdaDeltaState", "e_x"),
+    ("ScaleByAdanState", "n"),
+    ("ScaleByAdemamixState", "nu"),
+    ("ScaleBySimplifiedAdEMAMixState", "n"),
+    ("ScaleByRpropState", "step_sizes"),
+    ("FactoredState", "v"),
+    ("MadgradState", "grad_sum_sq"),
+    ("ProdigyState", "exp_avg_sq"),
+    ("DAdaptAdamWState", "exp_avg_sq"),
+    ("MomoAdamState", "exp_avg_sq"),
+    ("AdamState", "nu"),
+    ("RmspropState", "nu"),
+    ("AdagradState", "sum_of_squares"),
 }
 _CENTERED = "nu - mu^2 may become negative. Take optax.scale_by_rms."
 _POINT = "it holds parameters. Put quantized around the rule within, or leave it away."
