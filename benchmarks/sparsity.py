@@ -88,7 +88,7 @@ def rules(rate, steps, regularizer):
     """Name to rule; rates of adaptive rules decay to 0."""
     fading = lambda count: 0.1 * jnp.exp(-5 * count / steps)
     return {
-        "descent": lo.transforms.descent(1.9 * rate, regularizer=regularizer),
+        "sgd": lo.transforms.sgd(1.9 * rate, regularizer=regularizer),
         "momentum": lo.transforms.momentum(rate, 0.9, regularizer=regularizer),
         "adam": lo.transforms.adam(fading, regularizer=regularizer),
         "rmsprop": lo.transforms.rmsprop(fading, regularizer=regularizer),

@@ -5,14 +5,13 @@ not: a `condition` costs nothing in a compiled program and speaks only under
 `jax.experimental.checkify.checkify`.
 """
 
-from functools import reduce
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
+from lossopt._numerics import wide
 from lossopt._typing import Array, ArrayLike, PyTree
 
 
@@ -22,8 +21,8 @@ def floats(**arrays: ArrayLike) -> list[Array]:
     for name, dtype in dtypes.items():
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(f"Expected real {name}, got {dtype}. Take its parts apart.")
-    wide = reduce(jnp.promote_types, dtypes.values(), jnp.float32)
-    return [jnp.asarray(array, wide) for array in arrays.values()]
+    dtype = wide(jnp.result_type(*dtypes.values()))  # of Python numbers, too
+    return [jnp.asarray(array, dtype) for array in arrays.values()]
 
 
 def same_shape(**arrays: ArrayLike) -> list[Array]:

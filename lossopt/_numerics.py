@@ -6,9 +6,17 @@ import jax.numpy as jnp
 
 from lossopt._typing import Array, ArrayLike
 
-_ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
-wide = partial(jnp.promote_types, jnp.float32)  # the dtype of sums over this one
-NO_LOGIT = float(jnp.finfo(jnp.float32).min) / 2  # minus infinity, but a difference of two is 0
+ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
+SUMS = jnp.dtype("float32"), jnp.dtype("float64")
+
+wide = partial(jnp.promote_types, jnp.float32)
+"""The dtype of sums over arrays of a dtype: float32 or wider."""
+
+NO_LOGIT = {dtype: float(jnp.finfo(dtype).min) / 2 for dtype in SUMS}
+"""As minus infinity, but finite: differences of two are 0, those of one and a logit finite.
+
+It is below every logit less the highest, as long as these are within a quarter of the range.
+"""
 
 
 def zeros(x: ArrayLike) -> Array:
@@ -28,6 +36,6 @@ def mixed(word: Array) -> Array:
     References:
       Wellons, "Prospecting for Hash Functions", 2018.
     """
-    for shift, factor in _ROUNDS:
+    for shift, factor in ROUNDS:
         word = (word ^ (word >> shift)) * jnp.uint32(factor)
     return word ^ (word >> 16)

@@ -16,4 +16,4 @@ Params = TypeVar("Params")  # any tree of arrays; functions return the tree they
 Batch: TypeAlias = Any  # any tree of arrays that share a leading axis
 Means: TypeAlias = PyTree  # any tree whose leaves are `Mean`
 Number: TypeAlias = ArrayLike  # one number, perhaps traced
-Step: TypeAlias = ArrayLike | PyTree  # one number, or a tree of one per coordinate
+StepSize: TypeAlias = ArrayLike | PyTree  # one number, or a tree of one per coordinate

@@ -20,7 +20,7 @@ PARTS = {"_pieces", "_keys", "_mean"}
 CORE = BASE | PARTS | {"_objective", "_grad"}
 MAY_IMPORT = {
     "_typing": set(),
-    "_checks": {"_typing"},
+    "_checks": {"_typing", "_numerics"},
     "_jax": {"_typing"},
     "_paths": {"_typing"},
     "_numerics": {"_typing"},

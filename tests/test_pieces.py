@@ -21,8 +21,8 @@ class TestStrided:
     def test_never_more_than_asked_none_larger_never_padded(self, rows):
         for count in range(1, rows + 1):
             pieces, size = _pieces.strided(np.arange(rows), count), -(-rows // count)
-            parts, full = _parts(pieces), pieces.full
-            assert full == len(parts) - len(pieces.last)
+            parts = _parts(pieces)
+            full = len(parts) - len(pieces.last)
             assert 1 <= len(parts) <= count
             assert {len(piece) for piece in parts[:full]} <= {size}
             assert all(0 < len(piece) <= size for piece in parts[full:])
@@ -50,11 +50,11 @@ class TestContiguous:
         assert [len(part) for part in parts] == sizes
         np.testing.assert_array_equal(np.concatenate(parts), np.arange(7))
         np.testing.assert_array_equal(pieces.joined(), np.arange(7))
-        assert (pieces.full, len(pieces.last)) == (7 // size, int(7 % size > 0))
+        assert len(pieces.last) == int(7 % size > 0)
 
     def test_no_rows_are_one_empty_piece(self):
         pieces = _pieces.contiguous({"x": np.zeros((0, 3))}, 4)
-        assert (pieces.stacked, pieces.full) == ((), 0)
+        assert pieces.stacked == ()
         assert [piece["x"].shape for piece in pieces.last] == [(0, 3)]
 
 

@@ -167,7 +167,7 @@ def test_19_l2_is_weight_decay_only_for_plain_descent():
         beside, _ = decayed.update(gradient, decayed.init(w), w)
         return inside, beside
 
-    np.testing.assert_allclose(*both(lo.transforms.descent), rtol=1e-6)
+    np.testing.assert_allclose(*both(lo.transforms.sgd), rtol=1e-6)
     inside, beside = both(lo.transforms.adam)
     assert abs(inside - beside).max() > 0.005  # of steps of 0.1
 

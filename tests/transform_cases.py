@@ -22,7 +22,7 @@ class Transform(NamedTuple):
 
 
 RULES = {
-    "descent": Transform(lo.transforms.descent, {"learning_rate": 0.1, "weight_decay": 0.1}),
+    "sgd": Transform(lo.transforms.sgd, {"learning_rate": 0.1, "weight_decay": 0.1}),
     "momentum": Transform(
         lo.transforms.momentum, {"learning_rate": 0.1, "decay": 0.8, "weight_decay": 0.1}
     ),

@@ -68,7 +68,7 @@ class Distillation:
 
     def nothing(self, rows: int, dtype: Any) -> Divergence:
         """No column."""
-        lowest = jnp.full(rows, NO_LOGIT, dtype)
+        lowest = jnp.full(rows, NO_LOGIT[dtype], dtype)
         return Divergence(lowest, lowest, jnp.zeros(rows, dtype))
 
     def merge(self, one: Divergence, other: Divergence) -> Divergence:

@@ -185,7 +185,7 @@ def log_sum(logits: Array, where: ArrayLike = True, *, after: ArrayLike = -jnp.i
     `after` is no more than the highest logit: it makes the compiler wait, and drop its tile, first.
     """
     top = lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), after))
-    top = jnp.maximum(top, NO_LOGIT)
+    top = jnp.maximum(top, NO_LOGIT[logits.dtype])
     total = jnp.sum(jnp.where(where, jnp.exp(logits - top[:, None]), 0), axis=-1)
     return top + jnp.log(jnp.maximum(total, jnp.finfo(logits.dtype).tiny))
 

@@ -48,7 +48,7 @@ class Rivals:
         dtype = wide(jnp.result_type(operands.left, operands.right))
         none = jnp.zeros_like(operands.right[:, 0], dtype=dtype)
         pieces = contiguous((operands.left, facts.rows), self.size)
-        (top, total), out = over(body, (none + NO_LOGIT, none), pieces)
+        (top, total), out = over(body, (none + NO_LOGIT[dtype], none), pieces)
         rows, own = out.joined()
         columns = top + jnp.log(total)
         return (rows, columns, own), (rows, columns)
@@ -82,7 +82,7 @@ class Rivals:
         logits = numbers["scale"] * tile
         same = _same(rows, columns)
         own = jnp.sum(jnp.where(same, logits, 0), axis=1)
-        return jnp.where(_exist(~same, rows, columns), logits, NO_LOGIT), own
+        return jnp.where(_exist(~same, rows, columns), logits, NO_LOGIT[logits.dtype]), own
 
 
 def belonging(tile: Array, operands: Operands, facts: Facts) -> Array:
@@ -95,7 +95,7 @@ def belonging(tile: Array, operands: Operands, facts: Facts) -> Array:
 def likeness(tile: Array, operands: Operands, facts: Facts) -> Array:
     """Cross entropy of the columns of the same label, by the lead of the best over the others."""
     others = _exist(~_same(*facts), *facts)
-    logits = jnp.where(others, tile / operands.numbers["temperature"], NO_LOGIT)
+    logits = jnp.where(others, tile / operands.numbers["temperature"], NO_LOGIT[tile.dtype])
     best = jnp.argmax(logits, axis=1)[:, None] == jnp.arange(tile.shape[1])[None, :]
     top = jnp.sum(jnp.where(best, logits, 0), axis=1, keepdims=True)
     rest = jnp.sum(jnp.where(others & ~best, jnp.exp(logits - top), 0), axis=1)

@@ -206,7 +206,7 @@ class Softmax:
     def nothing(self, rows: int, dtype: Any) -> Surprise:
         """No rival, no label."""
         zeros = jnp.zeros(rows, dtype)
-        return Surprise(jnp.full(rows, NO_LOGIT, dtype), zeros, zeros)
+        return Surprise(jnp.full(rows, NO_LOGIT[dtype], dtype), zeros, zeros)
 
     def merge(self, one: Surprise, other: Surprise) -> Surprise:
         """Sums."""

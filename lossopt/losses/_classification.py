@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, log_softmax, logsumexp, softplus
 
 from lossopt import _checks
+from lossopt._numerics import NO_LOGIT
 from lossopt._typing import Array, ArrayLike, Bool, Float, Int, Number
 from lossopt.losses import _labels
 
@@ -265,9 +266,9 @@ def _read(name, logits, labels, where, ignore_index):
     (logits,) = _checks.floats(logits=logits)
     kept = _checks.mask("where", where, logits.shape, logits.shape[-1:])
     labels, valid = _labels.classes(name, logits, labels, kept=kept, ignore_index=ignore_index)
-    top = jnp.max(logits, axis=-1, keepdims=True, where=kept, initial=_lowest(logits))
+    top = jnp.max(logits, axis=-1, keepdims=True, where=kept, initial=NO_LOGIT[logits.dtype])
     logits = logits - jax.lax.stop_gradient(top)  # keeps the digits of large logits
-    return jnp.where(kept, logits, _lowest(logits)), labels, kept, valid
+    return jnp.where(kept, logits, NO_LOGIT[logits.dtype]), labels, kept, valid
 
 
 def _surprise(logits, labels):
@@ -276,7 +277,7 @@ def _surprise(logits, labels):
         return _mixed_surprise(log_softmax(logits), labels)
     # The log-odds of the label keep full precision where 1 - p rounds to 0.
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    rivals = logsumexp(jnp.where(own, _lowest(logits), logits), axis=-1)
+    rivals = logsumexp(jnp.where(own, NO_LOGIT[logits.dtype], logits), axis=-1)
     log_odds = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0] - rivals
     return softplus(-log_odds), -softplus(log_odds)
 
@@ -290,11 +291,6 @@ def _mixed_surprise(log_p, labels):
     """As `_surprise`, for distributions: the miss is the sum of `(1 - labels) * p`."""
     certain = labels >= 1
     log_rest = jnp.log1p(-jnp.where(certain, 0, labels))
-    log_missed = jnp.where(certain, _lowest(log_p), log_rest + log_p)
+    log_missed = jnp.where(certain, NO_LOGIT[log_p.dtype], log_rest + log_p)
     log_p = jnp.where((labels == 0) & jnp.isneginf(log_p), 0, log_p)  # 0 log 0 is 0
     return -jnp.sum(labels * log_p, axis=-1), logsumexp(log_missed, axis=-1)
-
-
-def _lowest(x):
-    """Minus infinity, but finite: differences and multiples of it are not NaN."""
-    return jnp.finfo(x.dtype).min

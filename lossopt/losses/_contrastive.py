@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._numerics import NO_LOGIT, root
 from lossopt._typing import Array, ArrayLike, Bool, Float, Int, Num, Number
 
 Vectors = Float[ArrayLike, "*batch features"]
@@ -46,7 +47,7 @@ def contrastive(
     message = "contrastive: expected labels in [0, 1], got {low} to {high}."
     _checks.condition(known, message, low=low, high=high)
     labels, squared = jnp.where(known, labels, 0), _squared_distance(a, b)
-    apart = (1 - labels) * jnp.maximum(0, margin - _root(squared)) ** 2
+    apart = (1 - labels) * jnp.maximum(0, margin - root(squared)) ** 2
     loss = labels * squared + apart
     return jnp.where(known, loss, jnp.nan)
 
@@ -81,8 +82,8 @@ def triplet(
         anchors=anchors, positives=positives, negatives=negatives
     )
     _checks.rank_at_least(1, anchors=anchors)
-    near = _root(_squared_distance(anchors, positives))
-    far = _root(_squared_distance(anchors, negatives))
+    near = root(_squared_distance(anchors, positives))
+    far = root(_squared_distance(anchors, negatives))
     return jnp.maximum(0, near - far + margin)
 
 
@@ -253,7 +254,7 @@ def _diagonal(logits):
 
 def _keep(logits, pairs):
     """The other logits below all of these; finite, so that a row of none has no NaN gradient."""
-    return jnp.where(pairs, logits, jnp.finfo(logits.dtype).min)
+    return jnp.where(pairs, logits, NO_LOGIT[logits.dtype])
 
 
 def _cross_entropy(logits, others):
@@ -264,9 +265,3 @@ def _cross_entropy(logits, others):
 
 def _squared_distance(a, b):
     return jnp.sum((a - b) ** 2, axis=-1)
-
-
-def _root(x):
-    """The square root, whose slope at 0 is taken as 0."""
-    zero = x == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))

@@ -5,6 +5,7 @@ from jax import lax
 from jax.nn import one_hot, relu, softmax, softplus
 
 from lossopt import _checks
+from lossopt._numerics import NO_LOGIT
 from lossopt._typing import Array, ArrayLike, Float, Int, Number
 from lossopt.losses import _labels
 
@@ -97,7 +98,7 @@ def multiclass_hinge(
     """
     scores, labels, valid = _scored("multiclass_hinge", ignore_index, labels, scores=scores)
     own = one_hot(labels, scores.shape[-1], dtype=bool)
-    rival = jnp.max(jnp.where(own, jnp.finfo(scores.dtype).min, scores), axis=-1)
+    rival = jnp.max(jnp.where(own, NO_LOGIT[scores.dtype], scores), axis=-1)
     loss = relu(1 + rival - jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0])
     return jnp.where(valid, loss, jnp.nan)
 
@@ -228,7 +229,7 @@ def _scored(name, ignore_index, labels, extra=0, **scores):
     (x,) = _checks.floats(**scores)
     *batch, count = x.shape
     labels, valid = _labels.numbers(
-        name, labels, batch=tuple(batch), classes=count + extra, ignore_index=ignore_index
+        name, labels, shape=tuple(batch), classes=count + extra, ignore_index=ignore_index
     )
     return x, labels, valid
 

@@ -14,15 +14,15 @@ def numbers(
     name: str,
     labels: Int[ArrayLike, "*batch"],
     *,
-    batch: tuple[int, ...],
+    shape: tuple[int, ...],
     classes: int,
     ignore_index: Number | None = None,
 ) -> tuple[Int[Array, "*batch"], Bool[Array, "*batch"]]:
-    """Class numbers of shape `batch`, valid from 0 to `classes - 1` unless ignored."""
+    """Class numbers of this shape, valid from 0 to `classes - 1` unless ignored."""
     (labels,) = _checks.integers(labels=labels)
-    _checks.exact_shape(batch, labels=labels)
+    _checks.exact_shape(shape, labels=labels)
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 may not hold classes
-    ignored = jnp.zeros(batch, bool) if ignore_index is None else labels == ignore_index
+    ignored = jnp.zeros(shape, bool) if ignore_index is None else labels == ignore_index
     known = (labels >= 0) & (labels < classes)
     _state(f"{name}: expected labels from 0 to {classes - 1}", labels, known | ignored)
     return jnp.where(known & ~ignored, labels, 0), known & ~ignored
@@ -87,7 +87,7 @@ def distributions(
 def _numbers_kept(name, labels, kept, ignore_index):
     *batch, count = kept.shape
     labels, known = numbers(
-        name, labels, batch=tuple(batch), classes=count, ignore_index=ignore_index
+        name, labels, shape=tuple(batch), classes=count, ignore_index=ignore_index
     )
     open_ = jnp.take_along_axis(kept, labels[..., None], axis=-1)[..., 0]
     _state(f"{name}: expected labels on classes that `where` keeps", labels, open_ | ~known)

@@ -10,6 +10,7 @@ from jax.nn import log_softmax
 from jax.scipy.special import gammaln
 
 from lossopt import _checks
+from lossopt._numerics import NO_LOGIT
 from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 from lossopt.losses import _labels
 
@@ -281,7 +282,7 @@ def _distributions(name, logits, targets):
 
 def _risk(scores, times, present):
     """Log-sum-exp over all who last as long or longer, and the scores, less the highest score."""
-    lowest = jnp.finfo(scores.dtype).min
+    lowest = NO_LOGIT[scores.dtype]
     scores = jnp.where(present, scores, 0)
     top = jnp.max(scores, axis=-1, keepdims=True, where=present, initial=lowest)
     scores = scores - jax.lax.stop_gradient(top)  # keeps the digits of large scores

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._numerics import NO_LOGIT
 from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 
 Values = Float[ArrayLike, "*batch"]
@@ -123,7 +124,7 @@ def entropy(logits: Float[ArrayLike, "*batch classes"]) -> Float[Array, "*batch"
     """
     (logits,) = _checks.floats(logits=logits)
     _checks.rank_at_least(1, logits=logits)
-    finite = jnp.maximum(logits, jnp.finfo(logits.dtype).min)  # no 0 * inf for impossible classes
+    finite = jnp.maximum(logits, NO_LOGIT[logits.dtype])  # no 0 * inf for impossible classes
     log_probs = jax.nn.log_softmax(finite, axis=-1)
     return jnp.sum(jnp.exp(log_probs) * -log_probs, axis=-1)
 

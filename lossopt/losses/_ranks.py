@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._numerics import NO_LOGIT
 from lossopt._typing import Array, ArrayLike, Bool, Float, Num
 
 Lists = Num[ArrayLike, "*batch items"]
@@ -35,7 +36,7 @@ def read(
 
 def sunk(scores: Items, present: Bool[Array, "*batch items"]) -> Items:
     """Masked items below every score; finite, so that their differences are 0 and not NaN."""
-    return jnp.where(present, scores, jnp.finfo(scores.dtype).min)
+    return jnp.where(present, scores, NO_LOGIT[scores.dtype])
 
 
 def ranks(scores: Items) -> Items:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
-from lossopt.regularizers._secular import root
+from lossopt.regularizers._secular import solution
 from lossopt.regularizers._sums import add, add_to
 
 
@@ -41,13 +41,13 @@ class Simplex:
         _leaves.at_least_zero(total=self.total)
         return _leaves.nothing(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""The projection $\max(\theta - \tau \, \text{step}, 0)$, of the right sum by its $\tau$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""The projection $\max(\theta - \tau \, t, 0)$, of the right sum by its $\tau$.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0. Only
-            the ratios within a group count.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate. Only the
+            ratios within a group count.
 
         Returns:
           A tree like `params`, with its dtypes.
@@ -57,7 +57,7 @@ class Simplex:
         """
         _leaves.at_least_zero(total=self.total)
         project = lambda x, t: _on_simplex(x, _leaves.relative(t, x), self.total)
-        return _leaves.prox_of_groups(project, params, step, self.axis)
+        return _leaves.prox_of_groups(project, params, step_size, self.axis)
 
     __add__ = add
     __radd__ = add_to
@@ -89,15 +89,15 @@ class L1Ball:
         _leaves.at_least_zero(radius=self.radius)
         return _leaves.nothing(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""The projection $\text{sign}(\theta) \max(|\theta| - \tau \, \text{step}, 0)$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""The projection $\text{sign}(\theta) \max(|\theta| - \tau \, t, 0)$.
 
         What lies within the ball stays as it is. Otherwise the result has the radius by its $\tau$.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0. Only
-            the ratios within a group count.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate. Only the
+            ratios within a group count.
 
         Returns:
           A tree like `params`, with its dtypes.
@@ -113,7 +113,7 @@ class L1Ball:
             onto = _on_simplex(size, _leaves.relative(t, x), self.radius)
             return jnp.where(inside, x, jnp.sign(x) * onto)
 
-        return _leaves.prox_of_groups(project, params, step, self.axis)
+        return _leaves.prox_of_groups(project, params, step_size, self.axis)
 
     __add__ = add
     __radd__ = add_to
@@ -145,16 +145,16 @@ class L2Ball:
         _leaves.at_least_zero(radius=self.radius)
         return _leaves.nothing(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""The projection $\theta / (1 + \mu \, \text{step})$, $\mu \ge 0$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""The projection $\theta / (1 + \mu \, t)$, $\mu \ge 0$.
 
-        With one step it is $\theta \min(1, r / \|\theta\|)$. In a diagonal metric $\mu$ solves one
-        equation, to rounding.
+        With one step size it is $\theta \min(1, r / \|\theta\|)$. In a diagonal metric $\mu$ solves
+        one equation, to rounding.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0. Only
-            the ratios within a group count.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate. Only the
+            ratios within a group count.
 
         Returns:
           A tree like `params`, with its dtypes.
@@ -164,44 +164,44 @@ class L2Ball:
         """
         _leaves.at_least_zero(radius=self.radius)
         project = lambda x, t: _in_ball(x, t, self.radius)
-        return _leaves.prox_of_groups(project, params, step, self.axis)
+        return _leaves.prox_of_groups(project, params, step_size, self.axis)
 
     __add__ = add
     __radd__ = add_to
 
 
-def _in_ball(x, step, radius):
-    if not step.ndim:
+def _in_ball(x, step_size, radius):
+    if not step_size.ndim:
         norm = _leaves.norms(x)
         outside = norm > radius
         return x * jnp.where(outside, radius / jnp.where(outside, norm, 1), 1)
-    largest, step = _leaves.scale(x), _leaves.relative(step, x)
+    largest, step_size = _leaves.scale(x), _leaves.relative(step_size, x)
     radius = radius / largest
-    price = root(jnp.abs(x) / largest, step, radius)
+    price = solution(jnp.abs(x) / largest, step_size, radius)
     outside = price > 0
     radius = jnp.where(outside, radius, 1)
-    return x * (radius / jnp.where(outside, price * step + radius, 1))
+    return x * (radius / jnp.where(outside, price * step_size + radius, 1))
 
 
 @jax.jit
-def _on_simplex(x, step, total):
+def _on_simplex(x, step_size, total):
     size = jnp.maximum(_leaves.scale(x), lax.stop_gradient(total))
     x, total = x / size, total / size
     # At least one coordinate has all: from there on, what is kept lies within 0 and the total,
     # and no sum loses it to large numbers that cancel.
-    least = lax.stop_gradient(jnp.max((x - total) / step, -1, keepdims=True))
-    x = x - least * step
-    kept = _kept(*map(lax.stop_gradient, (x, step, total)))
+    least = lax.stop_gradient(jnp.max((x - total) / step_size, -1, keepdims=True))
+    x = x - least * step_size
+    kept = _kept(*map(lax.stop_gradient, (x, step_size, total)))
     for _ in range(2):  # the second time takes the rounding of the first
         excess = jnp.sum(jnp.where(kept, x, 0), -1, keepdims=True) - total
-        x = x - excess / jnp.sum(jnp.where(kept, step, 0), -1, keepdims=True) * step
+        x = x - excess / jnp.sum(jnp.where(kept, step_size, 0), -1, keepdims=True) * step_size
     return size * jnp.where(kept, jnp.maximum(x, 0), 0)
 
 
-def _kept(x, step, total):
+def _kept(x, step_size, total):
     """Which coordinates the projection keeps: a beginning of them by descending ratio."""
     places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    falling, xs, steps, order = lax.sort((-x / step, x, step, places), num_keys=1)
+    falling, xs, steps, order = lax.sort((-x / step_size, x, step_size, places), num_keys=1)
     sums, widths = jnp.cumsum(xs, -1), jnp.cumsum(steps, -1)
     above = -falling * widths > sums - total
     count = jnp.sum(above & (xs > 0), -1, keepdims=True)  # below 0 both sides may be one number

@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from lossopt._typing import Params, PyTree, Scalar, Step
+from lossopt._typing import Params, PyTree, Scalar, StepSize
 
 
 @runtime_checkable
@@ -13,12 +13,12 @@ class Regularizer(Protocol):
         """The penalty, shape `()`, in float32 or wider."""
         ...
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""The proximal point $\arg\min_z \tfrac12 \|z - \theta\|^2 / \text{step} + R(z)$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""The proximal point $\arg\min_z \tfrac12 \|z - \theta\|^2 / t + R(z)$.
 
         Args:
           params: $\theta$, any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.

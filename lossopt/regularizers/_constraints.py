@@ -10,7 +10,7 @@ import optax
 from jax.core import Tracer
 
 from lossopt import _checks
-from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._norms import L1
 from lossopt.regularizers._sums import add, add_to
@@ -36,18 +36,18 @@ class NonNegative:
         """0, shape `()`, outside of the constraint too."""
         return _leaves.nothing(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
+    def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""The projection $\max(\theta, 0)$, in every metric.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
         """
         project = lambda x, _: optax.projections.projection_non_negative(x)
-        return _leaves.prox(project, params, step)
+        return _leaves.prox(project, params, step_size)
 
     __add__ = add
     __radd__ = add_to
@@ -80,12 +80,12 @@ class Box:
         self._check()
         return _leaves.nothing(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
+    def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""The projection $\min(\max(\theta, l), h)$, in every metric.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
@@ -95,7 +95,7 @@ class Box:
         """
         self._check()
         project = lambda x, _: optax.projections.projection_box(x, self.low, self.high)
-        return _leaves.prox(project, params, step)
+        return _leaves.prox(project, params, step_size)
 
     def _check(self):
         _checks.exact_shape((), low=self.low, high=self.high)

@@ -7,12 +7,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._constraints import NonNegative
 from lossopt.regularizers._norms import L1
-from lossopt.regularizers._secular import root
+from lossopt.regularizers._secular import solution
 from lossopt.regularizers._sums import Sum, add, add_to
 
 
@@ -31,11 +31,11 @@ class GroupLasso:
         outputs)` makes each row a group, which drops or keeps an input. None is the whole leaf.
 
     Examples:
-      >>> rows = lo.regularizers.GroupLasso(1.0, axis=1)
+      >>> lasso = lo.regularizers.GroupLasso(1.0, axis=1)
       >>> kernel = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-      >>> float(rows(kernel))
+      >>> float(lasso(kernel))
       5.5
-      >>> print(rows.prox(kernel, 1.0)[1])
+      >>> print(lasso.prox(kernel, 1.0)[1])
       [0. 0.]
 
     References:
@@ -49,21 +49,21 @@ class GroupLasso:
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
         _leaves.at_least_zero(strength=self.strength)
-        measure = lambda x: jnp.sum(_leaves.group_norms(x, self.axis))
-        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+        amount = lambda x: jnp.sum(_leaves.group_norms(x, self.axis))
+        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""Shrinkage of each group, so that its norm falls by $\text{step} \cdot \lambda$, or to 0.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""Shrinkage of each group, so that its norm falls by $t \lambda$, or to 0.
 
-        $$z_g = \theta_g \max(1 - \text{step} \cdot \lambda / \|\theta_g\|, 0)$$
+        $$z_g = \theta_g \max(1 - t \lambda / \|\theta_g\|, 0)$$
 
         In a diagonal metric each coordinate has its own factor. The group is zero if
-        $\|\theta_g / \text{step}\| \le \lambda$; otherwise the norm of the result solves one
+        $\|\theta_g / t\| \le \lambda$; otherwise the norm of the result solves one
         equation, to rounding.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
@@ -73,7 +73,7 @@ class GroupLasso:
         """
         _leaves.at_least_zero(strength=self.strength)
         shrink = lambda x, t: _shrunk(x, t * self.strength)
-        return _leaves.prox_of_groups(shrink, params, step, self.axis)
+        return _leaves.prox_of_groups(shrink, params, step_size, self.axis)
 
     @property
     def _joined(self):
@@ -116,12 +116,12 @@ class SparseGroupLasso:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
         return Sum(self._parts())(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""Soft thresholding by $\text{step} \cdot \lambda m$, then shrinkage of each group.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""Soft thresholding by $t \lambda m$, then shrinkage of each group.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
@@ -129,7 +129,7 @@ class SparseGroupLasso:
         Raises:
           ValueError: if a leaf does not have the axes.
         """
-        return Sum(self._parts()).prox(params, step)
+        return Sum(self._parts()).prox(params, step_size)
 
     def _parts(self) -> tuple[Regularizer, ...]:
         strength, mix = _leaves.mixture(self.strength, self.mix)
@@ -146,5 +146,5 @@ def _shrunk(x, threshold):
         return x * jnp.where(kept, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
     largest = _leaves.scale(x)
     threshold = threshold / largest
-    norm = root(jnp.abs(x) / largest, jnp.ones([1] * x.ndim, x.dtype), threshold)
+    norm = solution(jnp.abs(x) / largest, jnp.ones([1] * x.ndim, x.dtype), threshold)
     return x * (norm / jnp.where(norm > 0, norm + threshold, 1))

@@ -10,16 +10,17 @@ from jax import lax
 from jax.core import Tracer
 
 from lossopt import _checks
-from lossopt._typing import Array, Number, Params, PyTree, Scalar, Step
+from lossopt._numerics import root
+from lossopt._typing import Array, Number, Params, PyTree, Scalar, StepSize
 
 Axis: TypeAlias = int | tuple[int, ...] | None  # None is the whole leaf
-Move: TypeAlias = Callable[[Array, Array], Array]  # of a leaf and its step
+Move: TypeAlias = Callable[[Array, Array], Array]  # of a leaf and its step size
 
 
-def penalty(measure: Callable[[Array], Array], params: PyTree) -> Scalar:
-    """The sum of `measure` over the leaves, each in float32 or wider."""
-    leaves = [_wide(x) for x in jax.tree.leaves(params)]
-    return jnp.asarray(sum((measure(x) for x in leaves if x.size), start=0.0))
+def penalty(amount: Callable[[Array], Array], params: PyTree) -> Scalar:
+    """The sum of `amount` over the leaves, each in float32 or wider."""
+    leaves = [_widened(x)[0] for x in jax.tree.leaves(params)]
+    return jnp.asarray(sum((amount(x) for x in leaves if x.size), start=0.0))
 
 
 def nothing(params: PyTree) -> Scalar:
@@ -27,34 +28,33 @@ def nothing(params: PyTree) -> Scalar:
     return penalty(lambda x: jnp.zeros((), x.dtype), params)
 
 
-def prox(move: Move, params: Params, step: Step) -> Params:
-    """`move(leaf, step)` on every leaf, in float32 or wider; leaves get their dtypes back."""
+def prox(move: Move, params: Params, step_size: StepSize) -> Params:
+    """`move(leaf, step_size)` on every leaf, in float32 or wider; leaves get their dtypes back."""
 
-    def leaf(x, step):
-        _at_least_zero_or_nan(step)
-        _checks.exact_shape(jnp.shape(x) if jnp.ndim(step) else (), step=step)
-        _checks.floating(params=x)
-        wide, step = _checks.floats(params=x, step=step)
-        moved = move(wide, step) if wide.size else wide
+    def leaf(x, step_size):
+        _at_least_zero_or_nan(step_size)
+        _checks.exact_shape(jnp.shape(x) if jnp.ndim(step_size) else (), step_size=step_size)
+        wide, step_size = _widened(x, step_size=step_size)
+        moved = move(wide, step_size) if wide.size else wide
         return moved.astype(jnp.result_type(x))
 
-    return jax.tree.map(leaf, params, jax.tree.broadcast(step, params))
+    return jax.tree.map(leaf, params, jax.tree.broadcast(step_size, params))
 
 
-def prox_of_groups(move: Move, params: Params, step: Step, axis: Axis) -> Params:
-    """`prox` where `move` sees groups along the last axis; a single step stays single."""
+def prox_of_groups(move: Move, params: Params, step_size: StepSize, axis: Axis) -> Params:
+    """`prox` where `move` sees groups along the last axis; a single step size stays single."""
 
-    def leaf(x, step):
+    def leaf(x, step_size):
         split, join = _groups(axis, x)
-        return join(move(split(x), split(step) if step.ndim else step))
+        return join(move(split(x), split(step_size) if step_size.ndim else step_size))
 
-    return prox(leaf, params, step)
+    return prox(leaf, params, step_size)
 
 
-def widened(params: Params, step: Step) -> tuple[Params, PyTree]:
-    """Leaves and steps, one for each leaf, in float32 or wider."""
-    steps = jax.tree.broadcast(step, params)
-    pair = lambda i: jax.tree.map(lambda x, t: _wide_pair(x, t)[i], params, steps)
+def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
+    """Leaves and step sizes, one for each leaf, in float32 or wider."""
+    steps = jax.tree.broadcast(step_size, params)
+    pair = lambda i: jax.tree.map(lambda x, t: _widened(x, step_size=t)[i], params, steps)
     return pair(0), pair(1)
 
 
@@ -71,9 +71,7 @@ def group_norms(x: Array, axis: Axis) -> Array:
 def norms(x: Array) -> Array:
     """Norms along the last axis, kept, by parts of the largest: squares of 1e30 overflow."""
     largest = scale(x)
-    squares = jnp.sum(jnp.square(x / largest), -1, keepdims=True)
-    some = squares > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0) * largest
+    return root(jnp.sum(jnp.square(x / largest), -1, keepdims=True)) * largest
 
 
 def scale(x: Array) -> Array:
@@ -82,17 +80,16 @@ def scale(x: Array) -> Array:
     return jnp.where(largest > 0, largest, 1)
 
 
-def relative(step: Array, x: Array) -> Array:
-    """The steps of a projection, as parts of the largest: only their ratios count.
+def relative(step_size: Array, x: Array) -> Array:
+    """The step sizes of a projection, as parts of the largest: only their ratios count.
 
     Where all are 0 they are equal. A single 0 becomes very small, so that a group has a
     projection even if what cannot move lies outside.
     """
-    if not step.ndim:
+    if not step_size.ndim:
         return jnp.ones_like(x)
-    return jnp.where(
-        jnp.any(step > 0, -1, keepdims=True), jnp.maximum(step / scale(step), 1e-30), 1
-    )
+    parts = jnp.maximum(step_size / scale(step_size), 1e-30)
+    return jnp.where(jnp.any(step_size > 0, -1, keepdims=True), parts, 1)
 
 
 def at_least_zero(**numbers: Number) -> None:
@@ -108,13 +105,13 @@ def mixture(strength: Number, mix: Number) -> tuple[Number, Number]:
     return _number(strength), _number(mix)
 
 
-def one_step(name: str, step: Array) -> None:
-    """Raises on a step for each coordinate."""
-    if step.ndim:
+def one_step_size(name: str, step_size: Array) -> None:
+    """Raises on a step size for each coordinate."""
+    if step_size.ndim:
         raise ValueError(
-            f"Expected one step for each leaf, got one for each coordinate, of shape {step.shape}: "
-            f"the prox of {name} in a diagonal metric has no closed form. Use a rule without a "
-            "metric, such as descent or momentum, or another penalty."
+            "Expected one step_size for each leaf, got one for each coordinate, of shape "
+            f"{step_size.shape}: the prox of {name} in a diagonal metric has no closed form. Use a "
+            "rule without a metric, such as sgd or momentum, or another penalty."
         )
 
 
@@ -145,23 +142,18 @@ def _groups(axis, x):
     return split, join
 
 
-def _at_least_zero_or_nan(step):
-    """A step that is NaN comes from a gradient that is, and goes on as NaN."""
-    if not isinstance(step, Tracer) and np.any(np.asarray(step) < 0):
+def _at_least_zero_or_nan(step_size):
+    """A step size that is NaN comes from a gradient that is, and goes on as NaN."""
+    if not isinstance(step_size, Tracer) and np.any(np.asarray(step_size) < 0):
         raise ValueError(
-            f"Expected step >= 0, got {np.nanmin(step)}. A step is a learning rate "
+            f"Expected step_size >= 0, got {np.nanmin(step_size)}. It is a learning rate "
             "times a metric: let neither be negative."
         )
 
 
-def _wide(x):
+def _widened(x, **others):
     _checks.floating(params=x)
-    return _checks.floats(params=x)[0]
-
-
-def _wide_pair(x, step):
-    _checks.floating(params=x)
-    return _checks.floats(params=x, step=step)
+    return _checks.floats(params=x, **others)
 
 
 def _number(x):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._sums import add, add_to
 
@@ -45,32 +45,32 @@ class Nuclear:
         """The penalty, shape `()`; the gradient of a zero matrix is 0."""
         _leaves.at_least_zero(strength=self.strength)
 
-        def measure(x):
+        def amount(x):
             values = jnp.linalg.svd(_matrices(x), compute_uv=False)
             return jnp.sum(jnp.where(values > 0, values, 0))
 
-        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""Soft thresholding of the singular values by $\text{step} \cdot \lambda$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""Soft thresholding of the singular values by $t \lambda$.
 
         Args:
           params: any tree of floating arrays of two axes or more.
-          step: one number, or a tree of one number for each leaf, at least 0.
+          step_size: $t \ge 0$, one number, or a tree of one for each leaf.
 
         Returns:
           A tree like `params`, with its dtypes.
 
         Raises:
-          ValueError: if a leaf is no matrix, or if a step is one for each coordinate.
+          ValueError: if a leaf is no matrix, or if `step_size` is one for each coordinate.
         """
         _leaves.at_least_zero(strength=self.strength)
 
         def shrink(x, t):
-            _leaves.one_step("Nuclear", t)
+            _leaves.one_step_size("Nuclear", t)
             return _shrunk(_matrices(x), jnp.asarray(t * self.strength, x.dtype))
 
-        return _leaves.prox(shrink, params, step)
+        return _leaves.prox(shrink, params, step_size)
 
     __add__ = add
     __radd__ = add_to
@@ -92,9 +92,9 @@ def _shrunk_jvp(primals, tangents):
     inner = _product(ut, dx, v)
     core = _differences(values, left, kept, inner) - dthreshold * _diagonal(kept, x.dtype)
     share = left / jnp.where(kept, values, 1)
-    columns = (_product(dx, v) - _product(u, inner)) * share[..., None, :]
-    rows = share[..., :, None] * (_product(ut, dx) - _product(inner, vt))
-    out = _product(u, core, vt) + _product(columns, vt) + _product(u, rows)
+    outer = (_product(dx, v) - _product(u, inner)) * share[..., None, :]
+    other = share[..., :, None] * (_product(ut, dx) - _product(inner, vt))
+    out = _product(u, core, vt) + _product(outer, vt) + _product(u, other)
     return _product(u * left[..., None, :], vt), out
 
 

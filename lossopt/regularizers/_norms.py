@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._sums import Sum, add, add_to
@@ -48,19 +48,19 @@ class L1:
         value = _leaves.penalty(lambda x: jnp.sum(magnitude(x)), params)
         return jnp.multiply(self.strength, value)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""Soft thresholding, $\text{sign}(\theta) \max(|\theta| - \text{step} \cdot \lambda, 0)$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""Soft thresholding, $\text{sign}(\theta) \max(|\theta| - t \lambda, 0)$.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
         """
         _leaves.at_least_zero(strength=self.strength)
         shrink = lambda x, t: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * self.strength, 0)
-        return _leaves.prox(shrink, params, step)
+        return _leaves.prox(shrink, params, step_size)
 
     __add__ = add
     __radd__ = add_to
@@ -96,18 +96,18 @@ class L2:
         value = _leaves.penalty(lambda x: jnp.sum(jnp.square(x)), params)
         return jnp.multiply(self.strength, value)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""Shrinkage by a factor, $\theta / (1 + 2 \, \text{step} \cdot \lambda)$.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""Shrinkage by a factor, $\theta / (1 + 2 t \lambda)$.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
         """
         _leaves.at_least_zero(strength=self.strength)
-        return _leaves.prox(lambda x, t: x / self._factor(t), params, step)
+        return _leaves.prox(lambda x, t: x / self._factor(t), params, step_size)
 
     def _absorb(self, params, steps):
         """Where the prox of any R alone is that of R and this one together."""
@@ -115,8 +115,8 @@ class L2:
         moved = _leaves.prox(lambda x, t: x / self._factor(t), params, steps)
         return moved, jax.tree.map(lambda t: t / self._factor(t), steps)
 
-    def _factor(self, step):
-        return 1 + 2 * step * self.strength
+    def _factor(self, step_size):
+        return 1 + 2 * step_size * self.strength
 
     __add__ = add
     __radd__ = add_to
@@ -153,20 +153,20 @@ class ElasticNet:
         """The penalty, shape `()`; its gradient at 0 is 0."""
         return Sum(self._parts())(params)
 
-    def prox(self, params: Params, step: Step) -> Params:
-        r"""Soft thresholding by $\text{step} \cdot \lambda m$, then shrinkage.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""Soft thresholding by $t \lambda m$, then shrinkage.
 
-        $$z = \frac{\text{sign}(\theta) \max(|\theta| - \text{step} \cdot \lambda m, 0)}
-        {1 + 2 \, \text{step} \cdot \lambda (1 - m)}$$
+        $$z = \frac{\text{sign}(\theta) \max(|\theta| - t \lambda m, 0)}
+        {1 + 2 t \lambda (1 - m)}$$
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree like `params` of one number per coordinate, at least 0.
+          step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate.
 
         Returns:
           A tree like `params`, with its dtypes.
         """
-        return Sum(self._parts()).prox(params, step)
+        return Sum(self._parts()).prox(params, step_size)
 
     def _parts(self) -> tuple[Regularizer, ...]:
         strength, mix = _leaves.mixture(self.strength, self.mix)

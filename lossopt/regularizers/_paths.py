@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt._paths import paths, places
-from lossopt._typing import Params, PyTree, Scalar, Step
+from lossopt._typing import Params, PyTree, Scalar, StepSize
 from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._sums import add, add_to
 
@@ -50,9 +50,9 @@ class _ByPath:
         penalties = (member({names[i]: leaves[i] for i in taken}) for member, taken in parts)
         return jnp.asarray(sum(penalties, start=0.0))
 
-    def prox(self, params: Params, step: Step) -> Params:
+    def prox(self, params: Params, step_size: StepSize) -> Params:
         leaves, structure = jax.tree.flatten(params)
-        steps, names = jax.tree.leaves(jax.tree.broadcast(step, params)), paths(params)
+        steps, names = jax.tree.leaves(jax.tree.broadcast(step_size, params)), paths(params)
         for member, taken in zip(self.members, places(self.patterns, names)):
             part, metric = ({names[i]: x[i] for i in taken} for x in (leaves, steps))
             moved = member.prox(part, metric)

@@ -10,7 +10,7 @@ _LIMIT = 200  # Newton needs about ten steps, and a few more for each scale of a
 
 
 @jax.jit  # a program of its own, so that use outside of jit compiles its loop once
-def root(a: Array, b: Array, c: Array) -> Array:
+def solution(a: Array, b: Array, c: Array) -> Array:
     r"""The $s \ge 0$ at which $\| a / (s b + c) \| = 1$, along the last axis, which is kept.
 
     It is 0 where the norm is at most 1 already. All are at least 0, b above it, and where a is 0
@@ -33,7 +33,7 @@ def _climb(a, b, c):
         count, _, moved = state
         return (count < _LIMIT) & moved
 
-    def step(state):
+    def nearer(state):
         count, s, _ = state
         squares, slope = _squares_and_slope(s, a, b, c)
         above = squares > 1
@@ -41,7 +41,7 @@ def _climb(a, b, c):
         higher = jnp.where(above, s + ahead, s)
         return count + 1, higher, jnp.any(higher > s)
 
-    return lax.while_loop(further, step, (0, _below(a, b, c), True))[1]
+    return lax.while_loop(further, nearer, (0, _below(a, b, c), True))[1]
 
 
 def _below(a, b, c):

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt._typing import Params, PyTree, Scalar, Step
+from lossopt._typing import Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._base import Regularizer
 
@@ -49,9 +49,9 @@ class Sum:
         """The sum of the members' values."""
         return jnp.asarray(sum((member(params) for member in self.members), start=0.0))
 
-    def prox(self, params: Params, step: Step) -> Params:
+    def prox(self, params: Params, step_size: StepSize) -> Params:
         """One prox after the other."""
-        moved, steps = _leaves.widened(params, step)
+        moved, steps = _leaves.widened(params, step_size)
         for member in self.members:
             if absorb := getattr(member, "_absorb", None):
                 moved, steps = absorb(moved, steps)

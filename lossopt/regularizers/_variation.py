@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lossopt._typing import Number, Params, PyTree, Scalar, Step
+from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._sums import add, add_to
 
@@ -46,34 +46,34 @@ class TotalVariation:
         """The penalty, shape `()`; the gradient of equal neighbors is 0."""
         _leaves.at_least_zero(strength=self.strength)
 
-        def measure(x):
+        def amount(x):
             jumps = jnp.diff(x, axis=_leaves.one_axis(self.axis, x.shape))
             return jnp.sum(jnp.maximum(jumps, -jumps))
 
-        return jnp.multiply(self.strength, _leaves.penalty(measure, params))
+        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
-    def prox(self, params: Params, step: Step) -> Params:
-        """The minimizer itself, in time linear in the length of a sequence.
+    def prox(self, params: Params, step_size: StepSize) -> Params:
+        r"""The minimizer itself, in time linear in the length of a sequence.
 
         Args:
           params: any tree of floating arrays.
-          step: one number, or a tree of one number for each leaf, at least 0.
+          step_size: $t \ge 0$, one number, or a tree of one for each leaf.
 
         Returns:
           A tree like `params`, with its dtypes. Within a segment all numbers are equal.
 
         Raises:
-          ValueError: if a leaf does not have the axis, or if a step is one for each coordinate.
+          ValueError: if a leaf does not have the axis, or `step_size` is one for each coordinate.
         """
         _leaves.at_least_zero(strength=self.strength)
 
         def smooth(x, t):
-            _leaves.one_step("TotalVariation", t)
+            _leaves.one_step_size("TotalVariation", t)
             x = jnp.moveaxis(x, axis := _leaves.one_axis(self.axis, x.shape), -1)
             lines = _smoothed(x.reshape(-1, x.shape[-1]), t * self.strength)
             return jnp.moveaxis(lines.reshape(x.shape), -1, axis)
 
-        return _leaves.prox(smooth, params, step)
+        return _leaves.prox(smooth, params, step_size)
 
     __add__ = add
     __radd__ = add_to

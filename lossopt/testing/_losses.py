@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt._mean import mean, pool
+from lossopt._numerics import wide
 from lossopt._typing import ArrayLike
 from lossopt.testing._gradients import check_gradient
 
@@ -52,7 +53,7 @@ def one_number_per_example(fn, *inputs):
     law = "a loss gives one number per example, in float32 or wider"
     assert out.ndim >= 1, f"{law}; got shape {out.shape} for inputs of {first}"
     assert first[: out.ndim] == out.shape, f"{law}; got shape {out.shape} for inputs of {first}"
-    assert jnp.promote_types(out.dtype, jnp.float32) == out.dtype, f"{law}; got {out.dtype}"
+    assert wide(out.dtype) == out.dtype, f"{law}; got {out.dtype}"
     chex.assert_tree_all_finite(out)
 
 
@@ -108,9 +109,9 @@ def padding_is_never_read(fn, *inputs):
     mask = np.arange(len(inputs[0])) % 3 != 2
 
     def pad(x):
-        rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+        read = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
         bad = jnp.nan if _floating(x) else -1 if x.dtype != bool else False
-        return np.where(rows, x, np.array(bad).astype(x.dtype))
+        return np.where(read, x, np.array(bad).astype(x.dtype))
 
     want, true_slope = _measured(fn, mask, *inputs)
     got, slope = _measured(fn, mask, *map(pad, inputs))
@@ -127,7 +128,7 @@ def pooled_parts_are_the_whole(fn, *inputs):
     values, _ = _measured(fn, np.ones(len(inputs[0]), bool), *inputs)
     loss = jax.jit(lambda *inputs: fn(*inputs))
     parts = [slice(half), slice(half, 2 * half)]
-    pooled = pool(*(mean(loss(*(x[rows] for x in inputs)), weights[rows]) for rows in parts))
+    pooled = pool(*(mean(loss(*(x[part] for x in inputs)), weights[part]) for part in parts))
     whole = mean(values[: 2 * half], weights)
     _close("parts pooled must be the whole", pooled.value, whole.value)
 
@@ -154,9 +155,9 @@ LAWS = (
 )
 
 
-def _measured(fn, rows, *inputs):
-    """Losses, and the slopes of the sum of those of some rows, as arrays of numpy."""
-    return jax.tree.map(np.asarray, _program(fn)(rows, *inputs))
+def _measured(fn, mask, *inputs):
+    """Losses, and the slopes of the sum of those that the mask takes, as arrays of numpy."""
+    return jax.tree.map(np.asarray, _program(fn)(mask, *inputs))
 
 
 @cache
@@ -164,12 +165,12 @@ def _program(fn):
     """One for all laws that read losses and slopes."""
 
     @jax.jit
-    def measure(rows, first, *rest):
+    def values_and_slope(mask, first, *rest):
         values, pull = jax.vjp(lambda x: fn(x, *rest), first)
-        rows = rows.reshape(rows.shape + (1,) * (values.ndim - rows.ndim))
-        return values, *pull(jnp.broadcast_to(rows, values.shape).astype(values.dtype))
+        mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+        return values, *pull(jnp.broadcast_to(mask, values.shape).astype(values.dtype))
 
-    return measure
+    return values_and_slope
 
 
 def _floating(x):

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _checks
+from lossopt._numerics import wide
 from lossopt._typing import PyTree
 
 
-def check_regularizer(regularizer: PyTree, params: PyTree, *, step: float = 0.5) -> None:
+def check_regularizer(regularizer: PyTree, params: PyTree, *, step_size: float = 0.5) -> None:
     r"""Asserts the laws of a regularizer.
 
     It is a pytree of its numbers; its value is one number, in float32 or wider; its prox looks like
-    the parameters, minimizes $\tfrac12 \|z - \theta\|^2 / \text{step} + R(z)$, and is firmly
-    nonexpansive; $(\theta - \text{prox}) / \text{step}$ is a subgradient of R at the prox, which is
+    the parameters, minimizes $\tfrac12 \|z - \theta\|^2 / t + R(z)$, and is firmly
+    nonexpansive; $(\theta - \text{prox}) / t$ is a subgradient of R at the prox, which is
     Moreau's identity, and the gradient of the envelope; a step of 0 moves nothing but what violates
     a constraint; `jit`, `vmap` and eager calls agree. A step for each coordinate is held to the
     same laws, unless it is refused by a `ValueError`. Minima are measured in float64.
@@ -25,7 +26,7 @@ def check_regularizer(regularizer: PyTree, params: PyTree, *, step: float = 0.5)
       regularizer: what has a value and a prox, as `lossopt.regularizers.Regularizer`. The value of
         a constraint is 0; then other points of its set are what its prox is compared with.
       params: a tree of floating arrays on which the prox does something, away from its kinks.
-      step: the step, above 0.
+      step_size: $t$, above 0.
 
     Raises:
       AssertionError: at the first law that does not hold; the message says which.
@@ -33,12 +34,12 @@ def check_regularizer(regularizer: PyTree, params: PyTree, *, step: float = 0.5)
     Examples:
       >>> lo.testing.check_regularizer(lo.regularizers.L1(0.3), jnp.array([1.0, -0.1]))
     """
-    _checks.above(0, step=step)
+    _checks.above(0, step_size=step_size)
     for law in LAWS:
-        law(regularizer, params, step)
+        law(regularizer, params, step_size)
 
 
-def it_is_a_pytree_of_its_numbers(regularizer, params, step):
+def it_is_a_pytree_of_its_numbers(regularizer, params, step_size):
     """Its numbers may be swept by `vmap`."""
     law = "a regularizer is a pytree of its numbers"
     numbers = jax.tree.leaves(regularizer)
@@ -48,7 +49,7 @@ def it_is_a_pytree_of_its_numbers(regularizer, params, step):
         return
     half = jax.tree.map(lambda x: jnp.asarray(x) / 2, regularizer)
     pair = jax.tree.map(lambda x, y: jnp.stack([jnp.asarray(x, y.dtype), y]), regularizer, half)
-    both = lambda r: (r(params), r.prox(params, step))
+    both = lambda r: (r(params), r.prox(params, step_size))
     try:
         swept = jax.jit(jax.vmap(both))(pair)
     except TypeError as error:
@@ -57,21 +58,21 @@ def it_is_a_pytree_of_its_numbers(regularizer, params, step):
         _close(f"{law}: swept ones agree", jax.tree.map(lambda x, i=i: x[i], swept), both(one))
 
 
-def its_value_is_one_number(regularizer, params, step):
+def its_value_is_one_number(regularizer, params, step_size):
     """Finite, of shape `()`, in float32 or wider, whatever the parameters' dtype."""
     law = "the value is one finite number, in float32 or wider"
     for tree in (params, _cast(params, jnp.bfloat16)):
         got = jnp.asarray(regularizer(tree))
         assert got.shape == (), f"{law}; got shape {got.shape}"
-        assert jnp.promote_types(got.dtype, jnp.float32) == got.dtype, f"{law}; got {got.dtype}"
+        assert wide(got.dtype) == got.dtype, f"{law}; got {got.dtype}"
         assert jnp.isfinite(got), f"{law}; got {got}"
 
 
-def its_prox_looks_like_the_parameters(regularizer, params, step):
+def its_prox_looks_like_the_parameters(regularizer, params, step_size):
     """Structure, shapes and dtypes stay."""
     for tree in (params, _cast(params, jnp.bfloat16)):
         want = jax.eval_shape(lambda x: x, tree)
-        got = jax.eval_shape(lambda x: regularizer.prox(x, step), tree)
+        got = jax.eval_shape(lambda x: regularizer.prox(x, step_size), tree)
         same = jax.tree.structure(got) == jax.tree.structure(want)
         same = same and all(
             (x.shape, x.dtype) == (y.shape, y.dtype)
@@ -80,17 +81,17 @@ def its_prox_looks_like_the_parameters(regularizer, params, step):
         assert same, f"the prox must look like the parameters; got {got} for {want}"
 
 
-def its_prox_minimizes(regularizer, params, step):
+def its_prox_minimizes(regularizer, params, step_size):
     """No other point pays less, be it near or far."""
-    seen = _seen(regularizer, params, step)
+    seen = _seen(regularizer, params, step_size)
     gain = np.max(seen["paid"] - seen["rivals"])
     allowed = 1e-9 * (1 + abs(seen["paid"]))
     assert gain <= allowed, f"the prox must minimize; another point pays {gain:.3g} less"
 
 
-def its_prox_is_firmly_nonexpansive(regularizer, params, step):
+def its_prox_is_firmly_nonexpansive(regularizer, params, step_size):
     """Two results are as near as their origins, and more."""
-    seen = _seen(regularizer, params, step)
+    seen = _seen(regularizer, params, step_size)
     excess = np.max(seen["spread"] - seen["aligned"])
     law = "the prox must be firmly nonexpansive"
     assert excess <= 1e-9 * (1 + np.max(seen["spread"])), (
@@ -98,36 +99,36 @@ def its_prox_is_firmly_nonexpansive(regularizer, params, step):
     )
 
 
-def the_rest_is_a_subgradient(regularizer, params, step):
+def the_rest_is_a_subgradient(regularizer, params, step_size):
     """Moreau: what the prox took off, per step, supports the penalty at the prox."""
-    seen = _seen(regularizer, params, step)
+    seen = _seen(regularizer, params, step_size)
     excess = np.max(seen["line"] - seen["values"])
-    law = "Moreau: (params - prox) / step must be a subgradient at the prox"
+    law = "Moreau: (params - prox) / step_size must be a subgradient at the prox"
     assert excess <= 1e-9 * (1 + np.max(np.abs(seen["line"]))), f"{law}; wrong by {excess:.3g}"
 
 
-def the_envelope_has_the_gradient(regularizer, params, step):
-    """The derivative of the least cost is (params - prox) / step."""
-    seen = _seen(regularizer, params, step)
-    law = "the gradient of the envelope must be (params - prox) / step"
+def the_envelope_has_the_gradient(regularizer, params, step_size):
+    """The derivative of the least cost is (params - prox) / step_size."""
+    seen = _seen(regularizer, params, step_size)
+    law = "the gradient of the envelope must be (params - prox) / step_size"
     _close(law, seen["envelope_slopes"], seen["slopes"], rtol=1e-4, atol=1e-6)
 
 
-def a_step_of_zero_moves_nothing(regularizer, params, step):
+def a_step_of_zero_moves_nothing(regularizer, params, step_size):
     """It is the limit of small steps, and the identity where a step led."""
     with jax.enable_x64(True):
         params = _cast(params, jnp.float64)
         prox = jax.jit(regularizer.prox)
-        reached = prox(params, step)
+        reached = prox(params, step_size)
         law = "a step of 0 must leave the result of a prox"
         _close(law, prox(reached, 0.0), reached, rtol=1e-9, atol=1e-9)
         law = "a step of 0 must be the limit of small steps"
-        _close(law, prox(params, 0.0), prox(params, 1e-9 * step), rtol=1e-6, atol=1e-6)
+        _close(law, prox(params, 0.0), prox(params, 1e-9 * step_size), rtol=1e-6, atol=1e-6)
 
 
-def jit_and_vmap_agree(regularizer, params, step):
+def jit_and_vmap_agree(regularizer, params, step_size):
     """`jit`, `vmap` and eager calls give one result."""
-    both = lambda x: (regularizer(x), regularizer.prox(x, step))
+    both = lambda x: (regularizer(x), regularizer.prox(x, step_size))
     eager = both(params)
     other = jax.tree.map(lambda x: -0.7 * x + 0.1, params)
     pair = jax.tree.map(lambda *x: jnp.stack(x), params, other)
@@ -142,10 +143,10 @@ def jit_and_vmap_agree(regularizer, params, step):
         _close(f"{name} must agree with the eager call", result, eager)
 
 
-def a_step_for_each_coordinate_is_taken_or_refused(regularizer, params, step):
+def a_step_for_each_coordinate_is_taken_or_refused(regularizer, params, step_size):
     """A diagonal metric: the same laws; equal steps are one step; zeros do no harm."""
     rng = np.random.default_rng(2)
-    drawn = lambda x: (step * np.exp(rng.uniform(-1, 1, jnp.shape(x)))).astype(np.float32)
+    drawn = lambda x: (step_size * np.exp(rng.uniform(-1, 1, jnp.shape(x)))).astype(np.float32)
     steps = jax.tree.map(drawn, params)
     try:
         jax.eval_shape(lambda x: regularizer.prox(x, steps), params)
@@ -154,7 +155,7 @@ def a_step_for_each_coordinate_is_taken_or_refused(regularizer, params, step):
     for law in LAWS_OF_STEPS:
         law(regularizer, params, steps)
     prox = jax.jit(lambda steps: regularizer.prox(params, steps))
-    for single in (step, 0.0):
+    for single in (step_size, 0.0):
         equal = jax.tree.map(lambda t, s=single: np.full_like(t, s), steps)
         _close("equal steps must be one step", prox(equal), regularizer.prox(params, single))
     zeros = jax.tree.map(lambda t: t * (np.arange(t.size).reshape(t.shape) % 3 > 0), steps)
@@ -179,13 +180,13 @@ LAWS = (
 )
 
 
-def _seen(regularizer, params, step):
+def _seen(regularizer, params, step_size):
     """What the laws of steps compare, in float64, for directions of several lengths."""
     rng = np.random.default_rng(1)
     lengths = np.repeat([0.03, 0.3, 1.0, 3.0], 3)
     with jax.enable_x64(True):
         params = _cast(params, jnp.float64)
-        steps = _cast(jax.tree.broadcast(step, params), jnp.float64)
+        steps = _cast(jax.tree.broadcast(step_size, params), jnp.float64)
         draw = lambda x: (
             rng.normal(size=(lengths.size, *x.shape)) * lengths.reshape(-1, *[1] * x.ndim)
         )

@@ -47,7 +47,7 @@ def check_transform(
       AssertionError: at the first law that does not hold; the message says which.
 
     Examples:
-      >>> lo.testing.check_transform(lo.transforms.descent, {"learning_rate": 0.1})
+      >>> lo.testing.check_transform(lo.transforms.sgd, {"learning_rate": 0.1})
     """
     subject = Subject(make, dict(numbers), dict(extra or {}), wide)
     for law in LAWS:

@@ -86,8 +86,7 @@ def fit(
     )
     spec = Spec(objective, optimizer, batch_size, microbatches, has_aux, drop_last)
     data = Data(train, validation, key, hyperparameters)
-    state = start(spec, data, params, model_state, epochs)
-    state = jax.tree.map(_own, state)
+    course = jax.tree.map(_own, start(spec, data, params, model_state, epochs))
     for name, part in (("train", train), ("validation", validation)):
         checked = data if name == "train" else data._replace(key=None)
         _preflight(name, spec, checked, part, model_state, params)
@@ -97,13 +96,13 @@ def fit(
         while done < epochs:
             began = time.perf_counter()
             end = min(done + count, epochs)
-            state = _advance(spec, data, state, np.int32(done), np.int32(end))
-            history = jax.device_get(state.history)
+            course = _advance(spec, data, course, np.int32(done), np.int32(end))
+            history = jax.device_get(course.history)
             show(end, {name: column[end - 1] for name, column in history.items()})
             if epochs_per_call is None and done > 0:  # the first call compiles
                 count = _adapted(count, time.perf_counter() - began)
             done = end
-    result = finish(state)
+    result = finish(course)
     return dataclasses.replace(result, history=jax.device_get(result.history))
 
 

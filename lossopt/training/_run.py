@@ -130,8 +130,8 @@ def run(
     """
     spec = Spec(objective, optimizer, batch_size, microbatches, has_aux, drop_last)
     data = Data(train, validation, key, hyperparameters)
-    progress = start(spec, data, params, model_state, epochs)
-    return finish(advance(spec, data, progress, 0, epochs))
+    course = start(spec, data, params, model_state, epochs)
+    return finish(advance(spec, data, course, 0, epochs))
 
 
 class State(NamedTuple):
@@ -142,7 +142,7 @@ class State(NamedTuple):
     opt_state: optax.OptState
 
 
-class Progress(NamedTuple):
+class Course(NamedTuple):
     """What an epoch changes."""
 
     state: State
@@ -152,8 +152,8 @@ class Progress(NamedTuple):
     history: dict[str, Array]
 
 
-def start(spec: Spec, data: Data, params: PyTree, model_state: PyTree, epochs: int) -> Progress:
-    """The state before the first epoch; refuses what does not fit together."""
+def start(spec: Spec, data: Data, params: PyTree, model_state: PyTree, epochs: int) -> Course:
+    """What there is before the first epoch; refuses what does not fit together."""
     _checks.at_least(1, epochs=epochs, batch_size=spec.batch_size, microbatches=spec.microbatches)
     _checks.at_most(spec.batch_size, microbatches=spec.microbatches)
     _checks.typed_key(data.key)
@@ -162,42 +162,38 @@ def start(spec: Spec, data: Data, params: PyTree, model_state: PyTree, epochs: i
     table = jax.eval_shape(partial(_first_row, spec), data, state)
     history = {name: jnp.full(epochs, jnp.nan, column.dtype) for name, column in table.items()}
     best_value = jnp.full((), jnp.inf, history[_watched(data)].dtype)
-    return Progress(state, (params, model_state), best_value, jnp.full((), -1, jnp.int32), history)
+    return Course(state, (params, model_state), best_value, jnp.full((), -1, jnp.int32), history)
 
 
-def advance(
-    spec: Spec, data: Data, progress: Progress, begin: ArrayLike, end: ArrayLike
-) -> Progress:
+def advance(spec: Spec, data: Data, course: Course, begin: ArrayLike, end: ArrayLike) -> Course:
     """Trains the epochs from `begin` to before `end`, the same however they are cut."""
     epoch = partial(_epoch, spec, data)
-    return jax.lax.fori_loop(begin, end, epoch, progress)
+    return jax.lax.fori_loop(begin, end, epoch, course)
 
 
-def finish(progress: Progress) -> Run:
+def finish(course: Course) -> Run:
     """What the user keeps."""
-    params, model_state, opt_state = progress.state
-    return Run(
-        params, model_state, opt_state, *progress.best, progress.best_epoch, progress.history
-    )
+    params, model_state, opt_state = course.state
+    return Run(params, model_state, opt_state, *course.best, course.best_epoch, course.history)
 
 
-def _epoch(spec, data, epoch, progress):
+def _epoch(spec, data, epoch, course):
     shuffle, noise = jax.random.split(jax.random.fold_in(data.key, epoch))
     order = jax.random.permutation(shuffle, rows(data.train))
     pieces = batches(order, spec.batch_size, drop_last=spec.drop_last)
     step = partial(_step, spec, data, noise)
-    state, measured = walk(step, progress.state, pieces)
+    state, measured = walk(step, course.state, pieces)
     row = _row(measured.added(), _validate(spec, data, state))
-    history = {name: col.at[epoch].set(row[name]) for name, col in progress.history.items()}
+    history = {name: col.at[epoch].set(row[name]) for name, col in course.history.items()}
 
     watched = row[_watched(data)]
-    better = jnp.isfinite(watched) & (watched < progress.best_value)
+    better = jnp.isfinite(watched) & (watched < course.best_value)
     keep = partial(jax.tree.map, partial(jnp.where, better))
-    best = keep((state.params, state.model_state), progress.best)
+    best = keep((state.params, state.model_state), course.best)
     best_value, best_epoch = keep(
-        (watched, jnp.int32(epoch)), (progress.best_value, progress.best_epoch)
+        (watched, jnp.int32(epoch)), (course.best_value, course.best_epoch)
     )
-    return Progress(state, best, best_value, best_epoch, history)
+    return Course(state, best, best_value, best_epoch, history)
 
 
 def _step(spec, data, noise, state, number, indices):

@@ -10,9 +10,6 @@ from lossopt.transforms._adaptive import adam as adam
 from lossopt.transforms._adaptive import rmsprop as rmsprop
 from lossopt.transforms._clipping import ClipByGlobalNormState as ClipByGlobalNormState
 from lossopt.transforms._clipping import clip_by_global_norm as clip_by_global_norm
-from lossopt.transforms._descent import MomentumState as MomentumState
-from lossopt.transforms._descent import descent as descent
-from lossopt.transforms._descent import momentum as momentum
 from lossopt.transforms._plateau import ReduceOnPlateauState as ReduceOnPlateauState
 from lossopt.transforms._plateau import reduce_on_plateau as reduce_on_plateau
 from lossopt.transforms._proximal import adam_metric as adam_metric
@@ -24,6 +21,9 @@ from lossopt.transforms._rounding import KahanState as KahanState
 from lossopt.transforms._rounding import StochasticRoundingState as StochasticRoundingState
 from lossopt.transforms._rounding import kahan as kahan
 from lossopt.transforms._rounding import stochastic_rounding as stochastic_rounding
+from lossopt.transforms._rules import RuleState as RuleState
+from lossopt.transforms._sgd import MomentumState as MomentumState
+from lossopt.transforms._sgd import momentum as momentum
+from lossopt.transforms._sgd import sgd as sgd
 from lossopt.transforms._spikes import SkipSpikesState as SkipSpikesState
 from lossopt.transforms._spikes import skip_spikes as skip_spikes
-from lossopt.transforms._step import RuleState as RuleState

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
+from lossopt._numerics import zeros
 from lossopt._typing import Array, PyTree
 from lossopt.transforms._gate import run_if
 from lossopt.transforms._numbers import at, known
@@ -24,7 +25,7 @@ class AccumulateState(NamedTuple):
       weight: sum of the weights of the window, shape `()`, float32 or wider.
       total: sum of weight times gradient, like the parameters, float32 or wider; that of the last
         window until the next one begins.
-      rule: state of the rule.
+      inner: state of the rule.
     """
 
     count: Array
@@ -32,7 +33,7 @@ class AccumulateState(NamedTuple):
     dropped: Array
     weight: Array
     total: PyTree
-    rule: optax.OptState
+    inner: optax.OptState
 
 
 def accumulate(
@@ -75,14 +76,13 @@ def accumulate(
       -2.0
     """
     _checks.at_least(1, **known(every=every))
-    inner = optax.with_extra_args_support(rule)
+    rule = optax.with_extra_args_support(rule)
 
     def init(params):
-        wide = lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32)
-        total = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), wide(x)), params)
+        total = jax.tree.map(zeros, params)
         count, microsteps, dropped = (jnp.zeros((), jnp.int32) for _ in range(3))
         weight = jnp.zeros(())
-        return AccumulateState(count, microsteps, dropped, weight, total, inner.init(params))
+        return AccumulateState(count, microsteps, dropped, weight, total, rule.init(params))
 
     def update(updates, state, params=None, *, weight: Any = 1.0, flush: Any = False, **extra):
         own = _weight(weight, updates, state.weight.dtype)
@@ -94,16 +94,16 @@ def accumulate(
 
         def run():
             mean = lambda t, g: (t / weights.astype(t.dtype)).astype(jnp.result_type(g))
-            return inner.update(jax.tree.map(mean, total, updates), state.rule, params, **extra)
+            return rule.update(jax.tree.map(mean, total, updates), state.inner, params, **extra)
 
-        moved, ruled = run_if(ends & (weights > 0), run, state.rule)
+        moved, inner = run_if(ends & (weights > 0), run, state.inner)
         return moved, AccumulateState(
             count=jnp.where(ends, optax.safe_increment(state.count), state.count),
             microsteps=jnp.where(ends, 0, microsteps),
             dropped=state.dropped + jnp.isnan(own),
             weight=weights,
             total=total,
-            rule=ruled,
+            inner=inner,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

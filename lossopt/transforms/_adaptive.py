@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
+from lossopt._numerics import root
 from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import at, decay_rates, known
 from lossopt.transforms._quantized import Moments
-from lossopt.transforms._step import Where, like, rule
+from lossopt.transforms._rules import Where, like, rule
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -61,12 +62,12 @@ def adagrad(
     \theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D g + w \theta))$$
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       eps: $\epsilon > 0$, in float32.
       initial_accumulator: $s$ before the first step, at least 0. optax has 0.1, torch 0.
       eps_in_sqrt: False divides by $\sqrt{s} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $s$ is stored; see `quantized` for `"int8"`.
 
@@ -98,8 +99,7 @@ def adagrad(
         metric = _inverse_root(total, at(count, eps), eps_in_sqrt)
         return jax.tree.map(jnp.multiply, metric, gradients), metric, AdagradState(total)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
 
 def rmsprop(
@@ -123,13 +123,13 @@ def rmsprop(
     Let the rate fall to 0.
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       decay: $\rho$, in [0, 1). torch has 0.99.
       eps: $\epsilon > 0$, in float32.
       initial_accumulator: $\nu$ before the first step, at least 0.
       eps_in_sqrt: False divides by $\sqrt{\nu} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $\nu$ is stored; see `quantized` for `"int8"`.
 
@@ -162,8 +162,7 @@ def rmsprop(
         metric = _inverse_root(nu, at(count, eps), eps_in_sqrt)
         return jax.tree.map(jnp.multiply, metric, gradients), metric, RmspropState(nu)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
 
 def adam(
@@ -188,12 +187,12 @@ def adam(
     constant rates; it is right for scheduled ones and for $b_2$ near 1.
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       b1: in [0, 1).
       b2: in [0, 1).
       eps: $\epsilon > 0$, in float32.
       weight_decay: $w \ge 0$; decoupled from the gradient, multiplied by the rate.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $\mu$ and $\nu$ are stored; see `quantized` for `"int8"`.
 
@@ -234,8 +233,7 @@ def adam(
         direction = jax.tree.map(lambda mu, d: mu * like(mu, gain1) * d, mu, metric)
         return direction, metric, AdamState(mu, nu, *beginnings)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
 
 def _average(decay, old, new):
@@ -253,9 +251,4 @@ def _fade(decay, log_decay):
 def _inverse_root(squares, eps, in_sqrt):
     if in_sqrt:
         return jax.tree.map(lambda s: jax.lax.rsqrt(s + like(s, eps)), squares)
-    return jax.tree.map(lambda s: 1 / (_root(s) + like(s, eps)), squares)
-
-
-def _root(x):
-    """The square root, with the derivative 0 at 0 instead of NaN."""
-    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+    return jax.tree.map(lambda s: 1 / (root(s) + like(s, eps)), squares)

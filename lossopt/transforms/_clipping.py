@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
+from lossopt._numerics import root, wide
 from lossopt._typing import Array, PyTree, Scalar
 from lossopt.transforms._numbers import at, known
 
@@ -83,22 +84,17 @@ def global_norm(tree: PyTree) -> Scalar:
     # The careful form reads everything twice more; it runs only where squares leave the range.
     inside = (total > limits.tiny / limits.eps**2) & (total < jnp.inf)
     careful = lambda: _norm(jnp.array([_norm(x) for x in leaves], total.dtype))
-    return jax.lax.cond(inside, lambda: _root(total), careful)
+    return jax.lax.cond(inside, lambda: root(total), careful)
 
 
 def scaled(x: Array, factor: Scalar) -> Array:
     """The product in the array's own dtype, computed in float32 or wider."""
     dtype = jnp.result_type(x)
-    return (jnp.asarray(x, jnp.promote_types(dtype, factor.dtype)) * factor).astype(dtype)
+    return (jnp.asarray(x, wide(jnp.result_type(x, factor))) * factor).astype(dtype)
 
 
 def _norm(x):
     """The norm, measured in units of the largest number."""
     peak = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
     unit = jnp.where((peak > 0) & (peak < jnp.inf), peak, 1)
-    return unit * _root(jnp.sum(jnp.square(x / unit)))
-
-
-def _root(x):
-    """The square root, with derivative 0 instead of NaN at 0."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), x)
+    return unit * root(jnp.sum(jnp.square(x / unit)))

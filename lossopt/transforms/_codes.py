@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossopt._numerics import wide
 from lossopt._typing import Array, Params, PyTree
 
 Bits = Callable[[tuple[int, ...]], Array]  # from a shape to 32 random bits for each element
@@ -105,10 +106,8 @@ def widen(tree: Params) -> Params:
     """Low precision in float32; all else as it is."""
 
     def leaf(x):
-        dtype = jnp.result_type(x)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            return x
-        return jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        return jnp.asarray(x, wide(jnp.result_type(x))) if floating else x
 
     return jax.tree.map(leaf, tree)
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._numerics import ROUNDS, mixed
 from lossopt._typing import Array, Int, Key, Number
 
 _ODD = 0x9E3779B9  # 2^32 over the golden ratio
-_ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
 
 
 def words(seed: Number) -> Array:
@@ -17,7 +17,7 @@ def words(seed: Number) -> Array:
     _checks.at_least(0, seed=seed)
     _checks.at_most(2**32 - 1, seed=seed)
     word = jnp.asarray(seed).astype(jnp.uint32)
-    return jnp.stack([word, _mix(word ^ jnp.uint32(_ODD))])
+    return jnp.stack([word, mixed(word ^ jnp.uint32(_ODD))])
 
 
 def key_words(key: Key[Array, ""]) -> Array:
@@ -43,20 +43,13 @@ def noise(words: Array, leaf: int, step: Int[Array, ""], shape: tuple[int, ...])
       Wellons, "Prospecting for Hash Functions", 2018.
     """
     count, number = step.astype(jnp.uint32), jnp.uint32(leaf)
-    begin, middle = (_mix(_mix(word ^ number) + count) for word in words)
-    (shift, factor), (next_shift, next_factor) = _ROUNDS
+    begin, middle = (mixed(mixed(word ^ number) + count) for word in words)
+    (shift, factor), (next_shift, next_factor) = ROUNDS
     # A sum at the beginning and an exclusive or in the middle: no leaf or step is another's shift.
     bits = _places(shape) + begin
     bits = (bits ^ (bits >> shift)) * jnp.uint32(factor) ^ middle
     bits = (bits ^ (bits >> next_shift)) * jnp.uint32(next_factor)
     return bits ^ (bits >> 16)
-
-
-def _mix(word):
-    """A bijection of 32 bits: each of the input flips each of the output half of the time."""
-    for shift, factor in _ROUNDS:
-        word = (word ^ (word >> shift)) * jnp.uint32(factor)
-    return word ^ (word >> 16)
 
 
 def _places(shape):

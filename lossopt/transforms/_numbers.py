@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from lossopt import _checks
+from lossopt._numerics import wide
 from lossopt._typing import Array, Number
 from lossopt.regularizers import Regularizer
 
@@ -49,7 +50,7 @@ def decay_rates(**numbers: optax.ScalarOrSchedule | Number) -> None:
     fixed = known(**numbers)
     for name, number in fixed.items():
         dtype = jnp.result_type(number)
-        if jnp.promote_types(dtype, jnp.float32) != dtype and jnp.issubdtype(dtype, jnp.floating):
+        if wide(dtype) != dtype and jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"Expected {name} in float32 or wider, got {dtype}, where 0.999 is 1. "
                 "Under optax.inject_hyperparams, give hyperparam_dtype=jnp.float32."

@@ -13,7 +13,7 @@ from lossopt import _checks
 from lossopt._typing import Number, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import decay_rates
-from lossopt.transforms._step import only_regularizer, rule
+from lossopt.transforms._rules import only_regularizer, rule
 
 Metric = Callable[[Any], PyTree]  # of the state of a direction
 
@@ -66,16 +66,16 @@ def proximal(
       2021.
     """
     only_regularizer(regularizer)
-    inner = optax.with_extra_args_support(optax.identity() if direction is None else direction)
+    given = optax.with_extra_args_support(optax.identity() if direction is None else direction)
     read = (lambda state: 1.0) if metric is None else metric
     if direction is not None:
-        _try(inner, read, "its metric" if metric else "1, for want of a metric")
+        _try(given, read, "its metric" if metric else "1, for want of a metric")
 
     def move(gradients, state, count, params, extra):
-        descent, state = inner.update(gradients, state, params, **extra)
-        return descent, read(state), state
+        moved, inner = given.update(gradients, state, params, **extra)
+        return moved, read(inner), inner
 
-    return rule(inner.init, move, learning_rate, regularizer=regularizer)
+    return rule(given.init, move, learning_rate, regularizer=regularizer)
 
 
 def adam_metric(b2: Number = 0.999, eps: Number = 1e-8, eps_root: Number = 0.0) -> Metric:
@@ -130,10 +130,10 @@ def rms_metric(eps: Number = 1e-8, *, eps_in_sqrt: bool = True) -> Metric:
     return lambda state: jax.tree.map(lambda nu: 1 / (jnp.sqrt(nu) + eps), state.nu)
 
 
-def _try(inner, read, metric):
+def _try(direction, read, metric):
     """Refuses a direction that does not settle on the metric times a constant gradient."""
     with jax.ensure_compile_time_eval():
-        errors = jax.jit(jax.vmap(lambda size: _error(inner, read, size)))
+        errors = jax.jit(jax.vmap(lambda size: _error(direction, read, size)))
         try:
             worst = jnp.max(errors(jnp.array(SIZES)))
         except (TypeError, ValueError, AttributeError) as error:
@@ -154,7 +154,7 @@ def _try(inner, read, metric):
         raise ValueError(message.format(worst=f"{float(worst):.3g}"))
 
 
-def _error(inner, read, size):
+def _error(direction, read, size):
     """The largest |d - D g| / |D g| over the last steps of many with one gradient.
 
     The first quarter has a larger one: a rule that remembers its maximum is no longer D g.
@@ -165,9 +165,9 @@ def _error(inner, read, size):
     def step(i, carry):
         state, worst = carry
         gradient = jnp.where(i < STEPS // 4, 10, 1) * last
-        direction, state = inner.update(gradient, state, params)
+        moved, state = direction.update(gradient, state, params)
         steady = read(state) * gradient
-        here = jnp.max(jnp.abs(direction - steady) / jnp.abs(steady))
+        here = jnp.max(jnp.abs(moved - steady) / jnp.abs(steady))
         return state, jnp.where(i < STEPS - WATCHED, worst, jnp.maximum(worst, here))
 
-    return jax.lax.fori_loop(0, STEPS, step, (inner.init(params), jnp.zeros(())))[1]
+    return jax.lax.fori_loop(0, STEPS, step, (direction.init(params), jnp.zeros(())))[1]

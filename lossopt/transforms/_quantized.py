@@ -18,15 +18,27 @@ Moments = Literal["float32", "bfloat16", "int8"]
 
 _SMALL = 4096  # leaves of fewer elements stay exact in 8 bits
 _SECOND = {
-    *(("ScaleByAdamState", "nu"), ("ScaleByBeliefState", "nu"), ("ScaleByRmsState", "nu")),
-    *(("ScaleByAmsgradState", "nu"), ("ScaleByAmsgradState", "nu_max")),
-    *(("ScaleByRmsWithCountState", "nu"), ("ScaleByRssState", "sum_of_squares")),
-    *(("ScaleByAdaDeltaState", "e_g"), ("ScaleByAdaDeltaState", "e_x")),
-    *(("ScaleByAdanState", "n"), ("ScaleByAdemamixState", "nu")),
-    *(("ScaleBySimplifiedAdEMAMixState", "n"), ("ScaleByRpropState", "step_sizes")),
-    *(("FactoredState", "v"), ("MadgradState", "grad_sum_sq"), ("ProdigyState", "exp_avg_sq")),
-    *(("DAdaptAdamWState", "exp_avg_sq"), ("MomoAdamState", "exp_avg_sq")),
-    *(("AdamState", "nu"), ("RmspropState", "nu"), ("AdagradState", "sum_of_squares")),
+    ("ScaleByAdamState", "nu"),
+    ("ScaleByBeliefState", "nu"),
+    ("ScaleByRmsState", "nu"),
+    ("ScaleByAmsgradState", "nu"),
+    ("ScaleByAmsgradState", "nu_max"),
+    ("ScaleByRmsWithCountState", "nu"),
+    ("ScaleByRssState", "sum_of_squares"),
+    ("ScaleByAdaDeltaState", "e_g"),
+    ("ScaleByAdaDeltaState", "e_x"),
+    ("ScaleByAdanState", "n"),
+    ("ScaleByAdemamixState", "nu"),
+    ("ScaleBySimplifiedAdEMAMixState", "n"),
+    ("ScaleByRpropState", "step_sizes"),
+    ("FactoredState", "v"),
+    ("MadgradState", "grad_sum_sq"),
+    ("ProdigyState", "exp_avg_sq"),
+    ("DAdaptAdamWState", "exp_avg_sq"),
+    ("MomoAdamState", "exp_avg_sq"),
+    ("AdamState", "nu"),
+    ("RmspropState", "nu"),
+    ("AdagradState", "sum_of_squares"),
 }
 _CENTERED = "nu - mu^2 may become negative. Take optax.scale_by_rms."
 _POINT = "it holds parameters. Put quantized around the rule within, or leave it away."
@@ -43,8 +55,8 @@ _REFUSED = {
     ("ScaleByDistanceOverGradientsState", "init_params"): _POINT,
     ("COCOBState", "init_particles"): _POINT,
     ("ScaleByLBFGSState", "params"): _POINT,
-    ("KahanState", "state"): _OUTERMOST,
-    ("StochasticRoundingState", "state"): _OUTERMOST,
+    ("KahanState", "inner"): _OUTERMOST,
+    ("StochasticRoundingState", "inner"): _OUTERMOST,
 }
 
 
@@ -53,11 +65,11 @@ class QuantizedState(NamedTuple):
 
     Attributes:
       count: steps taken, an integer of shape `()`.
-      state: of the rule within, each of its large moments a tree of codes and scales.
+      inner: state of the rule, each of its large moments a tree of codes and scales.
     """
 
     count: Array
-    state: PyTree
+    inner: PyTree
 
 
 def quantized(
@@ -161,10 +173,10 @@ def _stored(
 
     def update(updates, state, params=None, **extra):
         gradients, point = together(updates, params)
-        change, inner = rule.update(gradients, decoded(state.state), point, **extra)
+        change, inner = rule.update(gradients, decoded(state.inner), point, **extra)
         narrow = lambda u, x: u.astype(jnp.result_type(x))
         change = jax.tree.map(narrow, change, updates if params is None else params)
-        inner = encoded(inner, state.state, state.count)
+        inner = encoded(inner, state.inner, state.count)
         return change, QuantizedState(jnp.asarray(optax.safe_increment(state.count)), inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

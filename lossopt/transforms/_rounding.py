@@ -17,12 +17,12 @@ class StochasticRoundingState(NamedTuple):
     Attributes:
       count: steps taken, an integer of shape `()`.
       words: what the noise is seeded by, `uint32` of shape `(2,)`.
-      state: of the rule within, in float32.
+      inner: state of the rule, in float32.
     """
 
     count: Array
     words: Array
-    state: PyTree
+    inner: PyTree
 
 
 class KahanState(NamedTuple):
@@ -31,11 +31,11 @@ class KahanState(NamedTuple):
     Attributes:
       compensation: what the rounding has left over, like the `bfloat16` parameters; nothing for
         wider ones.
-      state: of the rule within, in float32.
+      inner: state of the rule, in float32.
     """
 
     compensation: PyTree
-    state: PyTree
+    inner: PyTree
 
 
 def stochastic_rounding(
@@ -82,12 +82,12 @@ def stochastic_rounding(
     rule = optax.with_extra_args_support(rule)
 
     def init(params):
-        state = rule.init(widen(_accepted(params)))
-        return StochasticRoundingState(jnp.zeros((), jnp.int32), key_words(key), state)
+        inner = rule.init(widen(_accepted(params)))
+        return StochasticRoundingState(jnp.zeros((), jnp.int32), key_words(key), inner)
 
     def update(updates, state, params=None, **extra):
         gradients, wide = together(updates, _accepted(params))
-        change, inner = rule.update(gradients, state.state, wide, **extra)
+        change, inner = rule.update(gradients, state.inner, wide, **extra)
         structure = jax.tree.structure(params)
         change = structure.flatten_up_to(change)
         for i, (p, x) in enumerate(zip(jax.tree.leaves(params), jax.tree.leaves(wide))):
@@ -136,14 +136,14 @@ def kahan(rule: optax.GradientTransformation) -> optax.GradientTransformationExt
 
     def init(params):
         empty = lambda p: jnp.zeros_like(p) if _narrow(p) else optax.MaskedNode()
-        state = rule.init(widen(_accepted(params)))
-        return KahanState(jax.tree.map(empty, params), state)
+        inner = rule.init(widen(_accepted(params)))
+        return KahanState(jax.tree.map(empty, params), inner)
 
     def update(updates, state, params=None, **extra):
         gradients, wide = together(updates, _accepted(params))
         add = lambda x, c: x if isinstance(c, optax.MaskedNode) else x + c.astype(x.dtype)
         point = jax.tree.map(add, wide, state.compensation)
-        change, inner = rule.update(gradients, state.state, point, **extra)
+        change, inner = rule.update(gradients, state.inner, point, **extra)
         structure = jax.tree.structure(params)
         change, left = map(structure.flatten_up_to, (change, state.compensation))
         trees = map(jax.tree.leaves, (params, wide, point))

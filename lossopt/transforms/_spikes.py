@@ -22,7 +22,7 @@ class SkipSpikesState(NamedTuple):
       mean: average of their logarithms, shape `()`.
       variance: of their logarithms, shape `()`.
       norm: that of the last gradients, shape `()`.
-      rule: state of the rule.
+      inner: state of the rule.
     """
 
     count: Array
@@ -31,7 +31,7 @@ class SkipSpikesState(NamedTuple):
     mean: Array
     variance: Array
     norm: Array
-    rule: optax.OptState
+    inner: optax.OptState
 
 
 def skip_spikes(
@@ -85,12 +85,12 @@ def skip_spikes(
     _checks.above(0, **known(deviations=deviations))
     _checks.at_least(1, **known(horizon=horizon, warmup=warmup))
     _checks.at_least(0, **known(floor=floor))
-    inner = optax.with_extra_args_support(rule)
+    rule = optax.with_extra_args_support(rule)
 
     def init(params):
         count, skipped, seen = (jnp.zeros((), jnp.int32) for _ in range(3))
         mean, variance, norm = (jnp.zeros_like(global_norm(params)) for _ in range(3))
-        return SkipSpikesState(count, skipped, seen, mean, variance, norm, inner.init(params))
+        return SkipSpikesState(count, skipped, seen, mean, variance, norm, rule.init(params))
 
     def update(updates, state, params=None, **extra):
         now = lambda number: jnp.asarray(at(state.count, number), state.mean.dtype)
@@ -105,8 +105,8 @@ def skip_spikes(
         distance = jnp.clip(distance, -reach, reach)
         rate = jnp.maximum(1 / now(horizon), 1 / (state.seen + 1))
         variance = (1 - rate) * (state.variance + rate * distance**2)
-        run = lambda: inner.update(updates, state.rule, params, **extra)
-        moved, ruled = run_if(~spike, run, state.rule)
+        run = lambda: rule.update(updates, state.inner, params, **extra)
+        moved, inner = run_if(~spike, run, state.inner)
         return moved, SkipSpikesState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             skipped=state.skipped + spike,
@@ -114,7 +114,7 @@ def skip_spikes(
             mean=state.mean + jnp.where(entry, rate * distance, 0),
             variance=jnp.where(entry, variance, state.variance),
             norm=norm,
-            rule=ruled,
+            inner=inner,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

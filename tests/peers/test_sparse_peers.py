@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("optimized")
 
 STEPS = 20_000
 RULES = {
-    "descent": lambda rate, r: lo.transforms.descent(1.9 * rate, regularizer=r),
+    "sgd": lambda rate, r: lo.transforms.sgd(1.9 * rate, regularizer=r),
     "momentum": lambda rate, r: lo.transforms.momentum(rate, 0.9, regularizer=r),
     "adam": lambda rate, r: lo.transforms.adam(_fading(0.1), regularizer=r),
     "rmsprop": lambda rate, r: lo.transforms.rmsprop(_fading(0.1), regularizer=r),

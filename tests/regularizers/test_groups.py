@@ -114,6 +114,13 @@ def test_the_zero_group_is_free_of_nan():
             assert (member.prox(x, step) == 0).all()
 
 
+def test_the_norm_of_a_group_that_holds_nan_is_nan():
+    rows = jax.value_and_grad(r.GroupLasso(1.0, axis=1))
+    value, gradient = rows(jnp.array([[np.nan, 1.0], [3.0, 4.0], [0.0, 0.0]]))
+    assert np.isnan(value)
+    np.testing.assert_allclose(gradient[1:], [[0.6, 0.8], [0.0, 0.0]], rtol=1e-12)
+
+
 def test_a_solution_follows_the_strength():
     """A row's norm against its strength, by finite differences through a whole descent."""
     data, targets = RNG.normal(size=(20, 4)), RNG.normal(size=(20, 3))

@@ -212,9 +212,9 @@ def test_axes_that_a_leaf_does_not_have_are_refused(name):
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_a_metric_is_refused(name):
     for prox in (MEMBERS[name].prox, jax.jit(MEMBERS[name].prox)):
-        with pytest.raises(ValueError, match=rf"shape \(4, 3\).*{name}.*descent or momentum"):
+        with pytest.raises(ValueError, match=rf"shape \(4, 3\).*{name}.*sgd or momentum"):
             prox(X, STEPS)
-    with pytest.raises(ValueError, match="one step for each leaf"):
+    with pytest.raises(ValueError, match="one step_size for each leaf"):
         (MEMBERS[name] + r.L2(0.1)).prox(X, STEPS)
 
 
@@ -260,9 +260,9 @@ def test_numbers_out_of_range_are_refused(member, message):
 
 @EACH
 def test_steps_are_checked(name):
-    with pytest.raises(ValueError, match=r"step >= 0, got -0\.1"):
-        MEMBERS[name].prox(X, -0.1)
-    with pytest.raises(ValueError, match=r"step of shape \(4, 3\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"step_size >= 0, got -0\.1"):
+        MEMBERS[name].prox(X, step_size=-0.1)
+    with pytest.raises(ValueError, match=r"step_size of shape \(4, 3\), got \(3,\)"):
         MEMBERS[name].prox(X, np.ones(3))
 
 

@@ -219,7 +219,7 @@ def test_negative_strengths_are_refused(member, strength):
 
 @pytest.mark.parametrize("member", [L1, L2])
 def test_negative_steps_are_refused(member):
-    with pytest.raises(ValueError, match="step >= 0, got -1"):
+    with pytest.raises(ValueError, match="step_size >= 0, got -1"):
         member(0.5).prox(PARAMS, -1.0)
 
 
@@ -227,7 +227,7 @@ def test_negative_steps_are_refused(member):
 @pytest.mark.parametrize("shapes", [((3, 1), (3, 3)), ((1,), (3,))])
 def test_steps_of_another_shape_are_refused(member, shapes):
     params, step = map(jnp.ones, shapes)
-    with pytest.raises(ValueError, match="step"):
+    with pytest.raises(ValueError, match="step_size"):
         member(0.5).prox(params, step)
 
 

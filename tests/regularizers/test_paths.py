@@ -145,7 +145,7 @@ def test_a_member_may_be_anything_with_two_verbs():
         def __call__(self, params):
             return jnp.zeros(())
 
-        def prox(self, params, step):
+        def prox(self, params, step_size):
             return jax.tree.map(lambda x: jnp.clip(x, -1, 1), params)
 
     moved = by_path({"kernel": Box()}).prox(PARAMS, 1.0)

@@ -44,7 +44,7 @@ class Mine:
     def __call__(self, params):
         return jnp.zeros(())
 
-    def prox(self, params, step):
+    def prox(self, params, step_size):
         return jax.tree.map(jnp.ones_like, params)
 
 

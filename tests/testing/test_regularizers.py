@@ -27,9 +27,9 @@ class _Made:
     def __call__(self, params):
         return self.value(self.strength, _wide(params))
 
-    def prox(self, params, step):
-        step = jnp.broadcast_to(step, jnp.shape(params))
-        moved = self.move(_wide(params), self.strength, step)
+    def prox(self, params, step_size):
+        step_size = jnp.broadcast_to(step_size, jnp.shape(params))
+        moved = self.move(_wide(params), self.strength, step_size)
         return moved.astype(jnp.result_type(params))
 
 
@@ -77,8 +77,8 @@ class _NoTree:
     def __call__(self, params):
         return _l1(0.4, params)
 
-    def prox(self, params, step):
-        return _soft(params, 0.4, step)
+    def prox(self, params, step_size):
+        return _soft(params, 0.4, step_size)
 
 
 @jax.tree_util.register_static
@@ -86,14 +86,14 @@ class _TwoBoxes:
     def __call__(self, params):
         return _zero(0, _wide(params))
 
-    def prox(self, params, step):
-        size = 1.0 if jnp.ndim(step) else 0.9
+    def prox(self, params, step_size):
+        size = 1.0 if jnp.ndim(step_size) else 0.9
         return jnp.clip(params, -size, size)
 
 
 class _ForgetsTheDtype:
-    def prox(self, params, step):
-        return _soft(_wide(params), 0.4, step)
+    def prox(self, params, step_size):
+        return _soft(_wide(params), 0.4, step_size)
 
 
 BROKEN = {
@@ -142,7 +142,7 @@ def test_every_law_is_broken_here():
 
 def test_a_good_regularizer_passes():
     lo.testing.check_regularizer(_Made(_l1, _soft), PARAMS)
-    lo.testing.check_regularizer(_Made(_l1, _soft), jnp.asarray(PARAMS[0]), step=2.0)
+    lo.testing.check_regularizer(_Made(_l1, _soft), jnp.asarray(PARAMS[0]), step_size=2.0)
 
 
 @pytest.mark.parametrize(("law", "regularizer", "message"), CASES)
@@ -161,8 +161,8 @@ def test_a_refused_metric_is_no_failure():
         def __call__(self, params):
             return _l1(0.4, params)
 
-        def prox(self, params, step):
-            return move(params, 0.4, step)
+        def prox(self, params, step_size):
+            return move(params, 0.4, step_size)
 
     LAWS["a_step_for_each_coordinate_is_taken_or_refused"](_OneStep(), PARAMS, STEP)
 
@@ -170,5 +170,5 @@ def test_a_refused_metric_is_no_failure():
 def test_the_check_names_the_law():
     with pytest.raises(AssertionError, match="the prox must minimize"):
         lo.testing.check_regularizer(_Made(_l1, lambda x, s, t: _soft(x, 2 * s, t)), PARAMS)
-    with pytest.raises(ValueError, match="step > 0"):
-        lo.testing.check_regularizer(_Made(_l1, _soft), PARAMS, step=0.0)
+    with pytest.raises(ValueError, match="step_size > 0"):
+        lo.testing.check_regularizer(_Made(_l1, _soft), PARAMS, step_size=0.0)

@@ -127,7 +127,7 @@ def test_the_rule_runs_once_a_window():
     grads, flush = np.ones(10, np.float32), np.arange(10) == 4
     _, state = jax.block_until_ready(_walk(rule, 3, grads, np.ones(10, np.float32), flush))
     jax.effects_barrier()
-    assert len(runs) == state.rule == 3  # after 3, 5 (the flush) and 8 microsteps
+    assert len(runs) == state.inner == 3  # after 3, 5 (the flush) and 8 microsteps
     assert (state.count, state.microsteps) == (3, 2)
 
 
@@ -158,7 +158,7 @@ def test_a_window_without_weight_leaves_the_rule_as_it_was(grads):
     jax.effects_barrier()
     assert not updates.any()
     assert not runs
-    assert (state.rule, state.count, state.microsteps, state.dropped) == (0, 1, 0, 1)
+    assert (state.inner, state.count, state.microsteps, state.dropped) == (0, 1, 0, 1)
 
 
 def test_a_flush_applies_what_is_there_or_nothing():
@@ -197,11 +197,11 @@ def test_extra_arguments_reach_the_rule_at_the_end_of_a_window():
     for value in (9.0, 3.0, 1.0, 3.0):
         updates, state = update(jnp.ones(1), state, jnp.ones(1), value=value)
     assert updates == -0.5  # 3 and 3 were seen: no improvement
-    assert state.rule[1].best == 3
+    assert state.inner[1].best == 3
 
 
 def test_a_proximal_rule_keeps_its_zeros():
-    lasso = lo.transforms.descent(0.1, regularizer=regularizers.L1(1.0))
+    lasso = lo.transforms.sgd(0.1, regularizer=regularizers.L1(1.0))
     params, grads = jnp.array([1.0, 0.05]), jnp.array([[4.0, 0.5], [2.0, -0.1]])
     optimizer = accumulate(lasso, 2)
     state = optimizer.init(params)

@@ -64,7 +64,7 @@ def test_updates_in_bfloat16_would_miss():
 @both
 def test_exact_zeros_survive(wrap):
     weights = jnp.array([0.3, -0.002, 1e-20, 0.7], LOW)
-    rule = lo.transforms.descent(0.1, regularizer=lo.regularizers.L1(0.5))
+    rule = lo.transforms.sgd(0.1, regularizer=lo.regularizers.L1(0.5))
     optimizer = wrap(rule)
     state = optimizer.init(weights)
     for _ in range(20):
@@ -98,7 +98,7 @@ def test_the_rule_sees_float32_and_wide_leaves_pass(wrap):
     params = {"low": jnp.ones(3, LOW), "wide": jnp.ones(2), "whole": jnp.arange(2)}
     grads = {"low": jnp.ones(3, LOW), "wide": jnp.full(2, 1e-3), "whole": jnp.zeros(2, int)}
     state = optimizer.init(params)
-    assert state.state["low"].dtype == jnp.float32
+    assert state.inner["low"].dtype == jnp.float32
     updates, _ = optimizer.update(grads, state, params)
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
     np.testing.assert_array_equal(updates["wide"], np.float32(0.1) * np.float32(1e-3))

@@ -8,7 +8,7 @@ import pytest
 
 import lossopt as lo
 
-adagrad, adam, descent = lo.transforms.adagrad, lo.transforms.adam, lo.transforms.descent
+adagrad, adam, sgd = lo.transforms.adagrad, lo.transforms.adam, lo.transforms.sgd
 momentum, rmsprop = lo.transforms.momentum, lo.transforms.rmsprop
 
 STEPS = 100
@@ -19,7 +19,7 @@ NOISE = {k: 0.3 * RNG.normal(size=(STEPS, *x.shape)) for k, x in PARAMS.items()}
 EVERY = lambda params: jax.tree.map(lambda x: True, params)
 
 OPTAX = {
-    "descent": (descent(0.05), optax.sgd(0.05)),
+    "sgd": (sgd(0.05), optax.sgd(0.05)),
     "momentum": (momentum(0.02, 0.9), optax.sgd(0.02, 0.9)),
     "nesterov": (momentum(0.02, 0.9, nesterov=True), optax.sgd(0.02, 0.9, nesterov=True)),
     "adagrad": (adagrad(0.3), optax.adagrad(0.3)),
@@ -82,7 +82,7 @@ def test_in_float32_every_step_is_as_near_to_float64_as_that_of_optax(name):
 
 
 TORCH = {
-    "descent": (descent(0.05), "SGD", {"lr": 0.05}),
+    "sgd": (sgd(0.05), "SGD", {"lr": 0.05}),
     "momentum": (momentum(0.02, 0.9), "SGD", {"lr": 0.02, "momentum": 0.9}),
     "nesterov": (
         momentum(0.02, 0.9, nesterov=True),
@@ -175,15 +175,15 @@ def test_a_second_moment_of_bfloat16_parameters_decays():
     params = jnp.ones(3, jnp.bfloat16)
     optimizer = adam(1e-3)
     state = optimizer.update(params, optimizer.init(params))[1]
-    first = state.direction.nu
+    first = state.inner.nu
     for _ in range(5):
         _, state = optimizer.update(0 * params, state)
-    assert state.direction.nu.dtype == jnp.float32
-    np.testing.assert_allclose(state.direction.nu, first * 0.999**5, rtol=1e-6)
+    assert state.inner.nu.dtype == jnp.float32
+    np.testing.assert_allclose(state.inner.nu, first * 0.999**5, rtol=1e-6)
 
 
 MAKERS = {
-    "descent": descent,
+    "sgd": sgd,
     "momentum": momentum,
     "adagrad": adagrad,
     "rmsprop": rmsprop,
@@ -244,7 +244,7 @@ def test_decay_is_decoupled_and_only_where_it_is_named(make):
         shrunk("kernel")
 
 
-def test_l2_is_decay_for_descent_and_not_for_adam():
+def test_l2_is_decay_for_sgd_and_not_for_adam():
     params = jnp.array([[1.0, -2.0, 0.5]])
     gradients = jnp.array([[0.1, 3.0, -1.0]])
 
@@ -254,7 +254,7 @@ def test_l2_is_decay_for_descent_and_not_for_adam():
         first = plain.update(penalized, plain.init(params), params)[0]
         return first, decayed.update(gradients, decayed.init(params), params)[0]
 
-    np.testing.assert_allclose(*steps(descent), rtol=1e-6)
+    np.testing.assert_allclose(*steps(sgd), rtol=1e-6)
     assert not np.allclose(*steps(adam), rtol=1e-2)
 
 
@@ -283,14 +283,14 @@ def test_float64_numbers_leave_float32_states_as_they_are(make):
             step = lambda state, _: (optimizer.update(params, state, params)[1], None)
             return jax.lax.scan(step, optimizer.init(params), length=2)[0]
 
-        state = jax.jit(walk)([jnp.float64(0.1)] * (1 + (make is not descent)))
+        state = jax.jit(walk)([jnp.float64(0.1)] * (1 + (make is not sgd)))
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state) if x.ndim == 2)
 
 
 @EACH
 @pytest.mark.parametrize("moments", ["float32", "int8"])
 def test_float64_gradients_leave_the_states_of_narrow_parameters_as_they_are(make, moments):
-    extra = {} if make is descent else {"moments": moments}
+    extra = {} if make is sgd else {"moments": moments}
     with jax.enable_x64(True):
         params, gradients = jnp.ones((64, 64), jnp.bfloat16), jnp.ones((64, 64), jnp.float64)
         optimizer = make(0.1, **extra)
@@ -336,7 +336,7 @@ def test_states_say_where_they_are():
     optimizer = adam(0.1)
     state = optimizer.init(jnp.ones(2))
     assert isinstance(state, lo.transforms.RuleState)
-    assert isinstance(state.direction, lo.transforms.AdamState)
+    assert isinstance(state.inner, lo.transforms.AdamState)
     assert optimizer.update(jnp.ones(2), state)[1].count == 1
     assert optax.tree.get(state, "nu").shape == (2,)
 
@@ -378,8 +378,8 @@ REFUSED = {
         ),
         "static_args",
     ),
-    "a negative rate": (lambda: descent(-0.1), "learning_rate >= 0"),
-    "a negative decay": (lambda: descent(0.1, weight_decay=-1.0), "weight_decay >= 0"),
+    "a negative rate": (lambda: sgd(-0.1), "learning_rate >= 0"),
+    "a negative decay": (lambda: sgd(0.1, weight_decay=-1.0), "weight_decay >= 0"),
     "a negative beginning": (
         lambda: adagrad(0.1, initial_accumulator=-1.0),
         "initial_accumulator >= 0",
@@ -396,7 +396,7 @@ REFUSED = {
         "regularizer=.*update\\(grads, state, params\\)",
     ),
     "no params for a decay": (
-        lambda: descent(0.1, weight_decay=0.1).update(jnp.ones(2), descent(0.1).init(jnp.ones(2))),
+        lambda: sgd(0.1, weight_decay=0.1).update(jnp.ones(2), sgd(0.1).init(jnp.ones(2))),
         "weight_decay=.*update\\(grads, state, params\\)",
     ),
     "integers": (lambda: adam(0.1).init({"n": jnp.arange(3)}), "int32.*optax.masked"),

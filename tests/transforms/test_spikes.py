@@ -83,7 +83,7 @@ def test_a_spike_is_as_if_it_had_not_been(spike):
     without, _ = _walk(adam, [*steady, *steady])
     assert not with_spike[30].any()
     np.testing.assert_array_equal(np.delete(with_spike, 30, axis=0), without)
-    jax.tree.map(lambda x: np.testing.assert_array_equal(x[29], x[30]), states.rule)
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[29], x[30]), states.inner)
     assert (states.skipped[-1], states.count[-1]) == (1, 61)
 
 

@@ -13,12 +13,12 @@ X = RNG.normal(size=(48, 5)).astype(np.float32)
 Y = X @ np.float32([2.0, -1.0, 0.0, 0.0, 0.0]) + np.float32(RNG.normal(size=48)) / 10
 LASSO = lo.regularizers.by_path({"kernel": lo.regularizers.L1(0.2)})
 START = {"kernel": jnp.zeros((5, 1)), "bias": jnp.zeros(())}
-adam, descent = lo.transforms.adam, lo.transforms.descent
+adam, sgd = lo.transforms.adam, lo.transforms.sgd
 OPTIMIZERS = {
     "a proximal step": adam(0.05, regularizer=LASSO, weight_decay=1e-3),
-    "plateaus": optax.chain(descent(0.1), lo.transforms.reduce_on_plateau(0.5, 2)),
+    "plateaus": optax.chain(sgd(0.1), lo.transforms.reduce_on_plateau(0.5, 2)),
     "spikes": lo.transforms.skip_spikes(adam(0.05), warmup=3),
-    "clipping": optax.chain(lo.transforms.clip_by_global_norm(0.5), descent(0.1)),
+    "clipping": optax.chain(lo.transforms.clip_by_global_norm(0.5), sgd(0.1)),
     "accumulation": lo.transforms.accumulate(adam(0.05, regularizer=LASSO), 3),
     "8 bits": adam(0.05, moments="int8"),
     "bfloat16": adam(0.05, moments="bfloat16"),

@@ -1,4 +1,4 @@
-"""The end that all rules share: the rate, the decay and the proximal step, in float32 or wider."""
+"""What all rules share: the rate, the decay and the proximal step, in float32 or wider."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ class RuleState(NamedTuple):
 
     Attributes:
       count: steps taken, an integer of shape `()`.
-      direction: state of that which gives the direction: moments, in float32 or wider.
+      inner: state of what gives the direction: moments, in float32 or wider.
     """
 
     count: Array
-    direction: PyTree
+    inner: PyTree
 
 
 def rule(
@@ -73,7 +73,7 @@ def rule(
             )
         gradients, point = together(_floating(updates), _floating(params))
         rate = at(state.count, learning_rate)
-        direction, metric, inner = move(gradients, state.direction, state.count, point, extra)
+        direction, metric, inner = move(gradients, state.inner, state.count, point, extra)
         if decays:
             strength = at(state.count, weight_decay)
             direction = _decay(direction, point, strength, _named(weight_decay_where, point))

@@ -10,7 +10,7 @@ from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._numbers import at, decay_rates
 from lossopt.transforms._quantized import Moments
-from lossopt.transforms._step import Where, like, rule
+from lossopt.transforms._rules import Where, like, rule
 
 
 class MomentumState(NamedTuple):
@@ -25,14 +25,14 @@ class MomentumState(NamedTuple):
     gain: Array
 
 
-def descent(
+def sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_where: Where = None,
     regularizer: Regularizer | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent.
+    r"""Gradient descent, as stochastic as its batches are.
 
     $$\theta \leftarrow \text{prox}_{\eta R}(\theta - \eta (g + w \theta))$$
 
@@ -52,7 +52,7 @@ def descent(
       ValueError: if a number is out of its range, or `params` are missing or not floating.
 
     Examples:
-      >>> optimizer = lo.transforms.descent(0.5, regularizer=lo.regularizers.L1(1.0))
+      >>> optimizer = lo.transforms.sgd(0.5, regularizer=lo.regularizers.L1(1.0))
       >>> params, grads = jnp.array([1.0, 0.25]), jnp.array([-3.0, 0.25])
       >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
       >>> print(optax.apply_updates(params, updates))
@@ -87,11 +87,11 @@ def momentum(
     $\eta / (1 - \beta)$ in place of $\eta$. $D$ is the gain that the sum has reached.
 
     Args:
-      learning_rate: $\eta \ge 0$, as for `descent`.
+      learning_rate: $\eta \ge 0$, as for `sgd`.
       decay: $\beta$, in [0, 1).
       nesterov: looks one step ahead.
       weight_decay: $w \ge 0$.
-      weight_decay_where: the leaves that decay, as for `descent`.
+      weight_decay_where: the leaves that decay, as for `sgd`.
       regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
       moments: how $v$ is stored; see `quantized` for `"int8"`.
 
@@ -125,5 +125,4 @@ def momentum(
         direction, metric = ahead if nesterov else (mu, gain)
         return direction, metric, MomentumState(mu, gain)
 
-    ending = weight_decay, weight_decay_where, regularizer, moments
-    return rule(start, move, learning_rate, *ending)
+    return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
