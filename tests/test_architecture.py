@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "_objective": BASE | {"_mean"},
     "_grad": BASE | PARTS | {"_objective"},
     "checkpoint": BASE,
-    "fused": CORE,
+    "fused": CORE | {"losses"},
     "losses": BASE,
     "regularizers": BASE,
     "schedules": BASE,
