@@ -96,10 +96,10 @@ def _of_devices(array, starts, strides):
         shards = {shard.device: shard.data for shard in array.addressable_shards}
         return {d: _of_block(x, _wrapped(starts[d]), strides) for d, x in shards.items()}
     devices = NamedSharding(place.mesh, P(place.mesh.axis_names))
-    begins = np.zeros(place.mesh.size, np.uint32)
-    for device, index in devices.devices_indices_map(begins.shape).items():
-        begins[index] = _wrapped(starts[device])
-    split = jax.make_array_from_callback(begins.shape, devices, lambda index: begins[index])
+    in_order = np.zeros(place.mesh.size, np.uint32)
+    for device, index in devices.devices_indices_map(in_order.shape).items():
+        in_order[index] = _wrapped(starts[device])
+    split = jax.make_array_from_callback(in_order.shape, devices, lambda index: in_order[index])
     sums = _of_mesh(array, split, strides, place, devices)
     return {shard.device: shard.data for shard in sums.addressable_shards}
 

@@ -62,8 +62,8 @@ class Leaf(NamedTuple):
 def flatten(tree: PyTree) -> tuple[list[tuple[Leaf, Any]], Any]:
     """Each leaf and each node without children, with what it is, and the structure."""
     values, structure = jax.tree.flatten(tree, is_leaf=_childless)
-    places = zip(_paths.paths(tree, is_leaf=_childless), _containers(tree))
-    return [(_leaf(*place, value), value) for place, value in zip(places, values)], structure
+    found = zip(_paths.paths(tree, is_leaf=_childless), _containers(tree), values)
+    return [(_leaf(path, within, value), value) for path, within, value in found], structure
 
 
 def compare(saved: list[Leaf], wanted: list[Leaf]) -> list[str]:
@@ -170,7 +170,7 @@ def _containers(node, within=""):
     if not children:
         return [within]
     name = f"{within}/{type(node).__name__}".lstrip("/")
-    return [place for child in children for place in _containers(child, name)]
+    return [inner for child in children for inner in _containers(child, name)]
 
 
 def _leaf(path, within, value):

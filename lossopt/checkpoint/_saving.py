@@ -43,10 +43,10 @@ class Saving:
             self._folder = Path(of_first(begin))
         except (OSError, RuntimeError) as error:  # the latter from the first of many processes
             raise self._failure(error) from error
-        write = lambda: self._write(arrays)()
+        finish = lambda: self._write(arrays)()
         if jax.process_count() > 1:
-            write = self._write(arrays)
-        thread = threading.Thread(target=self._land, args=(write,), name=f"save {self._step}")
+            finish = self._write(arrays)
+        thread = threading.Thread(target=self._land, args=(finish,), name=f"save {self._step}")
         _unheard.add(self)
         try:
             _wait_at_exit()
@@ -82,12 +82,12 @@ class Saving:
                 name: _leaves.to_store(self._store, name, *item) for name, item in names.items()
             }
 
-    def _land(self, write):
+    def _land(self, finish):
         """What the thread does: the step is written, read again, sealed, and seen by one rename."""
         first = jax.process_index() == 0
         try:
             with undisturbed(), self._store.alone():
-                write()
+                finish()
             if first:
                 self._seal()
                 _directory.land(self._folder, self._directory, self._step)

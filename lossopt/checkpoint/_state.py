@@ -62,8 +62,8 @@ def _arrays(store, folder, places):
     """Arrays by name: each process reads the shards that it will hold."""
     if not places:
         return {}
-    whole = lambda place: place is None or place.is_fully_addressable
-    places = {name: None if whole(place) else place for name, place in places.items()}
+    here = lambda place: place is None or place.is_fully_addressable
+    places = {name: None if here(place) else place for name, place in places.items()}
     try:
         return store.read(folder, places)
     except Exception as error:

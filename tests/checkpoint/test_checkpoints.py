@@ -276,6 +276,26 @@ class TestWalkingBack:
         restored = checkpoints.restore(_state(0))
         assert (restored.step, restored.skipped) == (2, {})
 
+    def test_a_step_that_is_replaced_meanwhile_is_not_moved(
+        self, checkpoints, directory, monkeypatch
+    ):
+        _save(checkpoints, 1, 2)
+        newer, good = directory / "00000002", directory / "good"
+        shutil.copytree(newer, good)
+        _damage(directory, 2)
+        read = lo.checkpoint._state.read
+
+        def replaced(store, folder, like):
+            if folder.name == "00000001":
+                shutil.rmtree(newer)
+                shutil.move(good, newer)
+            return read(store, folder, like)
+
+        monkeypatch.setattr(lo.checkpoint._state, "read", replaced)
+        with pytest.warns(UserWarning, match="Another program has replaced it meanwhile"):
+            assert checkpoints.restore(_state(0)).step == 1
+        assert checkpoints.verify() == ((1, 2), {})
+
 
 class TestEverySaveLandsOrRaises:
     def test_a_good_step_is_not_replaced(self, checkpoints):
@@ -360,15 +380,17 @@ class TestEverySaveLandsOrRaises:
         _save(checkpoints, 1)
         assert _names(directory) == ["00000001"]
 
-    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch):
-        digests = _digest.of_arrays
-        slowly = lambda arrays: time.sleep(0.5) or digests(arrays)
-        monkeypatch.setattr(_digest, "of_arrays", slowly)
+    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch, request):
+        digests, go_on = _digest.of_arrays, threading.Event()
+        monkeypatch.setattr(_digest, "of_arrays", lambda arrays: go_on.wait(60) and digests(arrays))
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
         checkpoints.save(1, _state(1))
-        timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
-        timer.start()
+        here = threading.get_ident()  # a signal to another thread does not interrupt this one
+        threading.Timer(0.3, signal.pthread_kill, [here, signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             checkpoints.wait()
+        go_on.set()
         checkpoints.wait()
         assert _names(directory) == ["00000001"]
 
