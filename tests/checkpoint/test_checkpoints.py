@@ -276,6 +276,23 @@ class TestWalkingBack:
         restored = checkpoints.restore(_state(0))
         assert (restored.step, restored.skipped) == (2, {})
 
+    def test_a_step_that_is_replaced_while_it_is_read(self, checkpoints, directory, monkeypatch):
+        _save(checkpoints, 1, 2)
+        newer, good = directory / "00000002", directory / "good"
+        shutil.copytree(newer, good)
+        read = lo.checkpoint._state.read
+
+        def replaced(store, folder, like):
+            if good.exists():
+                shutil.rmtree(newer)
+                shutil.move(good, newer)
+                raise _manifest.Damaged("half of it is gone")
+            return read(store, folder, like)
+
+        monkeypatch.setattr(lo.checkpoint._state, "read", replaced)
+        restored = checkpoints.restore(_state(0))
+        assert (restored.step, restored.skipped) == (2, {})
+
     def test_a_step_that_is_replaced_meanwhile_is_not_moved(
         self, checkpoints, directory, monkeypatch
     ):
