@@ -30,7 +30,7 @@ from rich.table import Table
 
 import lossopt as lo
 from benchmarks._measure import header, spread
-from lossopt.checkpoint import _digest, _manifest, _step
+from lossopt.checkpoint import _digest, _manifest, _store
 
 LEAVES, SIZE = 100, 500_000_000
 BLOCKED, ADDED = 0.1, 1.0  # seconds, and in the time of np.savez
@@ -43,8 +43,8 @@ WRITE, ORBAX = "  of this, Orbax", "Orbax alone: landed, not flushed"
 REST = "lossopt: landed, less Orbax alone"
 SAVEZ, ALONE = "np.savez, fsync", "donated step alone"
 PARTS = {  # wall-clock time only, because they run side by side
-    "    digests of the copy": (_digest, "table"),
-    "    reading again, digests": (_step, "compare_leaves"),
+    "    digests of the copy": (_digest, "of_arrays"),
+    "    reading again, digests": (_manifest, "check_leaves"),
     "    hashes, fsync": (_manifest, "hashes"),
     "    manifest": (_manifest, "write"),
 }
@@ -93,8 +93,6 @@ class Costs:
 @contextlib.contextmanager
 def parts(costs):
     """Times what a save is made of, in whichever thread that is called."""
-    from lossopt.checkpoint import _store  # here, because the first save imports Orbax
-
     inner = _store.Store.write
     write = lambda *args: costs.timed(WRITE, costs.timed(WRITE, inner)(*args))
     with contextlib.ExitStack() as stack:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from lossopt import _checks
 from lossopt._typing import PyTree
-from lossopt.checkpoint import _manifest, _step, _steps
-from lossopt.checkpoint._copies import Copies
+from lossopt.checkpoint import _directory, _state
 from lossopt.checkpoint._manifest import Damaged
 from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._saving import Saving
+from lossopt.checkpoint._store import Store
 
 
 class Restored(NamedTuple):
@@ -79,10 +79,9 @@ class Checkpoints:
         self.keep = operator.index(keep)
         self.every = None if every is None else operator.index(every)
         _checks.at_least(1, keep=self.keep, every=1 if self.every is None else self.every)
-        self.directory = _steps.root(directory)
+        self.directory = _directory.root(directory)
+        self._store = Store()
         self._saving: Saving | None = None
-        self._store: Any = None
-        self._copies = Copies()
         self._lock = threading.RLock()  # of what was saved last
 
     def __enter__(self) -> "Checkpoints":
@@ -119,11 +118,11 @@ class Checkpoints:
         _checks.at_least(0, step=step)
         with self._lock:
             self.wait()
-            for text in of_first(lambda: self._make_room(step)):
+            for text in of_first(lambda: _directory.make_room(self._store, self.directory, step)):
                 warnings.warn(text, stacklevel=2)
-            self._saving = Saving(
-                self._open, self.directory, step, state, self._copies, self._collect
-            )
+            saving = Saving(self._store, self.directory, step, self.keep, self.every)
+            saving.begin(state)
+            self._saving = saving
 
     def wait(self) -> None:
         """Returns when the last `save` has landed.
@@ -139,7 +138,7 @@ class Checkpoints:
             try:
                 saving.conclude()
             except RuntimeError:
-                self._close()  # Orbax would raise the same error at the next save again
+                self._store.close()  # Orbax would raise the same error at the next save again
                 raise
 
     def close(self) -> None:
@@ -147,7 +146,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._close()
+            self._store.close()
 
     def latest(self) -> int | None:
         """The newest step, verified or not; None where the directory holds none.
@@ -156,7 +155,7 @@ class Checkpoints:
           RuntimeError: the last save did not land.
         """
         self.wait()
-        return of_first(lambda: max(_steps.steps(self.directory), default=None))
+        return of_first(lambda: max(_directory.steps(self.directory), default=None))
 
     def restore(self, like: PyTree) -> Restored:
         """The newest step that verifies.
@@ -179,21 +178,22 @@ class Checkpoints:
           ValueError: the state has another structure, shape or dtype. The message has the paths.
         """
         self.wait()
-        bad = []
+        damaged = []
         for step in reversed(self._steps("restore")):
-            folder = of_first(partial(_steps.identity, self.directory, step))
+            identity = partial(_directory.identity, self.directory, step)
+            before = of_first(identity)
             try:
-                state = _step.read(self._open(), _steps.path(self.directory, step), like)
+                state = _state.read(self._store, _directory.folder(self.directory, step), like)
             except Damaged as damage:
-                now = of_first(partial(_steps.identity, self.directory, step))
-                if now is None or now != folder:
+                now = of_first(identity)
+                if now is None or now != before:
                     return self.restore(like)  # another program has replaced or collected it
-                bad.append((step, str(damage), folder))
+                damaged.append((step, str(damage), before))
                 continue
-            for text in of_first(partial(self._set_aside, bad)):
+            for text in of_first(partial(_directory.set_aside, self.directory, damaged)):
                 warnings.warn(text, stacklevel=2)
-            return Restored(step, state, {skipped: reason for skipped, reason, _ in bad})
-        reasons = "\n".join(f"step {step}: {reason}" for step, reason, _ in bad)
+            return Restored(step, state, {skipped: reason for skipped, reason, _ in damaged})
+        reasons = "\n".join(f"step {step}: {reason}" for step, reason, _ in damaged)
         raise RuntimeError(
             f"No step in {self.directory} verifies:\n{reasons}\nNothing was moved. Bring a copy of "
             "a step back, or start anew in another directory."
@@ -219,75 +219,15 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise FileNotFoundError(f"No step {step} in {self.directory}, which has {steps}.")
         chosen = steps if step is None else [operator.index(step)]
-        findings = of_first(lambda: list(self._findings(chosen)))
+        find = lambda: list(_directory.findings(self._store, self.directory, chosen))
+        findings = of_first(find)
         verified = tuple(step for step, reason, _ in findings if reason is None)
         return Report(verified, {step: reason for step, reason, _ in findings if reason})
 
-    def _open(self):
-        """The store, opened at its first use."""
-        if self._store is None:
-            from lossopt.checkpoint._store import Store  # importing Orbax takes a second
-
-            self._store = Store()
-        return self._store
-
-    def _close(self):
-        self._copies = Copies()
-        store, self._store = self._store, None
-        if store is not None:
-            store.close()
-
     def _steps(self, verb):
-        steps = of_first(lambda: _steps.steps(self.directory))
+        steps = of_first(lambda: _directory.steps(self.directory))
         if not steps:
             raise FileNotFoundError(
                 f"No step to {verb} in {self.directory}. Ask `latest()` first: it is None then."
             )
         return steps
-
-    def _findings(self, steps):
-        """Each step that is still there, what is damaged, if anything, and which folder it is."""
-        for step in steps:
-            folder, reason = _steps.identity(self.directory, step), None
-            try:
-                _step.verify(self._open(), _steps.path(self.directory, step))
-            except Damaged as damage:
-                reason = str(damage)
-            if folder is not None and folder == _steps.identity(self.directory, step):
-                yield step, reason, folder
-
-    def _make_room(self, step):
-        """Refuses a step that is not the newest, unless those in its way are damaged."""
-        in_the_way = [other for other in _steps.steps(self.directory) if other >= step]
-        findings = list(self._findings(in_the_way))
-        for other, reason, _ in findings:
-            if reason is None:
-                raise ValueError(
-                    f"Step {step} cannot be saved in {self.directory}, which holds step {other}. "
-                    "Restore it and go on from there, or take another directory."
-                )
-        return self._set_aside(findings)
-
-    def _set_aside(self, damages):
-        """Renames damaged steps, and says what became of each."""
-        tales = []
-        for step, reason, folder in damages:
-            try:
-                if folder != _steps.identity(self.directory, step):
-                    where = "Another program has replaced it meanwhile"
-                else:
-                    where = f"It was set aside as {_steps.set_aside(self.directory, step)}"
-            except OSError as error:
-                where = f"It could not be set aside: {error}"
-            tales.append(
-                f"Step {step} in {self.directory} is damaged: {reason}. {where}. Look after the "
-                "disk, and delete what was set aside when nobody needs it."
-            )
-        return tales
-
-    def _collect(self):
-        """Deletes the oldest steps. The newest has just been verified, and stays."""
-        whole = lambda step: (_steps.path(self.directory, step) / _manifest.NAME).is_file()
-        for step in list(filter(whole, _steps.steps(self.directory)))[: -self.keep]:
-            if self.every is None or step % self.every:
-                _steps.collect(self.directory, step)

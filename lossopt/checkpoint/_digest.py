@@ -3,8 +3,6 @@
 Each 32-bit word goes with its index through a full avalanche mix before it is summed modulo 2³²,
 so that the words of all devices may be summed in any order. Two sums, of different mixes, make
 the digest. Elements of one or two bytes are a word each, those of eight bytes two words.
-
-The mix is that of C. Wellons, "Prospecting for Hash Functions" (2018).
 """
 
 import functools
@@ -19,11 +17,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt._jax import host_device, undisturbed
+from lossopt._numerics import mixed
 from lossopt._typing import Array
 from lossopt.checkpoint._processes import summed
 
-STEPS = (0x9E3779B1, 0x85EBCA77)  # what the index is multiplied by, odd
-SEEDS = (0x243F6A88, 0xB7E15162)
+MIXES = (0x9E3779B1, 0x243F6A88), (0x85EBCA77, 0xB7E15162)  # an odd factor of the index, a seed
 BLOCK = 1 << 20  # words of the host that are digested at once
 
 
@@ -33,21 +31,23 @@ def of_host(array: np.ndarray) -> list[int]:
     if words.dtype == np.bool_:
         words = words.view(np.uint8)
     words = words.view(f"u{min(words.dtype.itemsize, 4)}")
-    starts = range(0, words.size, BLOCK)
-    blocks = [(np.uint32(start % 2**32), words[start : start + BLOCK]) for start in starts]
+    sums = []
     with undisturbed():
-        sums = [_of_words(_padded(block), start, block.size) for start, block in blocks]
-        return [sum(int(x[k]) for x in map(np.asarray, sums)) % 2**32 for k in range(2)]
+        for start in range(0, words.size, BLOCK):
+            block = words[start : start + BLOCK]
+            sums.append(_of_words(_padded(block), np.uint32(start % 2**32), block.size))
+        sums = np.asarray([np.asarray(x) for x in sums], np.uint64).reshape(-1, 2)
+    return (sums.sum(axis=0) % 2**32).tolist()
 
 
-def table(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
-    """A row for each array: its two sums, and how many replicas differ from the first.
+def of_arrays(arrays: Sequence[np.ndarray | Array]) -> np.ndarray:
+    """Of each array its two sums, and how many replicas differ from the first: uint32[arrays, 3].
 
     Every process must call it with the same arrays. The devices work side by side.
     """
     with undisturbed():
         begun = [x if isinstance(x, np.ndarray) else _of_shards(_near(x)) for x in arrays]
-        here = np.asarray([_finished(array) for array in begun], np.uint32).reshape(-1, 3)
+        here = np.asarray(list(map(_finished, begun)), np.uint32).reshape(-1, 3)
     spread = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in arrays]
     return np.where(np.asarray(spread, bool)[:, None], summed(here), here)
 
@@ -96,10 +96,10 @@ def _of_devices(array, starts, strides):
         shards = {shard.device: shard.data for shard in array.addressable_shards}
         return {d: _of_block(x, _wrapped(starts[d]), strides) for d, x in shards.items()}
     devices = NamedSharding(place.mesh, P(place.mesh.axis_names))
-    table = np.zeros(place.mesh.size, np.uint32)
-    for device, index in devices.devices_indices_map(table.shape).items():
-        table[index] = _wrapped(starts[device])
-    split = jax.make_array_from_callback(table.shape, devices, lambda index: table[index])
+    in_order = np.zeros(place.mesh.size, np.uint32)
+    for device, index in devices.devices_indices_map(in_order.shape).items():
+        in_order[index] = _wrapped(starts[device])
+    split = jax.make_array_from_callback(in_order.shape, devices, lambda index: in_order[index])
     sums = _of_mesh(array, split, strides, place, devices)
     return {shard.device: shard.data for shard in sums.addressable_shards}
 
@@ -123,22 +123,27 @@ def _of_block(block, start, strides):
         indices += lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
     indices *= np.uint32(per_element)
     indices += lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)
-    return _sums([_mix(words, indices, k) for k in range(2)])
+    return _sums(*_terms(words, indices))
 
 
 @jax.jit
 def _of_words(words, start, count):
     """Of the first words of a block: a few sizes of blocks are a few programs to compile."""
     indices = lax.iota(jnp.uint32, words.size)
-    mixed = [_mix(words.astype(jnp.uint32), start + indices, k) for k in range(2)]
-    return _sums([jnp.where(indices < count, x, np.uint32(0)) for x in mixed])
+    terms = _terms(words.astype(jnp.uint32), start + indices)
+    return _sums(*(jnp.where(indices < count, x, np.uint32(0)) for x in terms))
 
 
-def _sums(mixed):
+def _terms(words, indices):
+    """What each of the two sums is of."""
+    return [mixed(indices * np.uint32(odd) + np.uint32(seed) ^ words) for odd, seed in MIXES]
+
+
+def _sums(*terms):
     """In one pass over both."""
     add = lambda sums, more: tuple(a + b for a, b in zip(sums, more))
     zeros = (np.uint32(0), np.uint32(0))
-    return jnp.stack(lax.reduce(tuple(mixed), zeros, add, range(mixed[0].ndim)))
+    return jnp.stack(lax.reduce(terms, zeros, add, range(terms[0].ndim)))
 
 
 def _padded(block):
@@ -166,15 +171,3 @@ def _words(block):
         return lax.bitcast_convert_type(block, narrow).astype(jnp.uint32)[..., None]
     words = lax.bitcast_convert_type(block, jnp.uint32)
     return words.reshape(*block.shape, -1)
-
-
-def _mix(words, indices, k):
-    x = indices * np.uint32(STEPS[k])
-    x += np.uint32(SEEDS[k])
-    x ^= words
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
-    x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
-    return x

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from lossopt import _paths
 from lossopt._typing import Array, PyTree
-from lossopt.checkpoint._copies import Copies
+from lossopt.checkpoint._store import Store
 
 DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -25,7 +25,7 @@ WRITE = {
     complex: lambda z: struct.pack(">dd", z.real, z.imag).hex(),
 }
 READ = {
-    "bool": "True".__eq__,
+    "bool": lambda text: text == "True",
     "int": lambda text: int(text, 16),
     "float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
     "complex": lambda text: complex(*struct.unpack(">dd", bytes.fromhex(text))),
@@ -62,8 +62,8 @@ class Leaf(NamedTuple):
 def flatten(tree: PyTree) -> tuple[list[tuple[Leaf, Any]], Any]:
     """Each leaf and each node without children, with what it is, and the structure."""
     values, structure = jax.tree.flatten(tree, is_leaf=_childless)
-    places = zip(_paths.paths(tree, is_leaf=_childless), _containers(tree))
-    return [(_leaf(*place, value), value) for place, value in zip(places, values)], structure
+    found = zip(_paths.paths(tree, is_leaf=_childless), _containers(tree), values)
+    return [(_leaf(path, within, value), value) for path, within, value in found], structure
 
 
 def compare(saved: list[Leaf], wanted: list[Leaf]) -> list[str]:
@@ -95,7 +95,7 @@ def facts(leaf: Leaf, value: Any) -> dict[str, Any]:
     return {"weak": bool(getattr(value, "weak_type", False))}
 
 
-def to_store(name: str, leaf: Leaf, value: Any, copies: Copies) -> np.ndarray | Array:
+def to_store(store: Store, name: str, leaf: Leaf, value: Any) -> np.ndarray | Array:
     """The bits that Orbax stores, out of reach of whatever the caller does to the leaf next.
 
     What this process holds all of is copied to the host, and the rest beside itself on a CPU:
@@ -103,19 +103,19 @@ def to_store(name: str, leaf: Leaf, value: Any, copies: Copies) -> np.ndarray | 
     """
     value = data_of(leaf, value)
     if not isinstance(value, jax.Array) or value.is_fully_addressable:
-        return _as_stored(leaf, copies.of(name, value))
+        return _as_stored(leaf, store.copy(name, value))
     here = next(iter(value.sharding.addressable_devices))
     return _as_stored(leaf, jnp.copy(value) if here.platform == "cpu" else value)
 
 
 def from_store(
-    leaf: Leaf, row: dict[str, Any], data: Any, like: Any, place: jax.sharding.Sharding | None
+    leaf: Leaf, entry: dict[str, Any], data: Any, like: Any, place: jax.sharding.Sharding | None
 ) -> Any:
     """The leaf as `like` has it: its kind of array, in its place. No data is a size of zero."""
     if leaf.kind == "empty":
         return like
     if leaf.kind == "number":
-        return READ[leaf.type](row["value"])
+        return READ[leaf.type](entry["value"])
     data = _of_no_size(leaf, like) if data is None else _as_saved(leaf, data)
     if isinstance(like, np.ndarray):
         return data
@@ -129,8 +129,8 @@ def from_store(
     if not isinstance(data, jax.Array):
         data = jax.device_put(data, place)
     if leaf.kind == "key":
-        return jax.random.wrap_key_data(data, impl=row["impl"])
-    return _weak(data, place) if row["weak"] else data
+        return jax.random.wrap_key_data(data, impl=entry["impl"])
+    return _weak(data, place) if entry["weak"] else data
 
 
 def data_of(leaf: Leaf, value: Any) -> Any:
@@ -170,7 +170,7 @@ def _containers(node, within=""):
     if not children:
         return [within]
     name = f"{within}/{type(node).__name__}".lstrip("/")
-    return [place for child in children for place in _containers(child, name)]
+    return [inner for child in children for inner in _containers(child, name)]
 
 
 def _leaf(path, within, value):

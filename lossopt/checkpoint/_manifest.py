@@ -1,7 +1,7 @@
 """The manifest of a step: what every file must be, and what every leaf must be.
 
 It holds its own hash, and only its one canonical spelling is accepted, so that no bit of it can
-change unseen.
+change unseen. Each leaf has an entry; the arrays on disk are named by its number.
 """
 
 import hashlib
@@ -11,7 +11,9 @@ from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
 from pathlib import Path
 from typing import Any
 
+from lossopt.checkpoint import _digest
 from lossopt.checkpoint._leaves import Leaf
+from lossopt.checkpoint._store import Store
 
 NAME = "manifest.json"
 NOT_OF_THE_DISK = {EMFILE, ENFILE, ENOMEM, EACCES, EPERM, ESTALE}
@@ -28,25 +30,38 @@ def hashes(folder: Path) -> dict[str, list[Any]]:
     return {path.relative_to(folder).as_posix(): _hash(path, flush=True) for path in files}
 
 
-def write(folder: Path, step: int, files: dict[str, list[Any]], rows: list[dict[str, Any]]) -> None:
-    """Seals a step, whose files are hashed and whose leaves have their rows."""
+def write(
+    folder: Path, step: int, files: dict[str, list[Any]], entries: list[dict[str, Any]]
+) -> None:
+    """Seals a step, whose files are hashed and whose leaves have their entries."""
     with open(folder / NAME, "w", encoding="utf-8") as file:
-        file.write(_spelled({"format": FORMAT, "step": step, "files": files, "leaves": rows}))
+        file.write(_spelled({"format": FORMAT, "step": step, "files": files, "leaves": entries}))
         file.flush()
         os.fsync(file.fileno())
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         flush(inner)
 
 
-def read(step: Path) -> list[dict[str, Any]]:
-    """What the manifest says of the leaves, if it is whole."""
-    return _content(step)["leaves"]
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The entries of the leaves of a step, if its manifest is whole."""
+    return _content(folder)["leaves"]
 
 
-def check(step: Path) -> None:
-    """Raises `Damaged` where a file of the step is not what the manifest says."""
-    for name, (size, digest) in _content(step)["files"].items():
-        path = step / name
+def leaf(entry: dict[str, Any]) -> Leaf:
+    """The leaf that an entry speaks of."""
+    return Leaf(entry["path"], entry["kind"], entry["type"], tuple(entry["shape"]), entry["within"])
+
+
+def verify(store: Store, folder: Path) -> None:
+    """Raises `Damaged` where a file or a leaf of a step is not what was saved."""
+    check_files(folder)
+    check_leaves(store, folder, read(folder))
+
+
+def check_files(folder: Path) -> None:
+    """Raises `Damaged` where a file of a step is not what the manifest says."""
+    for name, (size, digest) in _content(folder)["files"].items():
+        path = folder / name
         try:
             if path.stat().st_size != size:
                 raise Damaged(f"{name} has {path.stat().st_size} bytes of {size}")
@@ -58,9 +73,17 @@ def check(step: Path) -> None:
             raise _damage(name, error) from error
 
 
-def leaf(row: dict[str, Any]) -> Leaf:
-    """The leaf that a row speaks of."""
-    return Leaf(row["path"], row["kind"], row["type"], tuple(row["shape"]), row["within"])
+def check_leaves(store: Store, folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Reads every leaf without Orbax, one at a time; raises `Damaged` where one differs."""
+    stored = {str(i): entry for i, entry in enumerate(entries) if "digest" in entry}
+    arrays = store.read_again(folder, stored)
+    for entry in stored.values():
+        try:
+            same = _digest.of_host(next(arrays)) == entry["digest"]
+        except ValueError as error:
+            raise Damaged(f"{entry['path']} cannot be read: {error}") from error
+        if not same:
+            raise Damaged(f"{entry['path']} is not what was saved: its digest differs")
 
 
 def flush(path: Path) -> None:
@@ -72,9 +95,9 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _content(step):
+def _content(folder):
     try:
-        text = (step / NAME).read_bytes().decode()
+        text = (folder / NAME).read_bytes().decode()
         content = json.loads(text)["content"]
         whole = _spelled(content) == text
     except FileNotFoundError as error:
@@ -86,8 +109,8 @@ def _content(step):
     if not whole:
         raise Damaged(f"{NAME} is not what was written: its bytes differ")
     if content["format"] != FORMAT:
-        raise ValueError(f"{step / NAME} has format {content['format']}: update lossopt.")
-    if content["step"] != int(step.name):
+        raise ValueError(f"{folder / NAME} has format {content['format']}: update lossopt.")
+    if content["step"] != int(folder.name):
         raise Damaged(f"{NAME} is that of step {content['step']}")
     return content
 

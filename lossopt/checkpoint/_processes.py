@@ -31,11 +31,11 @@ def of_first(find_out: Callable[[], Any]) -> Any:
     return outcome["result"]
 
 
-def summed(table: np.ndarray) -> np.ndarray:
-    """The sum over processes of a table of uint32, modulo 2³²."""
+def summed(array: np.ndarray) -> np.ndarray:
+    """The sum over processes of an array of uint32, modulo 2³²."""
     if jax.process_count() == 1:
-        return table
-    return np.asarray(multihost_utils.process_allgather(table)).sum(axis=0, dtype=np.uint32)
+        return array
+    return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0, dtype=np.uint32)
 
 
 def _broadcast(text):

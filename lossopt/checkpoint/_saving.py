@@ -4,7 +4,6 @@ import atexit
 import functools
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,55 +12,49 @@ import jax
 
 from lossopt._jax import undisturbed
 from lossopt._typing import PyTree
-from lossopt.checkpoint import _digest, _leaves, _manifest, _step, _steps
-from lossopt.checkpoint._copies import Copies
+from lossopt.checkpoint import _digest, _directory, _leaves, _manifest
 from lossopt.checkpoint._processes import of_first
+from lossopt.checkpoint._store import Store
 
 
 class Saving:
-    """A step on its way to the disk, out of the caller's reach as soon as this is built.
+    """A step on its way to the disk: begun by the caller, landed by a thread, concluded once."""
 
-    With several processes the digests are taken and Orbax is started before it returns, because
-    collective operations of all processes must have one order.
-    """
-
-    def __init__(
-        self,
-        store: Callable[[], Any],
-        directory: Path,
-        step: int,
-        state: PyTree,
-        copies: Copies,
-        landed: Callable[[], None],
-    ):
-        self._store, self._directory, self._step, self._landed = store, directory, step, landed
+    def __init__(self, store: Store, directory: Path, step: int, keep: int, every: int | None):
+        self._store, self._directory, self._step = store, directory, step
+        self._keep, self._every = keep, every
+        self._folder = _directory.folder(directory, step)
+        self._entries: list[dict[str, Any]] = []
         self._error: RuntimeError | None = None
-        items, _ = _leaves.flatten(state)
-        self._rows = [{**leaf._asdict(), **_leaves.facts(leaf, value)} for leaf, value in items]
-        names = {str(i): item for i, item in enumerate(items) if item[0].stored}
-        with undisturbed():
-            arrays = {name: _leaves.to_store(name, *item, copies) for name, item in names.items()}
-        self._folder = _steps.path(directory, step)
         self._ended = threading.Event()
+
+    def begin(self, state: PyTree) -> None:
+        """Copies the state out of the caller's reach, and starts the thread that lands it.
+
+        With several processes the digests are taken and Orbax is started before it returns, because
+        collective operations of all processes must have one order.
+        """
+        arrays = self._copied(state)
         for other in list(_unheard):
-            if other._directory == directory:  # of another object
+            if other._directory == self._directory:  # of another object
                 other.join()
         try:
-            self._folder = Path(of_first(lambda: str(_steps.begin(directory, step))))
+            begin = lambda: str(_directory.begin(self._directory, self._step))
+            self._folder = Path(of_first(begin))
         except (OSError, RuntimeError) as error:  # the latter from the first of many processes
             raise self._failure(error) from error
-        write = lambda: self._write(arrays)
+        finish = lambda: self._write(arrays)()
         if jax.process_count() > 1:
-            write = self._begin(arrays)
-        thread = threading.Thread(target=self._run, args=(write,), name=f"save {step}")
+            finish = self._write(arrays)
+        thread = threading.Thread(target=self._land, args=(finish,), name=f"save {self._step}")
         _unheard.add(self)
         try:
-            _land_at_exit()
+            _wait_at_exit()
             thread.start()
         except BaseException as error:
             if thread.ident is None:  # it never began, and never ends
                 _unheard.discard(self)
-                _steps.give_up(self._folder)
+                _directory.give_up(self._folder)
             if isinstance(error, RuntimeError):
                 raise self._failure(error) from error
             raise
@@ -79,57 +72,63 @@ class Saving:
         of_first(self._raise)
         self._raise()
 
-    def _run(self, write):
+    def _copied(self, state):
+        """The arrays to write, by name; of each leaf the manifest has an entry."""
+        items, _ = _leaves.flatten(state)
+        self._entries = [{**leaf._asdict(), **_leaves.facts(leaf, value)} for leaf, value in items]
+        names = {str(i): item for i, item in enumerate(items) if item[0].stored}
+        with undisturbed():
+            return {
+                name: _leaves.to_store(self._store, name, *item) for name, item in names.items()
+            }
+
+    def _land(self, finish):
+        """What the thread does: the step is written, read again, sealed, and seen by one rename."""
+        first = jax.process_index() == 0
         try:
-            with undisturbed():
-                write()
-            if jax.process_index() == 0:
+            with undisturbed(), self._store.alone():
+                finish()
+            if first:
                 self._seal()
-                _steps.land(self._folder, self._directory, self._step)
+                _directory.land(self._folder, self._directory, self._step)
         except Exception as error:
             self._error = self._failure(error)
-            if jax.process_index() == 0:
-                _steps.give_up(self._folder)
+            if first:
+                _directory.give_up(self._folder)
         else:
-            self._collect()
+            try:
+                if first:
+                    _directory.collect(self._directory, self._keep, self._every)
+            except OSError as error:
+                self._error = RuntimeError(
+                    f"Step {self._step} has landed in {self._directory}, but an older step could "
+                    f"not be deleted: {error}. Delete it by hand."
+                )
         finally:
             if self._error is None:
                 _unheard.discard(self)
             self._ended.set()
 
-    def _seal(self):
-        with ThreadPoolExecutor(1) as beside:
-            files = beside.submit(_manifest.hashes, self._folder)
-            _step.compare_leaves(self._store(), self._folder, self._rows)
-            _manifest.write(self._folder, self._step, files.result(), self._rows)
-
-    def _collect(self):
-        try:
-            if jax.process_index() == 0:
-                self._landed()
-        except OSError as error:
-            self._error = RuntimeError(
-                f"Step {self._step} has landed in {self._directory}, but an older step could not "
-                f"be deleted: {error}. Delete it by hand."
-            )
-
     def _write(self, arrays):
-        with self._store().alone():
-            self._begin(arrays)()
-
-    def _begin(self, arrays):
         """Starts Orbax and takes the digests meanwhile; what it returns waits for Orbax."""
-        wait = self._store().write(self._folder / _step.STATE, arrays) if arrays else lambda: None
-        for name, sums in zip(arrays, _digest.table(list(arrays.values()))):
-            row = self._rows[int(name)]
-            row["digest"] = sums[:2].tolist()
+        wait = self._store.write(self._folder, arrays) if arrays else lambda: None
+        for name, sums in zip(arrays, _digest.of_arrays(list(arrays.values()))):
+            entry = self._entries[int(name)]
+            entry["digest"] = sums[:2].tolist()
             if sums[2]:
                 wait()
                 raise ValueError(
-                    f"{row['path']} is replicated, but its copies differ between devices. Find "
+                    f"{entry['path']} is replicated, but its copies differ between devices. Find "
                     "the step that makes them differ, as an average that was not taken over all."
                 )
         return wait
+
+    def _seal(self):
+        """Hashes and flushes the files while the leaves are read again, and writes the manifest."""
+        with ThreadPoolExecutor(1) as beside:
+            files = beside.submit(_manifest.hashes, self._folder)
+            _manifest.check_leaves(self._store, self._folder, self._entries)
+            _manifest.write(self._folder, self._step, files.result(), self._entries)
 
     def _raise(self):
         if self._error is not None:
@@ -145,16 +144,16 @@ class Saving:
 
 
 @functools.cache
-def _land_at_exit():
+def _wait_at_exit():
     """Waits for saves when the main thread ends: soon after, no thread can be started any more.
 
     `atexit` comes too late for that. The last to be registered is the first to run, so the threads
     of `concurrent.futures`, which Orbax needs, end after this.
     """
-    getattr(threading, "_register_atexit", atexit.register)(_land)
+    getattr(threading, "_register_atexit", atexit.register)(_conclude_all)
 
 
-def _land():
+def _conclude_all():
     errors = []
     for saving in list(_unheard):
         try:

@@ -1,6 +1,6 @@
-"""Arrays on disk: Orbax writes and reads them, TensorStore reads them again without Orbax.
+"""Arrays by name: Orbax writes and reads them, TensorStore reads them again without Orbax.
 
-Imported where it is needed: importing Orbax takes a second.
+Both are imported where they are needed: importing Orbax takes a second.
 """
 
 import contextlib
@@ -13,36 +13,42 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
 
 from lossopt._jax import host_device
 
 Arrays = dict[str, Any]
-_turn = threading.Lock()
+FOLDER = "state"  # of Orbax, within the folder of a step
 AHEAD = 2  # arrays that are read while another is digested
-
-
-class _Checkpointer(ocp.AsyncCheckpointer):
-    """One that does not count its operations on one process, where no other waits for signals.
-
-    Orbax has one count for all of a program: a manager of the user's own would wait for ever for
-    signals under a number that a thread of ours has raised.
-    """
-
-    def synchronize_next_awaitable_signal_operation_id(self):
-        if jax.process_count() > 1:
-            super().synchronize_next_awaitable_signal_operation_id()
+ALIGNMENT = 64  # bytes: jax takes such memory for its own on a CPU, without another copy
+_turn = threading.Lock()
 
 
 class Store:
-    """One checkpointer of Orbax, for arrays by name."""
+    """Copies of arrays on the host, and one checkpointer of Orbax, opened at its first use.
+
+    The memory of copies is kept from one save to the next: to be given new memory by the system
+    takes longer than to fill it.
+    """
 
     def __init__(self):
-        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        # Not in another thread than ours, which needs no signals then.
-        beside = ocp.AsyncOptions(create_directories_asynchronously=False)
-        self._orbax = _Checkpointer(handler, async_options=beside)
+        self._copies: dict[str, np.ndarray] = {}
+        self._orbax: Any = None
+
+    def copy(self, name: str, value: Any) -> np.ndarray:
+        """The numbers of an array as they are now. They hold until the next call with this name."""
+        copy = self._copies.get(name)
+        if copy is None or (copy.shape, copy.dtype) != (value.shape, value.dtype):
+            raw = np.empty(value.nbytes + ALIGNMENT, np.uint8)
+            start = -raw.ctypes.data % ALIGNMENT
+            copy = raw[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+            self._copies[name] = copy
+        if isinstance(value, np.ndarray):
+            np.copyto(copy, value)
+            return copy
+        for shard in value.addressable_shards:  # jax would keep a copy of the whole
+            if shard.replica_id == 0:
+                np.copyto(copy[(*shard.index, ...)], shard.data)
+        return copy
 
     def alone(self) -> contextlib.AbstractContextManager[object]:
         """While one thread writes or reads: all of Orbax has one number for what it is doing.
@@ -51,34 +57,41 @@ class Store:
         """
         return _turn if jax.process_count() == 1 else contextlib.nullcontext()
 
-    def write(self, directory: Path, arrays: Arrays) -> Callable[[], None]:
-        """Starts to write; what it returns waits for the end."""
+    def write(self, folder: Path, arrays: Arrays) -> Callable[[], None]:
+        """Starts to write into the folder of a step; what it returns waits for the end."""
+        import orbax.checkpoint as ocp
+
+        orbax = self._opened()
         with _quiet():
-            self._orbax.save(directory, args=ocp.args.PyTreeSave(jax.tree.map(_shared, arrays)))
+            state = ocp.args.PyTreeSave(jax.tree.map(_shared, arrays))
+            orbax.save(folder / FOLDER, args=state)
 
         def wait():
             with _quiet():
-                self._orbax.wait_until_finished()
+                orbax.wait_until_finished()
 
         return wait
 
-    def read(self, directory: Path, places: dict[str, jax.sharding.Sharding | None]) -> Arrays:
+    def read(self, folder: Path, places: dict[str, jax.sharding.Sharding | None]) -> Arrays:
         """The arrays of these names, laid out like this; None is an array of numpy."""
+        import orbax.checkpoint as ocp
+
         how = {
             name: ocp.RestoreArgs(restore_type=np.ndarray)
             if place is None
             else ocp.ArrayRestoreArgs(sharding=place)
             for name, place in places.items()
         }
+        state = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=how)
         with self.alone(), _quiet():
-            return self._orbax.restore(
-                directory, args=ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=how)
-            )
+            return self._opened().restore(folder / FOLDER, args=state)
 
-    def read_again(self, directory: Path, names: Iterable[str]) -> Iterator[np.ndarray]:
+    def read_again(self, folder: Path, names: Iterable[str]) -> Iterator[np.ndarray]:
         """The arrays of these names by TensorStore alone, which asks no other process to join."""
+        import tensorstore
+
         context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 10_000_000}})
-        files = {"driver": "file", "path": f"{directory}/"}
+        files = {"driver": "file", "path": f"{folder / FOLDER}/"}
         reading: deque[Any] = deque()
         for name in names:
             spec = {"driver": "ocdbt", "base": files, "path": f"{name}/"}
@@ -92,9 +105,35 @@ class Store:
             yield reading.popleft().result()
 
     def close(self) -> None:
-        """Ends the threads of Orbax, which raises here what it has raised before."""
-        with contextlib.suppress(Exception), _quiet():
-            self._orbax.close()
+        """Gives memory back and ends the threads of Orbax; the next use opens it again."""
+        orbax, self._orbax, self._copies = self._orbax, None, {}
+        with (
+            contextlib.suppress(Exception),
+            _quiet(),
+        ):  # Orbax raises here what it has raised before
+            if orbax is not None:
+                orbax.close()
+
+    def _opened(self):
+        """The checkpointer, which counts no operations where no other process waits for signals.
+
+        Orbax has one count for all of a program: a manager of the user's own would wait for ever
+        for signals under a number that a thread of ours has raised.
+        """
+        if self._orbax is not None:
+            return self._orbax
+        import orbax.checkpoint as ocp
+
+        class Checkpointer(ocp.AsyncCheckpointer):
+            def synchronize_next_awaitable_signal_operation_id(self):
+                if jax.process_count() > 1:
+                    super().synchronize_next_awaitable_signal_operation_id()
+
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        # Not in another thread than ours, which needs no signals then.
+        beside = ocp.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = Checkpointer(handler, async_options=beside)
+        return self._orbax
 
 
 def _shared(array):

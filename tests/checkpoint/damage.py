@@ -196,10 +196,10 @@ def fitting(fault: Fault) -> Fault:
     """The same damage with hashes made to fit: only the digests of the leaves are left."""
 
     def consistent(random, step):
-        rows = _manifest.read(step)
+        entries = _manifest.read(step)
         what = fault(random, step).what
         (step / "manifest.json").unlink()
-        _manifest.write(step, int(step.name), _manifest.hashes(step), rows)
+        _manifest.write(step, int(step.name), _manifest.hashes(step), entries)
         lost = tuple(leaf for leaf in LEAVES if _find(step, leaf) is None)
         return Harm(lost, f"{what}, and hashes were made to fit", fits=True)
 

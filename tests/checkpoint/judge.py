@@ -93,7 +93,7 @@ def restore(checkpoints, like=None):
         warnings.simplefilter("always")
         restored = checkpoints.restore(state(0) if like is None else like)
     told = [str(w.message) for w in heard if issubclass(w.category, UserWarning)]
-    return restored, told, {int(call.args[1].parent.name) for call in read.call_args_list}
+    return restored, told, {int(call.args[1].name) for call in read.call_args_list}
 
 
 def way(reason: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import lossopt as lo
-from lossopt.checkpoint import _digest, _manifest, _step, _steps, _store
+from lossopt.checkpoint import _digest, _directory, _manifest, _store
 
 PARAMS = {"w": np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32), "b": np.ones(3)}
 
@@ -74,8 +74,8 @@ def test_saves_in_a_row_all_land(checkpoints, directory):
 
 
 def test_what_the_caller_does_next_does_not_reach_the_disk(checkpoints, monkeypatch):
-    table, go_on = _digest.table, threading.Event()
-    monkeypatch.setattr(_digest, "table", lambda arrays: go_on.wait() and table(arrays))
+    digests, go_on = _digest.of_arrays, threading.Event()
+    monkeypatch.setattr(_digest, "of_arrays", lambda arrays: go_on.wait() and digests(arrays))
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     state = {"jax": jnp.arange(1000.0), "numpy": np.arange(1000.0)}
     checkpoints.save(1, state)
@@ -117,10 +117,14 @@ class TestCollection:
         assert _names(directory) == sorted([*kept, "00000007"])
 
     def test_an_old_step_that_cannot_be_deleted_is_told(self, directory, monkeypatch):
-        def refuse(*_):
-            raise PermissionError("not yours")
+        rename = os.rename
 
-        monkeypatch.setattr(_steps, "collect", refuse)
+        def refuse(there, to):
+            if str(to).endswith("collected"):
+                raise PermissionError("not yours")
+            rename(there, to)
+
+        monkeypatch.setattr(os, "rename", refuse)
         with lo.checkpoint.Checkpoints(directory, keep=1) as checkpoints:
             _save(checkpoints, 1)
             with pytest.raises(RuntimeError, match=r"Step 2 has landed .* not yours"):
@@ -176,7 +180,7 @@ class TestWalkingBack:
         def refuse(*_):
             raise PermissionError("not yours")
 
-        monkeypatch.setattr(_steps, "set_aside", refuse)
+        monkeypatch.setattr(os, "rename", refuse)
         with pytest.warns(UserWarning, match="could not be set aside: not yours"):
             assert checkpoints.restore(_state(0)).step == 1
 
@@ -249,7 +253,7 @@ class TestWalkingBack:
     def test_a_step_that_is_collected_before_its_turn(self, checkpoints, directory, monkeypatch):
         _save(checkpoints, 1, 2)
         listed = [[2, 3], [1, 2], [1, 2, 3], [1, 2, 3]]
-        monkeypatch.setattr(_steps, "steps", lambda _: listed.pop(0))
+        monkeypatch.setattr(_directory, "steps", lambda _: listed.pop(0))
         assert checkpoints.restore(_state(0)).step == 2
         assert checkpoints.verify() == ((1, 2), {})
         assert listed == [[1, 2, 3]]
@@ -260,7 +264,7 @@ class TestWalkingBack:
         _save(checkpoints, 1, 2)
         newer, away = directory / "00000002", directory / "away"
         shutil.move(newer, away)
-        read = _step.read
+        read = lo.checkpoint._state.read
 
         def overtaken(store, folder, like):
             if folder.name == "00000001":
@@ -268,9 +272,46 @@ class TestWalkingBack:
                 shutil.move(away, newer)
             return read(store, folder, like)
 
-        monkeypatch.setattr(_step, "read", overtaken)
+        monkeypatch.setattr(lo.checkpoint._state, "read", overtaken)
         restored = checkpoints.restore(_state(0))
         assert (restored.step, restored.skipped) == (2, {})
+
+    def test_a_step_that_is_replaced_while_it_is_read(self, checkpoints, directory, monkeypatch):
+        _save(checkpoints, 1, 2)
+        newer, good = directory / "00000002", directory / "good"
+        shutil.copytree(newer, good)
+        read = lo.checkpoint._state.read
+
+        def replaced(store, folder, like):
+            if good.exists():
+                shutil.rmtree(newer)
+                shutil.move(good, newer)
+                raise _manifest.Damaged("half of it is gone")
+            return read(store, folder, like)
+
+        monkeypatch.setattr(lo.checkpoint._state, "read", replaced)
+        restored = checkpoints.restore(_state(0))
+        assert (restored.step, restored.skipped) == (2, {})
+
+    def test_a_step_that_is_replaced_meanwhile_is_not_moved(
+        self, checkpoints, directory, monkeypatch
+    ):
+        _save(checkpoints, 1, 2)
+        newer, good = directory / "00000002", directory / "good"
+        shutil.copytree(newer, good)
+        _damage(directory, 2)
+        read = lo.checkpoint._state.read
+
+        def replaced(store, folder, like):
+            if folder.name == "00000001":
+                shutil.rmtree(newer)
+                shutil.move(good, newer)
+            return read(store, folder, like)
+
+        monkeypatch.setattr(lo.checkpoint._state, "read", replaced)
+        with pytest.warns(UserWarning, match="Another program has replaced it meanwhile"):
+            assert checkpoints.restore(_state(0)).step == 1
+        assert checkpoints.verify() == ((1, 2), {})
 
 
 class TestEverySaveLandsOrRaises:
@@ -323,7 +364,7 @@ class TestEverySaveLandsOrRaises:
         assert _names(directory) == ["00000001"]
 
     def test_the_end_of_a_block_raises(self, directory, monkeypatch):
-        monkeypatch.setattr(_steps, "land", lambda *_: 1 / 0)
+        monkeypatch.setattr(_directory, "land", lambda *_: 1 / 0)
         checkpoints = lo.checkpoint.Checkpoints(directory)
         with pytest.raises(RuntimeError, match="Step 1 was not saved"), checkpoints:
             checkpoints.save(1, _state(1))
@@ -356,14 +397,17 @@ class TestEverySaveLandsOrRaises:
         _save(checkpoints, 1)
         assert _names(directory) == ["00000001"]
 
-    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch):
-        table = _digest.table
-        monkeypatch.setattr(_digest, "table", lambda arrays: time.sleep(0.5) or table(arrays))
+    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch, request):
+        digests, go_on = _digest.of_arrays, threading.Event()
+        monkeypatch.setattr(_digest, "of_arrays", lambda arrays: go_on.wait(60) and digests(arrays))
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
         checkpoints.save(1, _state(1))
-        timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
-        timer.start()
+        here = threading.get_ident()  # a signal to another thread does not interrupt this one
+        threading.Timer(0.3, signal.pthread_kill, [here, signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             checkpoints.wait()
+        go_on.set()
         checkpoints.wait()
         assert _names(directory) == ["00000001"]
 
@@ -380,8 +424,8 @@ class TestEverySaveLandsOrRaises:
         assert _names(directory) == ["00000001"]
 
     def test_a_forked_child_waits_for_nothing(self, checkpoints, directory, monkeypatch):
-        table, go_on = _digest.table, threading.Event()
-        monkeypatch.setattr(_digest, "table", lambda arrays: go_on.wait() and table(arrays))
+        digests, go_on = _digest.of_arrays, threading.Event()
+        monkeypatch.setattr(_digest, "of_arrays", lambda arrays: go_on.wait() and digests(arrays))
         checkpoints.save(1, _state(1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jax and Python advise against forks
@@ -409,14 +453,14 @@ class TestEverySaveLandsOrRaises:
         )
 
     def test_two_objects_take_turns(self, checkpoints, directory, monkeypatch):
-        compare, written = _step.compare_leaves, threading.Event()
+        check, written = _manifest.check_leaves, threading.Event()
 
         def slowly(*given):
             written.set()
             time.sleep(0.3)
-            return compare(*given)
+            return check(*given)
 
-        monkeypatch.setattr(_step, "compare_leaves", slowly)
+        monkeypatch.setattr(_manifest, "check_leaves", slowly)
         with lo.checkpoint.Checkpoints(directory) as other:
             checkpoints.save(1, _state(1))
             assert written.wait(60)

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 import lossopt as lo
 from lossopt.checkpoint import _leaves
-from lossopt.checkpoint._copies import Copies
+from lossopt.checkpoint._store import Store
 from tests.checkpoint.test_digest import DTYPES, random_bits
 
 PARAMS = {"w": np.zeros(4096, np.float32), "b": np.zeros(4, jnp.bfloat16)}
@@ -392,7 +392,7 @@ class TestCopies:
     def test_what_is_stored_shares_no_memory(self, make):
         data = _zeros((4, 2), np.uint32)
         [(leaf, value)], _ = _leaves.flatten(make(data))
-        stored = _leaves.to_store("0", leaf, value, Copies())
+        stored = _leaves.to_store(Store(), "0", leaf, value)
         before = np.asarray(_leaves.data_of(leaf, value))
         assert type(stored) is np.ndarray
         assert not np.shares_memory(stored, before)

@@ -19,7 +19,7 @@ LEAVES = [
     Leaf("w", "array", "float32", (2, 3), "dict"),
     Leaf("nä", "number", "int", (), "dict/list"),
 ]
-ROWS = [
+ENTRIES = [
     {**LEAVES[0]._asdict(), "shape": [2, 3], "digest": [1, 4294967295]},
     {**LEAVES[1]._asdict(), "shape": [], "value": "0x7"},
 ]
@@ -31,7 +31,7 @@ def sealed(tmp_path_factory):
     for name, content in FILES.items():
         (step / name).parent.mkdir(parents=True, exist_ok=True)
         (step / name).write_bytes(content)
-    _manifest.write(step, 1, _manifest.hashes(step), ROWS)
+    _manifest.write(step, 1, _manifest.hashes(step), ENTRIES)
     return step
 
 
@@ -51,7 +51,7 @@ def _spelled(content):
 
 
 def _refused(step, *reasons):
-    for find_out in (_manifest.read, _manifest.check):
+    for find_out in (_manifest.read, _manifest.check_files):
         with pytest.raises(Damaged) as error:
             find_out(step)
         assert all(reason in str(error.value) for reason in reasons), error.value
@@ -63,14 +63,14 @@ class TestWriting:
             "format": 1,
             "step": 1,
             "files": {name: [len(data), _sha256(data)] for name, data in FILES.items()},
-            "leaves": ROWS,
+            "leaves": ENTRIES,
         }
         assert (sealed / "manifest.json").read_text() == _spelled(content)
 
     def test_what_is_read(self, step):
-        assert _manifest.read(step) == ROWS
-        assert _manifest.check(step) is None
-        assert [_manifest.leaf(row) for row in ROWS] == LEAVES
+        assert _manifest.read(step) == ENTRIES
+        assert _manifest.check_files(step) is None
+        assert [_manifest.leaf(entry) for entry in ENTRIES] == LEAVES
 
     def test_everything_is_flushed(self, step, monkeypatch):
         flushed = []
@@ -78,7 +78,7 @@ class TestWriting:
         (step / "manifest.json").unlink()
         files = _manifest.hashes(step)
         assert {(step / name).stat().st_ino for name in FILES} <= set(flushed)
-        _manifest.write(step, 1, files, ROWS)
+        _manifest.write(step, 1, files, ENTRIES)
         assert {path.stat().st_ino for path in [step, *step.rglob("*")]} == set(flushed)
         folders = {path.stat().st_ino for path in [step, *step.rglob("*")] if path.is_dir()}
         assert set(flushed[-3:]) == folders  # when all their files have their names
@@ -87,8 +87,8 @@ class TestWriting:
         for name in ("extra", "state/extra", "state/d/extra/extra"):
             (step / name).parent.mkdir(exist_ok=True)
             (step / name).write_bytes(b"extra")
-        assert _manifest.read(step) == ROWS
-        _manifest.check(step)
+        assert _manifest.read(step) == ENTRIES
+        _manifest.check_files(step)
 
 
 class TestDamagedManifest:
@@ -101,7 +101,7 @@ class TestDamagedManifest:
                 with pytest.raises(Damaged, match=r"manifest\.json is not what was written"):
                     _manifest.read(step)
                 os.pwrite(file.fileno(), whole[place : place + 1], place)
-        _manifest.check(step)
+        _manifest.check_files(step)
 
     @pytest.mark.parametrize(
         "change",
@@ -199,9 +199,9 @@ DAMAGES = {
 def test_damaged_files(step, damage, reason):
     damage(step)
     with pytest.raises(Damaged) as error:
-        _manifest.check(step)
+        _manifest.check_files(step)
     assert str(error.value).startswith(reason)
-    assert _manifest.read(step) == ROWS
+    assert _manifest.read(step) == ENTRIES
 
 
 def test_a_folder_of_the_size_of_the_file(step):
@@ -211,7 +211,7 @@ def test_a_folder_of_the_size_of_the_file(step):
     content["files"][DATA][0] = (step / DATA).stat().st_size
     (step / "manifest.json").write_text(_spelled(content))
     with pytest.raises(Damaged, match=f"{DATA} cannot be read"):
-        _manifest.check(step)
+        _manifest.check_files(step)
 
 
 class TestSteps:

@@ -45,6 +45,11 @@ def main(directory):
             checkpoints.restore({**like, "n": 0.0})
         with pytest.raises(ValueError, match="holds step 2"):
             checkpoints.save(1, like)
+        parts = [jax.device_put(x, device) for device in jax.local_devices()]
+        parts[1] += jax.process_index()  # one replica of the second process
+        broken = jax.make_array_from_single_device_arrays(x.shape, like["copied"].sharding, parts)
+        with pytest.raises(ValueError, match="copied is replicated, but its copies differ"):
+            checkpoints.save(3, {**like, "copied": broken})
         checkpoints.save(3, like)
         assert checkpoints.latest() == 3
 

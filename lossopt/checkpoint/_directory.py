@@ -1,0 +1,161 @@
+"""The directory: which steps it holds, which of them are damaged, and how they come and go.
+
+A step is a folder named by its number, which appears whole by one rename. `N.*.saving` is being
+written, under a name of its own that nothing late of a failed save knows; `N.damaged` was set
+aside; `N.collected` is being deleted.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lossopt.checkpoint import _manifest
+from lossopt.checkpoint._manifest import Damaged
+from lossopt.checkpoint._store import Store
+
+Finding = tuple[int, str | None, list[int]]  # a step, what is damaged, and which folder it is
+
+
+def root(directory: str | os.PathLike[str]) -> Path:
+    """The folder that is meant, from the root; refuses what Orbax cannot write to."""
+    name = os.fsdecode(directory)
+    folder = Path(os.path.realpath(name))
+    if (
+        not name
+        or re.match(r"\w+:/", name)
+        or not re.fullmatch(r"[^*\[\]\\\udc80-\udcff]+", str(folder))
+    ):
+        raise ValueError(
+            f"Expected a folder of a local or mounted file system, in UTF-8 and without any of "
+            f"*[]\\ in its path, got {name!r}. Mount a bucket, or copy the steps that have landed."
+        )
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise NotADirectoryError(f"{part} is a file. Name a directory for the steps.")
+    return folder
+
+
+def folder(directory: Path, step: int) -> Path:
+    """Where a step lies."""
+    return directory / f"{step:08d}"
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that have landed, damaged or not, oldest first."""
+    if not directory.exists():
+        return []
+    names = (name for name in os.listdir(directory) if re.fullmatch(r"[0-9]+", name))
+    return sorted(int(name) for name in names if name == folder(directory, int(name)).name)
+
+
+def identity(directory: Path, step: int) -> list[int] | None:
+    """Which folder it is that has this number now: another one if it was replaced."""
+    try:
+        status = folder(directory, step).lstat()
+    except FileNotFoundError:
+        return None
+    return [status.st_ino, status.st_mtime_ns]
+
+
+def findings(store: Store, directory: Path, steps: Iterable[int]) -> Iterator[Finding]:
+    """Of each step that is still there what is damaged, if anything."""
+    for step in steps:
+        before, reason = identity(directory, step), None
+        try:
+            _manifest.verify(store, folder(directory, step))
+        except Damaged as damage:
+            reason = str(damage)
+        if before is not None and before == identity(directory, step):
+            yield step, reason, before
+
+
+def make_room(store: Store, directory: Path, step: int) -> list[str]:
+    """Refuses a step that is not the newest, unless those in its way are damaged: set aside."""
+    in_the_way = [other for other in steps(directory) if other >= step]
+    found = list(findings(store, directory, in_the_way))
+    for other, reason, _ in found:
+        if reason is None:
+            raise ValueError(
+                f"Step {step} cannot be saved in {directory}, which holds step {other}. "
+                "Restore it and go on from there, or take another directory."
+            )
+    return set_aside(directory, found)
+
+
+def set_aside(directory: Path, damaged: Iterable[Finding]) -> list[str]:
+    """Renames damaged steps, whose numbers are free then, and says what became of each."""
+    tales = []
+    for step, reason, before in damaged:
+        there = folder(directory, step)
+        try:
+            if before != identity(directory, step):
+                where = "Another program has replaced it meanwhile"
+            else:
+                names = ("damaged" if k == 1 else f"damaged-{k}" for k in range(1, 10**6))
+                aside = (there.with_suffix(f".{name}") for name in names)
+                aside = next(path for path in aside if not path.exists())
+                _rename(there, aside)
+                where = f"It was set aside as {aside}"
+        except OSError as error:
+            where = f"It could not be set aside: {error}"
+        tales.append(
+            f"Step {step} in {directory} is damaged: {reason}. {where}. Look after the disk, and "
+            "delete what was set aside when nobody needs it."
+        )
+    return tales
+
+
+def begin(directory: Path, step: int) -> Path:
+    """An empty folder to write a step in; what killed processes left half written is removed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(directory):
+        if re.fullmatch(r"[0-9]{8,}\.([0-9a-f]{8}\.saving|collected)", name):
+            with contextlib.suppress(OSError):  # in nobody's way: the next save will try again
+                _remove(directory / name)
+    path = folder(directory, step).with_suffix(f".{secrets.token_hex(4)}.saving")
+    path.mkdir()
+    return path
+
+
+def land(path: Path, directory: Path, step: int) -> None:
+    """Makes a step that was written whole visible."""
+    _rename(path, folder(directory, step))
+
+
+def give_up(path: Path) -> None:
+    """Removes what was written of a step that will not land, and what late threads still write."""
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.05)
+        if not path.exists():
+            return
+
+
+def collect(directory: Path, keep: int, every: int | None) -> None:
+    """Deletes the oldest steps. The newest has just been verified, and stays.
+
+    A step is gone for readers before its files are.
+    """
+    whole = lambda step: (folder(directory, step) / _manifest.NAME).is_file()
+    for step in list(filter(whole, steps(directory)))[:-keep]:
+        if every is None or step % every:
+            path = folder(directory, step)
+            _rename(path, path.with_suffix(".collected"))
+            _remove(path.with_suffix(".collected"))
+
+
+def _rename(there, to):
+    os.rename(there, to)
+    _manifest.flush(there.parent)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
