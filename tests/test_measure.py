@@ -35,7 +35,8 @@ def _objective(params, batch, key, *, model_state):
         "heads": (0.25 * lo.mean(errors),),
         "penalty": lo.constant(0.5 * jnp.sum(params["w"] ** 2)),
     }
-    state = {"level": 1.5 - model_state["level"], "rows": model_state["rows"] + len(batch["y"])}
+    level = batch["x"][0, 0] - model_state["level"]
+    state = {"level": level, "rows": model_state["rows"] + len(batch["y"])}
     metrics = {"above": lo.mean(errors > 0, batch["mask"]), "large": lo.mean(errors**2)}
     return means, {"metrics": metrics, "model_state": state}
 
@@ -69,7 +70,7 @@ def _by_hand(params, batch, microbatches, keys):
             }
             for name, pair in rows.items():
                 table[name] = np.add(table.get(name, 0), pair)
-            level = 1.5 - level
+            level = piece["x"][0, 0] - level
         levels.append(level)
     state = {"level": np.mean(levels), "rows": ROWS // len(keys)}
     return {name: lo.Mean(*pair) for name, pair in table.items()}, state
