@@ -43,8 +43,6 @@ def _strict_again(namespace):
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-collect_ignore = ["docs/_hooks.py"]  # mkdocs is not there for `make newest`
-
 pytest_collect_file = sybil.Sybil(
     parsers=[PythonCodeBlockParser()],
     patterns=["*.md"],
