@@ -166,7 +166,7 @@ def measure(problem, timed=True):
     zeros, missed = int((truth == 0).sum()), 0
     table = Table("", "steps", "seconds", "gap at the end", "coefficients", "zeros", "false zeros")
     table.title = f"{problem.name}: {len(y)} rows, {truth.size} coefficients, {zeros} of them 0"
-    table.add_row("scikit-learn", "", f"{loosest:.3f}", "", "", str(zeros), "0")
+    table.add_row("scikit-learn", "", loosest, "", "", str(zeros), "0")
     for name, optimizer in rules(rate, problem.steps, l1).items():
         ours = not name.startswith("optax")
         inside = loss if ours else objective
