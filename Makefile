@@ -1,16 +1,42 @@
 # Every target makes .venv and installs what it needs the first time; nothing must be activated.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+NEWEST := .venv-newest/bin/python
+# The laws of all families, the front door, the doctests, and of each room the files that take little.
+QUICK := lossopt tests/contract tests/schedules \
+	$(filter-out %_examples.py %_benchmarks.py %_textbook.py,$(wildcard tests/test_*.py tests/grad)) \
+	tests/losses/test_contrastive.py tests/losses/test_decisions.py tests/losses/test_policy.py \
+	tests/losses/test_regression.py tests/regularizers/test_members.py \
+	tests/transforms/test_proximal.py tests/transforms/test_rules.py \
+	tests/checkpoint/test_digest.py tests/checkpoint/test_manifest.py \
+	tests/testing/test_gradients.py tests/testing/test_schedules.py tests/testing/test_transforms.py
 export MPLBACKEND ?= Agg
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint bench docs
+.PHONY: demo test quick newest lint bench docs
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+quick: .venv/ready
+	$(BIN)/python -m pytest $(QUICK)
+
+# Programs that XLA has compiled once; not for benchmarks, which time it.
+test quick newest: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(if $(filter newest,$@),.venv-newest,.venv)/cache
+test quick newest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test quick newest: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
+# The newest jax on the newest Python at hand, or on that of `make newest PYTHON=...`.
+newest:
+	python=$$(.ci/newest $(if $(findstring file,$(origin PYTHON)),,"$(PYTHON)")) && \
+		{ [ "$$($(NEWEST) -V 2>&1)" = "$$("$$python" -V)" ] || "$$python" -m venv --clear .venv-newest; }
+	$(NEWEST) -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[tests]'
+	$(NEWEST) -c "import sys; from importlib.metadata import version as v; \
+		print('Python', sys.version.split()[0], *(f'{x} {v(x)}' for x in ('jax', 'jaxlib', 'optax', 'flax')))"
+	$(NEWEST) -m pytest -W default::DeprecationWarning $(QUICK)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

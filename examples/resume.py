@@ -64,7 +64,7 @@ def main():
     parser.add_argument("--seed", type=int, default=random.randrange(1000), help="of the kills")
     parser.add_argument("--train", metavar="DIRECTORY", help="what the parent starts and kills")
     options = parser.parse_args()
-    kills, chunks = (1, 14) if options.quick else (5, 60)
+    kills, chunks = (1, 8) if options.quick else (5, 60)
     if options.train:
         for reached in train(options.train, chunks * CHUNK):
             print(reached, flush=True)

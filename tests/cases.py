@@ -9,16 +9,11 @@ import numpy as np
 
 import lossopt as lo
 from tests import references
-from tests.case import Loss
-from tests.cases_coupled import COUPLED, COUPLED_LISTS
+from tests.case import Loss, drawn, normal
+from tests.cases_coupled import COUPLED as COUPLED
+from tests.cases_coupled import COUPLED_LISTS
 from tests.schedule_cases import SCHEDULES as SCHEDULES
 from tests.transform_cases import TRANSFORMS as TRANSFORMS
-
-_rng = np.random.default_rng(0)
-
-
-def _normal(*shape, scale=1.0):
-    return (scale * _rng.normal(size=shape)).astype(np.float32)
 
 
 def _floats(*rows):
@@ -28,7 +23,7 @@ def _floats(*rows):
 def _row(name, *inputs, **numbers):
     loss = name.split("/")[0]
     fn, reference = (partial(getattr(room, loss), **numbers) for room in (lo.losses, references))
-    return Loss(name, fn, inputs, reference)
+    return Loss(name, fn, drawn(name, *inputs), reference)
 
 
 def _masked_row(name, *inputs, **numbers):
@@ -51,7 +46,7 @@ _POSITIVE = _floats(0.2, 1.7, 30.0, 4.0, 0.01, 9.5)
 _COUNTS = _floats(0, 1, 40, 0, 2.5, 7)  # need not be whole
 _LOG_MEANS = _floats(-0.3, 0.9, 3.1, 1.2, -2.0, 2.5)
 
-_LOGITS = _normal(6, 4, scale=2.0)
+(_LOGITS,) = drawn("logits", normal(6, 4, scale=2.0))
 _CLASSES = np.array([0, 3, 1, 2, 3, 0], np.int32)
 _SHARES = _floats(
     [0.1, 0.2, 0.3, 0.4],
@@ -113,6 +108,11 @@ _EVENTS = np.array(
     np.int32,
 )
 
+
+def _and_zeros(draw):
+    return lambda rng: np.concatenate([x := draw(rng), np.zeros_like(x[:1])])
+
+
 _REGRESSION = [
     _row("squared_error", _PREDICTIONS, _TARGETS),
     _row("absolute_error", _PREDICTIONS, _TARGETS),
@@ -122,7 +122,7 @@ _REGRESSION = [
     _row("expectile", _PREDICTIONS, _TARGETS, level=0.15),
     _row("squared_log_error", _floats(0.3, 4.0, -0.6, 50, 0.9, 2), _floats(1, 2, 0, 70, -0.5, 2.5)),
     _row("absolute_percentage_error", _PREDICTIONS, _TARGETS),
-    _row("cosine_distance", _normal(6, 3), np.stack([*_normal(5, 3), np.zeros(3, np.float32)])),
+    _row("cosine_distance", normal(6, 3), _and_zeros(normal(5, 3))),
 ]
 _LIKELIHOOD = [
     _row("gaussian_nll", _PREDICTIONS, _TARGETS, _floats(0.2, -1.5, 2.0, 0.7, -3.0, 0.0)),
@@ -131,7 +131,7 @@ _LIKELIHOOD = [
     _row("tweedie_deviance", _LOG_MEANS, _COUNTS, power=1.3),
     _row("kl_divergence", _LOGITS, _SHARES),
     _row("jensen_shannon", _LOGITS, _SHARES),
-    _row("cox", _normal(6, 6), _TIMES, _EVENTS),
+    _row("cox", normal(6, 6), _TIMES, _EVENTS),
 ]
 _CLASSIFICATION = [
     _row("softmax_cross_entropy", _LOGITS, _CLASSES),
@@ -145,22 +145,22 @@ _CLASSIFICATION = [
     _row("multiclass_hinge", _LOGITS, _CLASSES),
     _row("ordinal", _LOGITS, np.array([0, 4, 1, 2, 3, 4], np.int32)),
     _costly_row("cost_sensitive", _LOGITS, _CLASSES, costs=_COSTS),
-    _row("dice", _normal(6, 5, scale=2.0), _MASKS, smooth=0.6),
-    _row("tversky", _normal(6, 5, scale=2.0), _MASKS, alpha=0.3, beta=1.7, smooth=0.4),
+    _row("dice", normal(6, 5, scale=2.0), _MASKS, smooth=0.6),
+    _row("tversky", normal(6, 5, scale=2.0), _MASKS, alpha=0.3, beta=1.7, smooth=0.4),
 ]
 _FURTHER = [
-    _row("squared_error/table", _normal(6, 3), _normal(6, 3)),
+    _row("squared_error/table", normal(6, 3), normal(6, 3)),
     _row("huber/wide", _PREDICTIONS, _TARGETS, delta=3.0),
     _row("quantile/low", _PREDICTIONS, _TARGETS, level=0.1),
     _row("expectile/high", _PREDICTIONS, _TARGETS, level=0.9),
-    _row("cosine_distance/table", _normal(6, 2, 3), _normal(6, 2, 3)),
+    _row("cosine_distance/table", normal(6, 2, 3), normal(6, 2, 3)),
     _row("poisson_nll/integers", _LOG_MEANS, np.array([0, 1, 40, 0, 2, 7], np.int32)),
     _row("gamma_nll/exponential", _LOG_MEANS, _POSITIVE, shape=1.0),
     _row("gamma_nll/flat", _LOG_MEANS, _POSITIVE, shape=0.3),
     _row("tweedie_deviance/nearly_poisson", _LOG_MEANS, _COUNTS, power=1.05),
     _row("tweedie_deviance/nearly_gamma", _LOG_MEANS, _COUNTS, power=1.95),
-    _row("cox/booleans", _normal(6, 6), _TIMES, _EVENTS == 1),
-    _row("softmax_cross_entropy/tokens", _normal(6, 2, 4), np.stack([_CLASSES] * 2, axis=1)),
+    _row("cox/booleans", normal(6, 6), _TIMES, _EVENTS == 1),
+    _row("softmax_cross_entropy/tokens", normal(6, 2, 4), np.stack([_CLASSES] * 2, axis=1)),
     _row("softmax_cross_entropy/distributions", _LOGITS, _SHARES),
     _row("softmax_cross_entropy/smoothed", _LOGITS, _CLASSES, label_smoothing=0.1),
     _row("softmax_cross_entropy/all_smooth", _LOGITS, _SHARES, label_smoothing=1.0),
@@ -188,28 +188,28 @@ _FURTHER = [
     _masked_row("poly/masked", _LOGITS, _CLASSES, _KEPT),
     _masked_row("poly/masked_distributions", _LOGITS, _KEPT_SHARES, _KEPT),
     _row("sigmoid_cross_entropy/hard", _LOG_ODDS, _ANSWERS),
-    _row("sigmoid_cross_entropy/table", _normal(6, 3), np.stack([_SOFT_ANSWERS] * 3, axis=1)),
+    _row("sigmoid_cross_entropy/table", normal(6, 3), np.stack([_SOFT_ANSWERS] * 3, axis=1)),
     _row("sigmoid_focal/hard", _LOG_ODDS, _ANSWERS),
     _row("sigmoid_focal/root", _LOG_ODDS, _SOFT_ANSWERS, gamma=0.5),
     _row("sigmoid_focal/cross_entropy", _LOG_ODDS, _SOFT_ANSWERS, gamma=0.0, alpha=1.0),
     _row("sigmoid_poly/negative", _LOG_ODDS, _ANSWERS, epsilon=-0.9),
     _row("multiclass_hinge/ignoring", _LOGITS, _CLASSES, ignore_index=-1),
-    _row("multiclass_hinge/alone", _normal(6, 1), np.zeros(6, np.int32)),
+    _row("multiclass_hinge/alone", normal(6, 1), np.zeros(6, np.int32)),
     _row("ordinal/ignoring", _LOGITS, _CLASSES, ignore_index=-1),
     _costly_row("cost_sensitive/ignoring", _LOGITS, _CLASSES, costs=_COSTS, ignore_index=-1),
-    _row("dice/rough", _normal(6, 5, scale=2.0), _MASKS, smooth=0.0),
-    _row("tversky/rough", _normal(6, 5), _MASKS, alpha=0.5, beta=0.5, smooth=0.0),
-    _row("tversky/recall", _normal(6, 5), _MASKS, alpha=0.0, beta=1.0),
+    _row("dice/rough", normal(6, 5, scale=2.0), _MASKS, smooth=0.0),
+    _row("tversky/rough", normal(6, 5), _MASKS, alpha=0.5, beta=0.5, smooth=0.0),
+    _row("tversky/recall", normal(6, 5), _MASKS, alpha=0.0, beta=1.0),
 ]
 
-_ALONE = {row.name: row for row in [*_REGRESSION, *_LIKELIHOOD, *_CLASSIFICATION]}
+ALONE = {row.name: row for row in [*_REGRESSION, *_LIKELIHOOD, *_CLASSIFICATION]}
 
-LOSSES = _ALONE | COUPLED
+LOSSES = ALONE | COUPLED
 VARIANTS = {row.name: row for row in _FURTHER}
 DECISIONS = {"decide": _costly_row("decide", _LOGITS, costs=_COSTS[:, :3])}
 LISTS = COUPLED_LISTS | {"cox": LOSSES["cox"]}
 
-_KERNEL = _normal(4, 3)
+(_KERNEL,) = drawn("kernel", normal(4, 3))
 
 
 def _rows(x):

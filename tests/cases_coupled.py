@@ -6,23 +6,19 @@ import numpy as np
 
 import lossopt as lo
 from tests import references_coupled as references
-from tests.case import Loss
-
-_rng = np.random.default_rng(0)
-
-
-def _normal(*shape, scale=1.0):
-    return (scale * _rng.normal(size=shape)).astype(np.float32)
-
-
-def _unit(*shape):
-    x = _normal(*shape)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+from tests.case import Loss, drawn, normal, unit
 
 
 def _row(name, *inputs, **numbers):
     fn = partial(getattr(lo.losses, name), **numbers)
-    return Loss(name, fn, inputs, partial(getattr(references, name), **numbers))
+    reference = partial(getattr(references, name), **numbers)
+    return Loss(name, fn, drawn(name, *inputs), reference)
+
+
+def _log_probabilities(*shape, scale=1.0, most):
+    """At most `most`."""
+    draw = normal(*shape, scale=scale)
+    return lambda rng: most - np.abs(draw(rng))
 
 
 # Six lists of six items. Grades repeat, a list has one relevant item, one has none, one is all
@@ -39,7 +35,7 @@ _GRADES = np.array(
     np.int32,
 )
 _SHARES = np.where(_GRADES == 1, 0.6, _GRADES).astype(np.float32)  # relevance need not be whole
-_ORDERS = np.argsort(_rng.random((6, 6)), axis=1).astype(np.int32)  # without ties
+_ORDERS = np.argsort(*drawn("orders", normal(6, 6)), axis=1).astype(np.int32)  # without ties
 _WEIGHTS = np.array(
     [
         [1.0, 0.5, 2.0, 1.0, 0.25, 3.0],
@@ -54,8 +50,9 @@ _WEIGHTS = np.array(
 # Ratios within the clip range, above and below it, each with advantages of both signs.
 _LOG_RATIOS = np.array([0.05, -0.07, 0.6, 0.5, -0.7, -0.4], np.float32)
 _ADVANTAGES = np.array([1.3, -0.4, 0.8, -2.0, 1.1, -0.6], np.float32)
-_OLD = -np.abs(_normal(6)) - 0.5
-_OLD_TOKENS = -np.abs(_normal(6, 5, 3)) - 0.5
+_OLD, _OLD_TOKENS = drawn(
+    "old", _log_probabilities(6, most=-0.5), _log_probabilities(6, 5, 3, most=-0.5)
+)
 _REWARDS = np.array(
     [
         [1, 0, 0, 1, 1],
@@ -75,33 +72,33 @@ _ROWS = [
         np.array([0.1, 0.5, -0.6, -1.5, 1.0, 0.9], np.float32),
         margin=0.7,
     ),
-    _row("pairwise_logistic", _normal(6, 6), _GRADES, _WEIGHTS),
-    _row("pairwise_hinge", _normal(6, 6), _GRADES, _WEIGHTS),
-    _row("pairwise_squared_hinge", _normal(6, 6), _GRADES, _WEIGHTS),
-    _row("list_softmax", _normal(6, 6), _SHARES),
-    _row("list_mle", _normal(6, 6), _ORDERS),
-    _row("lambda_rank", _normal(6, 6), _GRADES),
-    _row("approximate_ndcg", _normal(6, 6), _GRADES, temperature=0.4),
+    _row("pairwise_logistic", normal(6, 6), _GRADES, _WEIGHTS),
+    _row("pairwise_hinge", normal(6, 6), _GRADES, _WEIGHTS),
+    _row("pairwise_squared_hinge", normal(6, 6), _GRADES, _WEIGHTS),
+    _row("list_softmax", normal(6, 6), _SHARES),
+    _row("list_mle", normal(6, 6), _ORDERS),
+    _row("lambda_rank", normal(6, 6), _GRADES),
+    _row("approximate_ndcg", normal(6, 6), _GRADES, temperature=0.4),
     _row(
         "contrastive",
-        _normal(6, 3, scale=0.8),
-        _normal(6, 3, scale=0.8),
+        normal(6, 3, scale=0.8),
+        normal(6, 3, scale=0.8),
         np.array([1, 0, 0, 0, 0.3, 0.75], np.float32),
         margin=1.5,
     ),
     _row(
         "triplet",
-        _normal(6, 3),
-        _normal(6, 3),
-        _normal(6, 3),
+        normal(6, 3),
+        normal(6, 3),
+        normal(6, 3),
         margin=0.4,
     ),
-    _row("info_nce", _unit(6, 5, 4), _unit(6, 5, 4), temperature=0.3),
-    _row("clip", _unit(6, 5, 4), _unit(6, 5, 4), scale=3.5),
-    _row("sigmoid_pairs", _unit(6, 5, 4), _unit(6, 5, 4), scale=5.0, bias=-2.0),
+    _row("info_nce", unit(6, 5, 4), unit(6, 5, 4), temperature=0.3),
+    _row("clip", unit(6, 5, 4), unit(6, 5, 4), scale=3.5),
+    _row("sigmoid_pairs", unit(6, 5, 4), unit(6, 5, 4), scale=5.0, bias=-2.0),
     _row(
         "supervised_contrastive",
-        _unit(6, 6, 4),
+        unit(6, 6, 4),
         np.array(
             [
                 [0, 1, 0, 0, 1, 2],  # two, one and no partner
@@ -119,7 +116,7 @@ _ROWS = [
     _row("clipped_surrogate", _OLD + _LOG_RATIOS, _OLD, _ADVANTAGES, clip_range=0.2),
     _row(
         "group_relative",
-        _OLD_TOKENS + _normal(6, 5, 3, scale=0.4),
+        lambda rng: _OLD_TOKENS + normal(6, 5, 3, scale=0.4)(rng),
         _OLD_TOKENS,
         _REWARDS,
         clip_range=0.3,
@@ -131,10 +128,10 @@ _ROWS = [
         np.array([2.0, 2.0, 0.4, 0.0, 1.5, -1.0], np.float32),
         clip_range=0.25,
     ),
-    _row("entropy", _normal(6, 5, scale=2.0)),
+    _row("entropy", normal(6, 5, scale=2.0)),
     _row(
         "direct_preference",
-        *(-np.abs(_normal(6, scale=5.0)) - 5 for _ in range(4)),
+        *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
         strength=0.3,
     ),
 ]

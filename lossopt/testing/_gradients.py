@@ -34,6 +34,11 @@ def check_gradient(
       Traceback (most recent call last):
       AssertionError: the factor 2 is missing
     """
+    agree(seen(fn, *inputs), rtol, atol)
+
+
+def seen(fn, *inputs):
+    """Values, and their derivative and difference along a random direction, in float64."""
     with jax.enable_x64(True):
         leaves, structure = jax.tree.flatten(jax.tree.map(_widest, inputs))
         moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
@@ -43,7 +48,11 @@ def check_gradient(
             merged = [next(rest) if moves else x for x, moves in zip(leaves, moving)]
             return fn(*structure.unflatten(merged))
 
-        seen = _measured(of_floats, [x for x, moves in zip(leaves, moving) if moves])
+        return _measured(of_floats, [x for x, moves in zip(leaves, moving) if moves])
+
+
+def agree(seen, rtol=1e-5, atol=1e-7):
+    """Holds what was seen to the law."""
     law = "derivatives must agree with finite differences"
     np.testing.assert_allclose(seen["derivative"], seen["difference"], rtol, atol, err_msg=law)
     law = "what is differentiated must have the value of the function"

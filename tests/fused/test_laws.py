@@ -11,13 +11,14 @@ from jax.extend import core
 
 import lossopt as lo
 from tests.fused import cases
+from tests.xla import emitters
 
 ROWS = pytest.mark.parametrize("row", cases.LOSSES.values(), ids=cases.LOSSES)
 MEMBERS = pytest.mark.parametrize("row", cases.MEMBERS.values(), ids=cases.MEMBERS)
 
 
 PLAIN = {"xla_backend_optimization_level": 0}  # LLVM would take longer than these small programs
-FAST = PLAIN | {"xla_cpu_use_fusion_emitters": False}
+FAST = PLAIN | emitters(False)
 DISTINCT = {x: row for x, row in cases.MEMBERS.items() if "hinge" not in x and x != "lambda_rank"}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import lossopt as lo
 from tests.fused.test_laws import PLAIN
+from tests.xla import emitters
 
 TOKENS, DEPTH, CLASSES = 1024, 16, 2048
 KINDS = {
@@ -30,9 +31,7 @@ def test_temporaries_stay_within_the_budget(kind, memory):
         return jnp.sum(jax.tree.leaves(out)[0])
 
     compiled = (
-        jax.jit(jax.grad(total, (0, 1)))
-        .lower(features, kernel)
-        .compile(PLAIN | {"xla_cpu_use_fusion_emitters": True})
+        jax.jit(jax.grad(total, (0, 1))).lower(features, kernel).compile(PLAIN | emitters(True))
     )
     besides = 3 * 4 * DEPTH * (TOKENS + CLASSES) + 2**16  # gradients, accumulators, rows
     budget = 2**20 if memory == "1MiB" else 4 * 4 * TOKENS * 64

@@ -1,4 +1,4 @@
-"""What is particular to losses of embeddings; the family contract is in `test_contract.py`."""
+"""What is particular to losses of embeddings; the family contract is in `tests/contract`."""
 
 from functools import partial
 

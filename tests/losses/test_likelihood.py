@@ -1,4 +1,4 @@
-"""What is particular to likelihoods; the family contract is in `test_contract.py`."""
+"""What is particular to likelihoods; the family contract is in `tests/contract`."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is particular to losses of policies; the family contract is in `tests/test_contract.py`."""
+"""What is particular to losses of policies; the family contract is in `tests/contract`."""
 
 from functools import partial
 

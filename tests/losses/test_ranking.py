@@ -1,4 +1,4 @@
-"""What is particular to losses of lists; the family contract is in `tests/test_contract.py`."""
+"""What is particular to losses of lists; the family contract is in `tests/contract`."""
 
 import itertools
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""The textbook's rules, step by step; the family's laws are in `tests/test_contract.py`."""
+"""The textbook's rules, step by step; the family's laws are in `tests/contract`."""
 
 import jax
 import jax.numpy as jnp
