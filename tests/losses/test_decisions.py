@@ -125,6 +125,12 @@ class TestCosts:
         close(compiled(jax.grad(gain))(-2.0), jax.nn.softmax(scores[0])[1])
         assert gain(-2.0) < 0
 
+    def test_costs_of_an_ignored_label_are_never_read(self):
+        costs = np.where(np.arange(5)[:, None] == 3, np.nan, 1 - np.eye(5))
+        loss = lambda z: cost_sensitive(z, labels, costs, ignore_index=3)
+        gradient = compiled(jax.grad(lambda z: lo.mean(loss(z), labels != 3).value))(scores)
+        assert np.isfinite(gradient).all()
+
     def test_decisions_need_not_be_classes(self):
         abstain = np.array([[0, 1, 0.2], [1, 0, 0.2]])
         p = jnp.array([[0.95, 0.05], [0.5, 0.5], [0.05, 0.95]])
