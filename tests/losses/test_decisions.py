@@ -136,6 +136,11 @@ class TestCosts:
         p = jnp.array([[0.95, 0.05], [0.5, 0.5], [0.05, 0.95]])
         assert decide(jnp.log(p), abstain).tolist() == [0, 2, 1]
 
+    def test_decisions_on_narrow_logits_are_made_in_float32(self):
+        narrow = jnp.asarray(np.random.default_rng(1).normal(size=(1000, 5)), jnp.bfloat16)
+        costs = 1 - np.eye(5)  # the largest logit, which rounded probabilities make a tie
+        np.testing.assert_array_equal(decide(narrow, costs), decide(np.float32(narrow), costs))
+
     def test_ties_go_to_the_first_and_nan_to_none(self):
         z = jnp.array([[0.0, 0.0], [jnp.nan, 0.0]])
         assert decide(z, 1 - np.eye(2)).tolist() == [0, -1]
