@@ -27,7 +27,7 @@ from benchmarks._mutations import Mutant, draw, members
 ROOT = Path(__file__).parents[1]
 CAPTURED: dict = {"capture_output": True, "text": True}
 EQUIVALENT = {  # the module and its line with a fault that changes nothing, and why
-    "lossopt/losses/_ranking.py: ranked = jnp.take_along_axis(_sink(scores, present), order)": (
+    "lossopt/losses/_ranking.py: ranked = jnp.take_along_axis(sunk(scores, present), order)": (
         "the axis left out, -1, is the one that jax takes by itself"
     ),
 }
