@@ -125,10 +125,21 @@ class TestCosts:
         close(compiled(jax.grad(gain))(-2.0), jax.nn.softmax(scores[0])[1])
         assert gain(-2.0) < 0
 
+    def test_costs_of_an_ignored_label_are_never_read(self):
+        costs = np.where(np.arange(5)[:, None] == 3, np.nan, 1 - np.eye(5))
+        loss = lambda z: cost_sensitive(z, labels, costs, ignore_index=3)
+        gradient = compiled(jax.grad(lambda z: lo.mean(loss(z), labels != 3).value))(scores)
+        assert np.isfinite(gradient).all()
+
     def test_decisions_need_not_be_classes(self):
         abstain = np.array([[0, 1, 0.2], [1, 0, 0.2]])
         p = jnp.array([[0.95, 0.05], [0.5, 0.5], [0.05, 0.95]])
         assert decide(jnp.log(p), abstain).tolist() == [0, 2, 1]
+
+    def test_decisions_on_narrow_logits_are_made_in_float32(self):
+        narrow = jnp.asarray(np.random.default_rng(1).normal(size=(1000, 5)), jnp.bfloat16)
+        costs = 1 - np.eye(5)  # the largest logit, which rounded probabilities make a tie
+        np.testing.assert_array_equal(decide(narrow, costs), decide(np.float32(narrow), costs))
 
     def test_ties_go_to_the_first_and_nan_to_none(self):
         z = jnp.array([[0.0, 0.0], [jnp.nan, 0.0]])

@@ -231,10 +231,6 @@ class TestApproximateNdcg:
         assert loss.min() >= -1e-6
         assert loss.max() < 1
 
-    def test_refuses_a_temperature_of_zero(self):
-        with pytest.raises(ValueError, match="temperature > 0"):
-            lo.losses.approximate_ndcg(SCORES, GRADES, temperature=0.0)
-
 
 @each({name: GRADED[name] for name in ("lambda_rank", "approximate_ndcg")})
 def test_large_grades_stay_finite(loss):
@@ -247,5 +243,3 @@ def test_margin_ranking_is_zero_beyond_the_margin():
     better, worse = np.array([3.0, 1.5, 0.0]), np.array([1.0, 1.0, 1.0])
     loss = lo.losses.margin_ranking(better, worse, margin=1.0)
     np.testing.assert_allclose(loss, [0.0, 0.5, 2.0])
-    with pytest.raises(ValueError, match="margin >= 0"):
-        lo.losses.margin_ranking(better, worse, margin=-1.0)

@@ -56,6 +56,13 @@ def test_joined_boundaries_may_be_swept():
     np.testing.assert_allclose(swept, [of([3, 9]), of((5, 20))], rtol=1e-6)
 
 
+def test_what_is_joined_is_read_once():
+    parts, boundaries = [schedules.constant(1.0), schedules.constant(0.5)], [3]
+    schedule = schedules.join(parts, boundaries)
+    parts[1], boundaries[0] = parts[0], 9
+    assert (schedule(2), schedule(3)) == (1.0, 0.5)
+
+
 def test_whole_counts_stay_whole_and_are_never_negative():
     table = jnp.array([0.1, 0.2, 0.3, 0.4])
     tabled = lambda count: table.at[count].get(mode="fill", wrap_negative_indices=False)

@@ -60,7 +60,11 @@ def test_restarts_happen_on_time(steps, factor):
 
 @pytest.mark.parametrize(
     ("steps", "factor", "starts"),
-    [(1000, 1.1, [1000, 2100, 3310, 4641]), (16, 1.5, [16, 40, 76, 130, 211])],
+    [
+        (1000, 1.1, [1000, 2100, 3310, 4641]),
+        (16, 1.5, [16, 40, 76, 130, 211]),
+        (64, 3.5, [64, 288, 1072, 3816, 13420, 47034, 164683]),  # 4 eps would miss the last
+    ],
 )
 def test_decimal_factors_miss_no_restart(steps, factor, starts):
     schedule = jax.jit(schedules.cosine_restarts(1.0, steps, factor=factor))
