@@ -192,9 +192,7 @@ def measure(problem, timed=True):
 def main():
     """Prints the tables; returns how many rules missed the coefficients or the zeros."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="without the large problem and times"
-    )
+    parser.add_argument("--quick", action="store_true", help="without the large problem and times")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     console, missed = Console(width=120), 0
