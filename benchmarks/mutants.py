@@ -30,6 +30,10 @@ EQUIVALENT = {  # the module and its line with a fault that changes nothing, and
     "lossopt/losses/_ranking.py: ranked = jnp.take_along_axis(sunk(scores, present), order)": (
         "the axis left out, -1, is the one that jax takes by itself"
     ),
+    "lossopt/fused/_layer.py: "
+    "return Mean((total - jnp.where(wrong, jnp.nan, 0)), jnp.sum(weights))": (
+        "a total less 0 is itself, and less NaN is NaN, as with a plus"
+    ),
 }
 
 
