@@ -4,10 +4,12 @@ BIN := .venv/bin
 NEWEST := .venv-newest/bin/python
 # The laws of all families, the front door, the doctests, and of each room the files that take little.
 QUICK := lossopt tests/contract tests/schedules \
-	$(filter-out %_examples.py %_benchmarks.py %_textbook.py,$(wildcard tests/test_*.py tests/grad)) \
+	$(filter-out %_examples.py %_benchmarks.py %_textbook.py %_mutants.py %_measure.py %_devices.py, \
+		$(wildcard tests/test_*.py)) \
 	tests/losses/test_contrastive.py tests/losses/test_decisions.py tests/losses/test_policy.py \
 	tests/losses/test_regression.py tests/regularizers/test_members.py \
 	tests/transforms/test_proximal.py tests/transforms/test_rules.py \
+	tests/fused/test_plan.py tests/training/test_evaluation.py \
 	tests/checkpoint/test_digest.py tests/checkpoint/test_manifest.py \
 	tests/testing/test_gradients.py tests/testing/test_schedules.py tests/testing/test_transforms.py
 export MPLBACKEND ?= Agg
