@@ -1,6 +1,7 @@
 """Who may import whom, what import loads, and one public path for each object."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import io
@@ -117,6 +118,13 @@ def test_an_init_holds_a_docstring_and_reexports(module):
     for node in tree.body[1:]:
         assert isinstance(node, ast.ImportFrom)
         assert all(alias.asname == alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.name)
+def test_dataclasses_are_frozen(path):
+    module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+    for kind in filter(dataclasses.is_dataclass, vars(importlib.import_module(module)).values()):
+        assert not inspect.isclass(kind) or kind.__dataclass_params__.frozen
 
 
 def test_import_loads_nothing_heavy():

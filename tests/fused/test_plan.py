@@ -48,6 +48,7 @@ def test_tokens_are_cut_first_and_evenly():
     assert (plan.rows, plan.columns, plan.tiles) == (250, 50_000, 12)
     assert plan.bytes == 2 * 4 * 250 * 50_000 <= 100 * 2**20
     assert (plan.arithmetic, plan.operations) == (1.0, 6 * 3000 * 8 * 50_000)
+    assert plan.together == 1
     prime = lo.fused.plan(*shapes(3001, 50_000), memory="100MiB")
     assert (prime.rows, prime.tiles) == (251, 12)
 
@@ -57,6 +58,14 @@ def test_classes_are_cut_where_few_tokens_fit():
     assert (plan.rows, plan.columns) == (4096, 2000)
     assert plan.arithmetic == 4 / 3
     assert lo.fused.plan(*shapes(64, 512), per_example=True).arithmetic == 4 / 3
+
+
+def test_as_many_at_once_as_the_budget_holds():
+    plan = lo.fused.plan(*shapes(100, 1000), memory="4MiB")
+    assert (plan.tiles, plan.bytes) == (1, 2 * 4 * 100 * 1000)
+    assert plan.together == 4 * 2**20 // plan.bytes == 5
+    given = lo.fused.plan(*shapes(100, 1000), memory=lo.fused.Chunks(rows=100))
+    assert given.together == 1
 
 
 def test_accelerators_start_from_4096_tokens(monkeypatch):
