@@ -86,12 +86,9 @@ class Columns:
         return contiguous(jnp.arange(operands.right.shape[self.matrix.axis]), self.size)
 
     def _block(self, operands, facts, piece):
-        take = lambda x: lax.dynamic_slice_in_dim(x, piece[0], len(piece), self._axis(x))
+        take = lambda x: lax.dynamic_slice_in_dim(x, piece[0], len(piece), self.matrix.axis)
         right, columns, known = jax.tree.map(take, (*operands[1:3], facts.columns))
         return operands._replace(right=right, columns=columns), facts._replace(columns=known)
 
     def _put(self, x, block, piece):
-        return lax.dynamic_update_slice_in_dim(x, block, piece[0], self._axis(x))
-
-    def _axis(self, x):
-        return self.matrix.axis % x.ndim
+        return lax.dynamic_update_slice_in_dim(x, block, piece[0], self.matrix.axis)
