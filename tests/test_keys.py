@@ -207,7 +207,7 @@ def test_a_raw_key_by_any_keyword_is_refused(verb):
 
 def test_a_raw_key_among_the_hyperparameters_of_a_run_is_refused():
     objective = lambda w, x, hyperparameters: lo.mean(w * x)
-    with pytest.raises(TypeError, match="raw PRNG key .* at 'kwargs/hyperparameters'"):
+    with pytest.raises(TypeError, match=r"raw PRNG key .* at 'kwargs/hyperparameters'"):
         lo.training.run(
             objective,
             1.0,
