@@ -42,6 +42,7 @@ def warmup(schedule: optax.Schedule, steps: Number) -> optax.Schedule:
       Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017.
     """
     _function("schedule", schedule)
+    steps = _ramps.unwrapped(steps)
     _checks.at_least(0, steps=steps)
 
     def warmed(count):
@@ -82,6 +83,7 @@ def join(schedules: Sequence[optax.Schedule], boundaries: Sequence[Number]) -> o
     boundaries = _increasing(boundaries, len(later))
 
     def joined(count):
+        count = _ramps.unwrapped(count)
         value = _value(first, count)
         for boundary, schedule in zip(boundaries, later):
             value = jnp.where(count < boundary, value, _since(boundary, schedule, count))
@@ -111,7 +113,7 @@ def scale(schedule: optax.Schedule, factor: Number) -> optax.Schedule:
       [0.5, 0.25, 0.0]
     """
     _function("schedule", schedule)
-    return lambda count: factor * _value(schedule, count)
+    return lambda count: _ramps.number(factor) * _value(schedule, count)
 
 
 def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedule:
@@ -137,6 +139,7 @@ def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedu
       [1.0, 0.75, 0.5, 0.0]
     """
     _function("schedule", schedule)
+    steps_per_epoch = _ramps.unwrapped(steps_per_epoch)
     _checks.above(0, steps_per_epoch=steps_per_epoch)
 
     def stretched(count):
@@ -150,11 +153,11 @@ def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedu
 
 def _since(boundary, schedule, count):
     """The schedule at the count from `boundary` on, in whole numbers if both are; 0 before it."""
-    return _value(schedule, jnp.maximum(count, boundary) - boundary)
+    return _value(schedule, jnp.maximum(_ramps.unwrapped(count), boundary) - boundary)
 
 
 def _value(schedule, count):
-    return _checks.floats(value=schedule(count))[0]
+    return _checks.floats(value=schedule(_ramps.unwrapped(count)))[0]
 
 
 def _function(name, schedule):
@@ -170,6 +173,7 @@ def _increasing(boundaries, count):
         raise ValueError(
             f"Expected {count} boundaries, one less than schedules, got {len(boundaries)}."
         )
+    boundaries = tuple(map(_ramps.unwrapped, boundaries))
     for earlier, later in pairwise([0, *boundaries]):
         _checks.above(0, **{"steps between boundaries": later - earlier})
-    return tuple(boundaries)
+    return boundaries

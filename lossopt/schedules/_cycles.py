@@ -39,7 +39,8 @@ def trapezoid(peak: Number, steps: Number, *, warmup: Number, decay: Number) -> 
 
     def schedule(count):
         t = _ramps.time(count)
-        return peak * jnp.minimum(_ramps.ramp(t + 1, warmup), _ramps.ramp(steps - t, decay))
+        fall = _ramps.ramp(_ramps.number(steps) - t, decay)
+        return _ramps.number(peak) * jnp.minimum(_ramps.ramp(t + 1, warmup), fall)
 
     return schedule
 
@@ -82,10 +83,11 @@ def one_cycle(
     rest = _rest(steps, warmup, decay)
 
     def schedule(count):
-        t = _ramps.time(count)
-        hat = jnp.minimum(_ramps.ramp(t, warmup), _ramps.ramp(warmup + decay - t, decay))
-        tail = _ramps.ramp(steps - t, rest)
-        return peak * hat + start * (tail - hat) + end * (1 - tail)
+        t, foot = _ramps.time(count), _ramps.number(start)
+        cycle = _ramps.number(warmup) + _ramps.number(decay)
+        hat = jnp.minimum(_ramps.ramp(t, warmup), _ramps.ramp(cycle - t, decay))
+        tail = _ramps.ramp(_ramps.number(steps) - t, rest)
+        return _ramps.number(peak) * hat + foot * (tail - hat) + _ramps.number(end) * (1 - tail)
 
     return schedule
 
@@ -115,10 +117,11 @@ def triangular(start: Number, peak: Number, steps: Number) -> optax.Schedule:
     References:
       Smith, "Cyclical Learning Rates for Training Neural Networks", 2017.
     """
+    steps = _ramps.unwrapped(steps)
     _checks.above(0, steps=steps)
 
     def schedule(count):
-        half = _ramps.time(_ramps.positive(steps))
+        half = _ramps.positive(steps)
         phase = jnp.remainder(_ramps.time(count), 2 * half) / half
         return _ramps.between(peak, start, jnp.abs(phase - 1))
 
@@ -156,6 +159,7 @@ def cosine_restarts(
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     """
+    steps, factor = _ramps.unwrapped(steps), _ramps.unwrapped(factor)
     _checks.above(0, steps=steps)
     _checks.at_least(1, factor=factor)
 
@@ -169,6 +173,7 @@ def cosine_restarts(
 
 def _rest(steps, warmup, decay):
     """What warmup and decay leave of the steps."""
+    steps, warmup, decay = map(_ramps.unwrapped, (steps, warmup, decay))
     _checks.above(0, warmup=warmup, decay=decay)
     rest = steps - warmup - decay
     _checks.at_least(0, **{"steps - warmup - decay": rest})

@@ -74,13 +74,14 @@ def polynomial(start: Number, end: Number, steps: Number, *, power: Number) -> o
       >>> [float(schedule(t)) for t in (0, 1, 2, 4, 9)]
       [1.0, 0.5625, 0.25, 0.0, 0.0]
     """
+    steps, power = _ramps.unwrapped(steps), _ramps.unwrapped(power)
     _checks.above(0, steps=steps)
     _checks.at_least(0, power=power)
 
     def schedule(count):
-        left = _ramps.ramp(steps - _ramps.time(count), steps)
+        left = _ramps.ramp(_ramps.number(steps) - _ramps.time(count), steps)
         # The inner `where` keeps derivatives finite: a power below 1 has an infinite one at 0.
-        part = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** power, 0)
+        part = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** _ramps.number(power), 0)
         return _ramps.between(end, start, part)
 
     return schedule
@@ -111,10 +112,11 @@ def cosine(peak: Number, steps: Number, *, end: Number = 0.0) -> optax.Schedule:
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     """
+    steps = _ramps.unwrapped(steps)
     _checks.above(0, steps=steps)
 
     def schedule(count):
-        left = _ramps.ramp(steps - _ramps.time(count), steps)
+        left = _ramps.ramp(_ramps.number(steps) - _ramps.time(count), steps)
         return _ramps.between(end, peak, _ramps.half_wave(left))
 
     return schedule
@@ -137,7 +139,8 @@ def exponential(start: Number, rate: Number) -> optax.Schedule:
       >>> [round(float(schedule(t)), 4) for t in (0, 10, 20)]
       [1.0, 0.5, 0.25]
     """
-    return lambda count: start * jnp.exp(-_ramps.time(count) * rate)
+    decay = lambda count: jnp.exp(-_ramps.time(count) * _ramps.number(rate))
+    return lambda count: _ramps.number(start) * decay(count)
 
 
 def step(start: Number, every: Number, *, factor: Number) -> optax.Schedule:
@@ -161,12 +164,13 @@ def step(start: Number, every: Number, *, factor: Number) -> optax.Schedule:
       >>> [round(float(schedule(t)), 6) for t in (0, 29, 30, 60)]
       [0.1, 0.1, 0.01, 0.001]
     """
+    every, factor = _ramps.unwrapped(every), _ramps.unwrapped(factor)
     _checks.above(0, every=every, factor=factor)
 
     def schedule(count):
         # Compiled, t / every may fall just below a whole number; floor_divide takes it exactly.
         stairs = jnp.floor_divide(_ramps.time(count), _ramps.positive(every))
-        return start * jnp.power(factor, stairs)
+        return _ramps.number(start) * jnp.power(_ramps.number(factor), stairs)
 
     return schedule
 
@@ -195,5 +199,7 @@ def inverse_sqrt(peak: Number, steps: Number) -> optax.Schedule:
     References:
       Vaswani et al., "Attention Is All You Need", 2017.
     """
+    steps = _ramps.unwrapped(steps)
     _checks.above(0, steps=steps)
-    return lambda count: peak / jnp.sqrt(1 + _ramps.time(count) / _ramps.positive(steps))
+    falls = lambda count: jnp.sqrt(1 + _ramps.time(count) / _ramps.positive(steps))
+    return lambda count: _ramps.number(peak) / falls(count)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lossopt import schedules
 from tests.schedule_cases import SCHEDULES
 
 ARGUMENTS = [(name, argument) for name, case in SCHEDULES.items() for argument in case.arguments]
@@ -68,3 +69,65 @@ def test_a_traced_zero_is_not_nan(name, argument):
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_derivatives_are_finite(name, argument):
     assert np.isfinite(_looked_at(name)[argument][1])
+
+
+WHOLE = [int, np.int64]
+LARGE = 2**31, 10**10  # that no int32 holds
+
+
+def _enlarged(case):
+    """All lengths by a factor that no int32 holds; then one level after the other."""
+    whole = {name: x * 2**31 for name, x in case.arguments.items() if isinstance(x, int)}
+    levels = [{name: 10**10} for name, x in case.arguments.items() if isinstance(x, float)]
+    return [whole, *levels]
+
+
+def test_whole_numbers_that_no_int32_holds_are_themselves(case):
+    def values(kind):
+        changed = [{name: kind(x) for name, x in change.items()} for change in _enlarged(case)]
+        schedules = [case.make(**(case.arguments | change)) for change in changed]
+        counts = jnp.int32([0, 1, 10**9]), jnp.float32([1e10, 1e11])
+        plain = case.make(**case.arguments)
+        return [s(c) for s in schedules for c in counts], [plain(kind(x)) for x in LARGE]
+
+    got = jax.jit(lambda: {kind.__name__: values(kind) for kind in (float, *WHOLE)})()
+    for kind in WHOLE:
+        jax.tree.map(np.testing.assert_array_equal, got[kind.__name__], got["float"])
+
+
+def test_small_whole_numbers_never_wrap_either(case):
+    """As differences of lengths in unsigned bytes would."""
+    counts = np.arange(30)
+    bytes_ = {name: np.uint8(x) if isinstance(x, int) else x for name, x in case.arguments.items()}
+    got, want = jax.jit(lambda: [case.make(**a)(counts) for a in (bytes_, case.arguments)])()
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", [float, *WHOLE])
+@pytest.mark.parametrize(
+    ("make", "count", "want"),
+    [
+        (lambda n: schedules.linear(1000.0, 0.0, n(2**31)), 10**9, 1000 * (1 - 10**9 / 2**31)),
+        (
+            lambda n: schedules.cosine(1000.0, n(10**10)),
+            10**9,
+            500 * (1 + np.cos(np.pi / 10)),
+        ),
+        (lambda n: schedules.step(1.0, n(2**31), factor=0.1), 10, 1),
+        (lambda n: schedules.trapezoid(1.0, n(3 * 10**9), warmup=10, decay=100), 1000, 1),
+        (lambda n: schedules.warmup(lambda t: 1.0, n(2**32)), 2**31 - 1, 0.5),
+        (lambda n: schedules.join([lambda t: 1.0, lambda t: 2.0], [n(2**31)]), 10**9, 1),
+        (lambda n: schedules.join([lambda t: 1.0, lambda t: t], [n(7)]), 10**10, 1e10),
+        (lambda n: schedules.scale(lambda t: 0.5, n(10**10)), 3, 5e9),
+    ],
+)
+def test_large_lengths_by_hand(kind, make, count, want):
+    np.testing.assert_allclose(make(kind)(count), want, rtol=1e-6)
+
+
+def test_unsigned_lengths_are_refused_as_others_are():
+    byte = np.uint8
+    with pytest.raises(ValueError, match=r"steps - warmup - decay >= 0, got -1"):
+        schedules.trapezoid(1.0, byte(10), warmup=byte(6), decay=byte(5))
+    with pytest.raises(ValueError, match=r"boundaries > 0, got -2"):
+        schedules.join([jnp.sqrt] * 3, np.uint32([5, 3]))
