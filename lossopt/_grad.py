@@ -128,7 +128,7 @@ def value_and_grad(
             state, grads = carry
             add = jax.grad(share, has_aux=True)
             summand, (state, measured) = add(local, state, number, piece)
-            return (state, jax.tree.map(jnp.add, grads, summand)), measured
+            return (state, jax.tree.map(_add, grads, summand)), measured
 
         start = (state, jax.tree.map(zeros, local))
         (state, grads), measured = walk(step, start, pieces)
@@ -208,6 +208,10 @@ def fixed_weights(
                 "Move the factor into the values: mean(factor * values, weights)."
             )
     return weights()
+
+
+def _add(total, x):
+    return total + x.astype(total.dtype)
 
 
 def _average(axes, x):

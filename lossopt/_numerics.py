@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lossopt._typing import Array, ArrayLike
 
@@ -16,10 +17,15 @@ It is below every logit less the highest, as long as these are within a quarter 
 """
 
 
-def wide(*xs: ArrayLike) -> np.dtype:
-    """The dtype of sums over arrays or dtypes: float32 or wider, whatever jax may promote."""
+def common(*xs: DTypeLike | ArrayLike) -> np.dtype:
+    """The dtype that arrays or dtypes have together, also where jax is told to promote nothing."""
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(jnp.float32, jnp.result_type(*xs))
+        return jnp.result_type(*xs)
+
+
+def wide(*xs: DTypeLike | ArrayLike) -> np.dtype:
+    """The dtype of sums over arrays or dtypes: float32 or wider."""
+    return common(jnp.float32, common(*xs))
 
 
 def zeros(x: ArrayLike) -> Array:
