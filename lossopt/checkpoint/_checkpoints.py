@@ -56,7 +56,8 @@ class Checkpoints:
     that all of them see, and only the first process changes it.
 
     Args:
-      directory: where the steps lie, on a local or mounted file system; `save` creates it.
+      directory: where the steps lie, on a local or mounted file system; `save` creates it. `~` at
+        its beginning is your home.
       keep: how many of the newest steps are kept, at least 1. Damaged steps do not count.
       every: keeps the multiples of this number of steps for good as well, at least 1.
 
