@@ -15,16 +15,22 @@ from lossopt._typing import Number
 from lossopt.schedules import _ramps
 
 
-def warmup(schedule: optax.Schedule, steps: Number) -> optax.Schedule:
+def warmup(
+    schedule: optax.Schedule, steps: Number, *, start: Number | None = None
+) -> optax.Schedule:
     r"""A linear rise to the schedule's first value, then the schedule from its beginning.
 
     $$\eta_t = \begin{cases}
         \min(1, \; (t + 1) / T) \cdot \text{schedule}(0) & t < T \\
         \text{schedule}(t - T) & t \ge T \end{cases}$$
 
+    With a `start` the line is $\text{start} + (\text{schedule}(0) - \text{start}) \, t / T$ instead.
+
     Args:
       schedule: any function from a count to a number.
-      steps: $T \ge 0$; 0 means no warmup. The first step is already positive.
+      steps: $T \ge 0$; 0 means no warmup.
+      start: value at count 0. None starts at $\text{schedule}(0) / T$, so that the first step is
+        not lost, and reaches the schedule's first value one step earlier.
 
     Returns:
       A function from the count $t$ to the value. It ends $T$ steps later than `schedule` does.
@@ -47,7 +53,10 @@ def warmup(schedule: optax.Schedule, steps: Number) -> optax.Schedule:
 
     def warmed(count):
         # The schedule stands still at 0 until `steps`, the ramp at 1 from then on.
-        return _ramps.ramp(_ramps.time(count) + 1, steps) * _since(steps, schedule, count)
+        t, value = _ramps.time(count), _since(steps, schedule, count)
+        if start is None:
+            return _ramps.rise(t + 1, steps) * value
+        return _ramps.between(start, value, _ramps.rise(t, steps))
 
     return warmed
 
@@ -59,15 +68,16 @@ def join(schedules: Sequence[optax.Schedule], boundaries: Sequence[Number]) -> o
 
     Args:
       schedules: at least one function from a count to a number.
-      boundaries: $b_1, b_2, \dots$, increasing counts above 0, one less than the schedules: where
-        the second begins, the third, and so on. The last schedule goes on for ever.
+      boundaries: $b_1, b_2, \dots$, counts in order from 0 on, one less than the schedules: where
+        the second begins, the third, and so on. A schedule that ends where it begins is left out;
+        the last one goes on for ever.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
       ValueError: if there is no schedule, if the numbers of schedules and boundaries do not fit, or
-        if the boundaries do not increase.
+        if the boundaries are not in order.
       TypeError: if one of the schedules is not a function.
 
     Examples:
@@ -80,10 +90,10 @@ def join(schedules: Sequence[optax.Schedule], boundaries: Sequence[Number]) -> o
     for i, schedule in enumerate(schedules):
         _function(f"schedules[{i}]", schedule)
     first, *later = schedules
-    boundaries = _increasing(boundaries, len(later))
+    boundaries = _in_order(boundaries, len(later))
 
     def joined(count):
-        count = _ramps.unwrapped(count)
+        count = jnp.maximum(_ramps.unwrapped(count), 0)
         value = _value(first, count)
         for boundary, schedule in zip(boundaries, later):
             value = jnp.where(count < boundary, value, _since(boundary, schedule, count))
@@ -168,12 +178,12 @@ def _function(name, schedule):
         )
 
 
-def _increasing(boundaries, count):
+def _in_order(boundaries, count):
     if len(boundaries) != count:
         raise ValueError(
             f"Expected {count} boundaries, one less than schedules, got {len(boundaries)}."
         )
     boundaries = tuple(map(_ramps.unwrapped, boundaries))
     for earlier, later in pairwise([0, *boundaries]):
-        _checks.above(0, **{"steps between boundaries": later - earlier})
+        _checks.at_least(0, **{"steps between boundaries": later - earlier})
     return boundaries

@@ -38,6 +38,11 @@ def ramp(x, length):
     return jnp.where(length > 0, jnp.clip(x / positive(length), 0, 1), (x > 0).astype(length.dtype))
 
 
+def rise(x, length):
+    """From 0 at `x <= 0` to 1 at `x >= length`; of length 0 it is 1 from the beginning."""
+    return jnp.where(number(length) > 0, ramp(x, length), 1)
+
+
 def positive(length):
     """A length to divide by, as a float: itself, or 1 where it is a traced 0."""
     length = number(length)
@@ -47,6 +52,13 @@ def positive(length):
 def between(low, high, part):
     """`low` at part 0 and `high` at part 1, both exactly."""
     return number(low) * (1 - part) + number(high) * part
+
+
+def until(value, start, end):
+    """The value until it has come from the start to the end, which it holds from there on."""
+    start, end = number(start), number(end)
+    reached = (value >= end) & (end >= start) | (value <= end) & (end <= start)
+    return jnp.where(reached, end, value)
 
 
 def half_wave(part):

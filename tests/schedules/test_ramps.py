@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lossopt import schedules
-from tests.schedule_cases import SCHEDULES
+from tests import schedule_cases
 
+SCHEDULES = schedule_cases.SCHEDULES | schedule_cases.FORMS
 ARGUMENTS = [(name, argument) for name, case in SCHEDULES.items() for argument in case.arguments]
 
 
@@ -129,5 +130,29 @@ def test_unsigned_lengths_are_refused_as_others_are():
     byte = np.uint8
     with pytest.raises(ValueError, match=r"steps - warmup - decay >= 0, got -1"):
         schedules.trapezoid(1.0, byte(10), warmup=byte(6), decay=byte(5))
-    with pytest.raises(ValueError, match=r"boundaries > 0, got -2"):
+    with pytest.raises(ValueError, match=r"boundaries >= 0, got -2"):
         schedules.join([jnp.sqrt] * 3, np.uint32([5, 3]))
+
+
+# Periods, and lengths that hold others.
+NEVER_ZERO = {
+    *[("step", "every"), ("step/end", "every"), ("per_epoch", "steps_per_epoch")],
+    *[("inverse_sqrt", "steps"), ("triangular", "steps"), ("cosine_restarts", "steps")],
+    *[("trapezoid", "steps"), ("one_cycle", "steps"), ("join", "second")],
+}
+LENGTHS = {"steps", "warmup", "decay", "every", "first", "second", "steps_per_epoch", "epochs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [(name, length) for name, length in ARGUMENTS if length in LENGTHS]
+)
+def test_a_length_of_zero_is_over_at_once_traced_or_not(name, length):
+    case = SCHEDULES[name]
+    for zero in (0, 0.0, np.int64(0)):
+        make = lambda zero=zero: case.make(**{**case.arguments, length: zero})
+        if (name, length) in NEVER_ZERO:
+            with pytest.raises(ValueError, match="^Expected (steps|every)"):
+                make()
+        else:
+            got = jax.jit(jax.vmap(make()))(jnp.arange(30))
+            np.testing.assert_allclose(got, _looked_at(name)[length][0], rtol=1e-6, atol=1e-7)
