@@ -24,7 +24,7 @@ def warmup(
         \min(1, \; (t + 1) / T) \cdot \text{schedule}(0) & t < T \\
         \text{schedule}(t - T) & t \ge T \end{cases}$$
 
-    With a `start` the line is $\text{start} + (\text{schedule}(0) - \text{start}) \, t / T$ instead.
+    With a `start` the line is $\text{start} + (\text{schedule}(0) - \text{start}) \, t / T$.
 
     Args:
       schedule: any function from a count to a number.

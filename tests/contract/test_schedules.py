@@ -9,7 +9,6 @@ from lossopt.testing import check_schedule
 from tests import cases
 from tests.schedule_cases import FORMS
 
-
 ROWS = cases.SCHEDULES | FORMS
 
 

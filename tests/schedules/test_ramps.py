@@ -151,7 +151,7 @@ def test_a_length_of_zero_is_over_at_once_traced_or_not(name, length):
     for zero in (0, 0.0, np.int64(0)):
         make = lambda zero=zero: case.make(**{**case.arguments, length: zero})
         if (name, length) in NEVER_ZERO:
-            with pytest.raises(ValueError, match="^Expected (steps|every)"):
+            with pytest.raises(ValueError, match=r"^Expected (steps|every)"):
                 make()
         else:
             got = jax.jit(jax.vmap(make()))(jnp.arange(30))
