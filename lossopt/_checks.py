@@ -5,6 +5,9 @@ not: a `condition` costs nothing in a compiled program and speaks only under
 `jax.experimental.checkify.checkify`.
 """
 
+import operator
+from typing import SupportsIndex
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,52 +18,68 @@ from lossopt._numerics import wide
 from lossopt._typing import Array, ArrayLike, PyTree
 
 
+def shape(name: str, array: ArrayLike) -> tuple[int, ...]:
+    """The shape of an array or number; raises for all else, such as a list."""
+    if not hasattr(array, "dtype") and not isinstance(array, bool | int | float | complex):
+        raise TypeError(
+            f"Expected {name} as an array or a number, got {type(array).__name__}. "
+            "Make an array of it first, with jnp.asarray."
+        )
+    return jnp.shape(array)
+
+
+def dtype(name: str, array: ArrayLike) -> np.dtype:
+    """The dtype of an array or number; raises for all else, such as a list."""
+    shape(name, array)
+    return jnp.result_type(array)
+
+
 def floats(**arrays: ArrayLike) -> list[Array]:
     """The named arrays in one dtype, float32 or wider: low precision never reaches a sum."""
-    dtypes = {name: jnp.result_type(array) for name, array in arrays.items()}
-    for name, dtype in dtypes.items():
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(f"Expected real {name}, got {dtype}. Take its parts apart.")
-    dtype = wide(jnp.result_type(*dtypes.values()))  # of Python numbers, too
-    return [jnp.asarray(array, dtype) for array in arrays.values()]
+    dtypes = {name: dtype(name, array) for name, array in arrays.items()}
+    for name, kind in dtypes.items():
+        if jnp.issubdtype(kind, jnp.complexfloating):
+            raise TypeError(f"Expected real {name}, got {kind}. Take its parts apart.")
+    widest = wide(*dtypes.values())  # of Python numbers, too
+    return [jnp.asarray(array, widest) for array in arrays.values()]
 
 
 def same_shape(**arrays: ArrayLike) -> list[Array]:
     """The named arrays as `floats`, all of one shape, because broadcasting hides bugs."""
-    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    shapes = {name: shape(name, array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"Expected equal shapes, got {got}. Reshape one of them explicitly.")
     return floats(**arrays)
 
 
-def prefix_shape(shape: tuple[int, ...], **arrays: ArrayLike) -> None:
-    """Raises unless the named arrays index the leading axes of `shape`."""
+def prefix_shape(leading: tuple[int, ...], **arrays: ArrayLike) -> None:
+    """Raises unless the named arrays index the leading axes of a shape."""
     for name, array in arrays.items():
-        got = jnp.shape(array)
-        if shape[: len(got)] != got:
+        got = shape(name, array)
+        if leading[: len(got)] != got:
             raise ValueError(
-                f"Expected {name} to match the leading axes of {shape}, got {got}: "
+                f"Expected {name} to match the leading axes of {leading}, got {got}: "
                 "one number per example, or one per element."
             )
 
 
-def exact_shape(shape: tuple[int, ...], **arrays: ArrayLike) -> None:
+def exact_shape(wanted: tuple[int, ...], **arrays: ArrayLike) -> None:
     """Raises unless the named arrays have this shape."""
     for name, array in arrays.items():
-        if jnp.shape(array) != shape:
+        got = shape(name, array)
+        if got != wanted:
             raise ValueError(
-                f"Expected {name} of shape {shape}, got {jnp.shape(array)}. Reshape it explicitly."
+                f"Expected {name} of shape {wanted}, got {got}. Reshape it explicitly."
             )
 
 
 def rank_at_least(rank: int, **arrays: ArrayLike) -> None:
     """Raises where an array has fewer axes than `rank`."""
     for name, array in arrays.items():
-        if jnp.ndim(array) < rank:
-            raise ValueError(
-                f"Expected {name} with at least {rank} axes, got shape {jnp.shape(array)}."
-            )
+        got = shape(name, array)
+        if len(got) < rank:
+            raise ValueError(f"Expected {name} with at least {rank} axes, got shape {got}.")
 
 
 def floating(**arrays: ArrayLike) -> None:
@@ -77,22 +96,25 @@ def floating(**arrays: ArrayLike) -> None:
 def integers(**arrays: ArrayLike) -> list[Array]:
     """The named arrays, which must hold integers."""
     for name, array in arrays.items():
-        if not jnp.issubdtype(jnp.result_type(array), jnp.integer):
+        if not jnp.issubdtype(dtype(name, array), jnp.integer):
             raise TypeError(
                 f"Expected integer {name}, got {jnp.result_type(array)}. "
                 "Convert class numbers with astype(int); pass distributions where they are taken."
             )
+    fits(**arrays)
     return [jnp.asarray(array) for array in arrays.values()]
 
 
 def mask(name: str, array: ArrayLike | None, *shapes: tuple[int, ...]) -> Array:
     """A boolean array of one of the shapes, broadcast to the first; None is True everywhere."""
-    array = jnp.ones(shapes[0], bool) if array is None else jnp.asarray(array)
-    if array.shape not in shapes:
+    array = jnp.ones(shapes[0], bool) if array is None else array
+    if shape(name, array) not in shapes:
         wanted = " or ".join(map(str, shapes))
-        raise ValueError(f"Expected {name} of shape {wanted}, got {array.shape}.")
-    if array.dtype != jnp.bool_:
-        raise TypeError(f"Expected a boolean {name}, got {array.dtype}. Compare with `!= 0`.")
+        raise ValueError(f"Expected {name} of shape {wanted}, got {jnp.shape(array)}.")
+    if dtype(name, array) != jnp.bool_:
+        raise TypeError(
+            f"Expected a boolean {name}, got {dtype(name, array)}. Compare with `!= 0`."
+        )
     return jnp.broadcast_to(array, shapes[0])
 
 
@@ -104,6 +126,32 @@ def typed_key(key: PyTree) -> None:
                 f"Expected a typed PRNG key, got {jnp.result_type(leaf)}. "
                 "Make it with jax.random.key(seed), or wrap it by jax.random.wrap_key_data."
             )
+
+
+def fits(**numbers: ArrayLike) -> None:
+    """Raises where a whole number is beyond the integers of jax, which would wrap it."""
+    for name, number in numbers.items():
+        kind = dtype(name, number)
+        if isinstance(number, jax.Array) or not jnp.issubdtype(kind, jnp.integer):
+            continue
+        whole, limits = np.asarray(number), jnp.iinfo(kind)
+        strays = whole[(whole < limits.min) | (whole > limits.max)]
+        if strays.size:
+            raise ValueError(
+                f"Expected {name} within {limits.bits} bits, got {strays[0]}. Write a number as a "
+                "float; count classes and identities from 0."
+            )
+
+
+def count(name: str, number: SupportsIndex, low: int) -> int:
+    """A whole number, at least `low` and however large: it stays on the host."""
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        raise TypeError(f"Expected {name} as a whole number, got {number!r}. Round it.") from None
+    if whole < low:
+        raise ValueError(f"Expected {name} >= {low}, got {whole}. Choose {name} within this range.")
+    return whole
 
 
 def at_least(low: float, **numbers: ArrayLike) -> None:
@@ -139,6 +187,7 @@ def nonnegative(member: str, **arrays: ArrayLike) -> None:
 
 
 def _refuse(wanted, holds, numbers):
+    fits(**numbers)
     for name, number in numbers.items():
         if not isinstance(number, Tracer) and not np.all(holds(np.asarray(number))):
             raise ValueError(

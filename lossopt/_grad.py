@@ -44,7 +44,7 @@ def measure(
     Raises:
       ValueError: if there are more microbatches than rows, or if the leaves of `batch` differ in
         rows.
-      TypeError: if the objective returns another thing than a tree of `Mean`.
+      TypeError: if the objective returns another thing than a tree of `Mean`, or for raw keys.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2), "penalty": lo.constant(w**2)}
@@ -90,13 +90,15 @@ def value_and_grad(
       A function of `(params, batch, *args, **kwargs)` giving `((value, means), gradient)`, or
       `((value, means, aux), gradient)`, the same on all devices; the gradient has the dtypes of
       `params`. Typed PRNG keys among `args` and `kwargs` are folded with the number of the device
-      and of the piece, where there are several.
+      and of the piece, where there are several; raw ones are refused there.
 
     Raises:
       ValueError: if weights depend on `params` or `model_state` (also where one `custom_vjp` or
         `while_loop` gives totals and weights together), if there are more microbatches than rows,
         or if the leaves of `batch` differ in rows.
-      TypeError: if the objective returns another thing than a tree of `Mean`.
+      TypeError: if the objective returns another thing than a tree of `Mean`; for a key that is not
+        typed; or, where there are several pieces or devices, for what may be a raw key among `args`
+        and `kwargs`, `uint32` of shape `[..., 2]` or `[..., 4]`.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2), "penalty": lo.constant(w**2)}
@@ -126,7 +128,7 @@ def value_and_grad(
             state, grads = carry
             add = jax.grad(share, has_aux=True)
             summand, (state, measured) = add(local, state, number, piece)
-            return (state, jax.tree.map(jnp.add, grads, summand)), measured
+            return (state, jax.tree.map(_add, grads, summand)), measured
 
         start = (state, jax.tree.map(zeros, local))
         (state, grads), measured = walk(step, start, pieces)
@@ -150,14 +152,16 @@ class _Walked:
         self, params: PyTree, batch: Batch, args: tuple, kwargs: dict[str, PyTree]
     ) -> tuple[Callable[..., tuple], PyTree, PyTree, Pieces]:
         """What a walk calls for each piece, and what this device holds: params, state, pieces."""
-        inputs = _keys.of_device((args, kwargs), self.axes)
+        _checks.typed_key(kwargs.get("key"))
         local, state = _jax.varying((params, kwargs.get("model_state")), self.axes)
+        kwargs = kwargs | {"model_state": None} if "model_state" in kwargs else kwargs
+        inputs = _keys.of_device({"args": args, "kwargs": kwargs}, self.axes)
         return partial(self._call, inputs), local, state, strided(batch, self.microbatches)
 
     def _call(self, inputs, params, state, number, piece):
         """The objective on one piece: the next model state, and means and metrics."""
-        args, kwargs = _keys.folded(inputs, number)
-        _checks.typed_key(kwargs.get("key"))
+        inputs = _keys.folded(inputs, number)
+        args, kwargs = inputs["args"], inputs["kwargs"]
         stateful = "model_state" in kwargs
         kwargs = kwargs | {"model_state": state} if stateful else kwargs
         means, aux = split_aux(self.objective(params, piece, *args, **kwargs), self.has_aux)
@@ -204,6 +208,10 @@ def fixed_weights(
                 "Move the factor into the values: mean(factor * values, weights)."
             )
     return weights()
+
+
+def _add(total, x):
+    return total + x.astype(total.dtype)
 
 
 def _average(axes, x):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._numerics import common
 from lossopt._typing import Array, ArrayLike, Means, Number, Scalar
 
 
@@ -49,7 +50,8 @@ class Mean:
         if is_mean(scale):
             raise TypeError("Mean * Mean is no average. Multiply the values: mean(a * b, weights).")
         _checks.exact_shape((), scale=scale)
-        return Mean(jnp.multiply(scale, self.total), self.weight)
+        scale = jnp.asarray(scale, common(scale, self.total))
+        return Mean(scale * self.total, self.weight)
 
     __rmul__ = __mul__
 
@@ -82,7 +84,8 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Mean:
       >>> float(lo.mean(jnp.array([1.0, 2.0, jnp.nan]), mask).value)
       1.5
     """
-    _checks.prefix_shape(jnp.shape(values), weights=True if weights is None else weights)
+    shape = _checks.shape("values", values)
+    _checks.prefix_shape(shape, weights=True if weights is None else weights)
     values, weights = _checks.floats(values=values, weights=True if weights is None else weights)
     _checks.nonnegative("mean", weights=weights)
     weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))

@@ -1,16 +1,14 @@
 """Where numbers end: the dtype of sums, the lowest logit, the root at 0, bits without a trace."""
 
-from functools import partial
-
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from lossopt._typing import Array, ArrayLike
 
 ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
 SUMS = jnp.dtype("float32"), jnp.dtype("float64")
-
-wide = partial(jnp.promote_types, jnp.float32)
-"""The dtype of sums over arrays of a dtype: float32 or wider."""
 
 NO_LOGIT = {dtype: float(jnp.finfo(dtype).min) / 2 for dtype in SUMS}
 """As minus infinity, but finite: differences of two are 0, those of one and a logit finite.
@@ -19,9 +17,20 @@ It is below every logit less the highest, as long as these are within a quarter 
 """
 
 
+def common(*xs: DTypeLike | ArrayLike) -> np.dtype:
+    """The dtype that arrays or dtypes have together, also where jax is told to promote nothing."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*xs)
+
+
+def wide(*xs: DTypeLike | ArrayLike) -> np.dtype:
+    """The dtype of sums over arrays or dtypes: float32 or wider."""
+    return common(jnp.float32, common(*xs))
+
+
 def zeros(x: ArrayLike) -> Array:
     """Zeros of its shape for sums, in float32 or wider."""
-    return jnp.zeros_like(x, dtype=wide(jnp.result_type(x)))
+    return jnp.zeros_like(x, dtype=wide(x))
 
 
 def root(x: Array) -> Array:

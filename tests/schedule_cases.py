@@ -161,3 +161,41 @@ SCHEDULES = {
         reference=lambda t: np.interp(t / 4, [0, 2.5], [1.0, 0.1]),
     ),
 }
+
+# Further forms of some of them.
+FORMS = {
+    "exponential/end": Schedule(
+        lambda start, rate, end: schedules.exponential(start, rate, end=end),
+        {"start": 0.5, "rate": 0.05, "end": 0.3},
+        start=0.5,
+        end=0.3,
+        steps=11,
+        reference=lambda t: max(0.5 * np.exp(-0.05 * t), 0.3),
+    ),
+    "exponential/growing": Schedule(
+        lambda start, rate, end: schedules.exponential(start, rate, end=end),
+        {"start": 0.1, "rate": -0.3, "end": 1.5},
+        start=0.1,
+        end=1.5,
+        steps=10,
+        reference=lambda t: min(0.1 * np.exp(0.3 * t), 1.5),
+    ),
+    "step/end": Schedule(
+        lambda start, every, factor, end: schedules.step(start, every, factor=factor, end=end),
+        {"start": 1.0, "every": 3, "factor": 0.4, "end": 0.1},
+        start=1.0,
+        end=0.1,
+        steps=9,
+        reference=lambda t: max(0.4 ** (t // 3), 0.1),
+    ),
+    "warmup/start": Schedule(
+        lambda steps, start, peak, decay: schedules.warmup(
+            schedules.linear(peak, 0.1, decay), steps, start=start
+        ),
+        {"steps": 4, "start": 0.3, "peak": 1.0, "decay": 8},
+        start=0.3,
+        end=0.1,
+        steps=12,
+        reference=lambda t: np.interp(t, [0, 4, 12], [0.3, 1.0, 0.1]),
+    ),
+}

@@ -1,6 +1,7 @@
 """Refusals: what passes, what is refused, and in which words."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,94 @@ class TestTypes:
         _refuses(TypeError, words, _checks.typed_key, key)
 
 
+class TestArrays:
+    @pytest.mark.parametrize(
+        "x", [1, 1.5, True, 1j, np.float32(1), np.ones((2, 1)), jnp.ones(3), KEY, jnp.bfloat16(1)]
+    )
+    def test_arrays_and_numbers_have_a_shape_and_a_dtype(self, x):
+        assert _checks.shape("x", x) == jnp.shape(x)
+        assert _checks.dtype("x", x) == jnp.result_type(x)
+
+    @pytest.mark.parametrize("x", [[1.0], (1, 2), None, "1", {"a": 1}, {1}])
+    def test_all_else_is_refused_by_name(self, x):
+        words = (
+            f"Expected x as an array or a number, got {type(x).__name__}. "
+            "Make an array of it first, with jnp.asarray."
+        )
+        for check in (_checks.shape, _checks.dtype):
+            _refuses(TypeError, words, check, "x", x)
+        checks = [_checks.floats, _checks.same_shape, _checks.integers, _checks.fits]
+        for check in [*checks, *(partial(check, 0) for check, *_ in RANGES)]:
+            _refuses(TypeError, words, check, fits=1, x=x)
+        for check, bound in ((_checks.exact_shape, ()), (_checks.rank_at_least, 0)):
+            _refuses(TypeError, words, check, bound, x=x)
+        _refuses(TypeError, words, _checks.prefix_shape, (2, 3), x=x)
+        if x is not None:
+            _refuses(TypeError, words, _checks.mask, "x", x, ())
+
+
+class TestWhole:
+    @pytest.mark.parametrize(
+        "x",
+        [
+            2**31 - 1,
+            -(2**31),
+            np.int64([1, -(2**31)]),
+            np.uint32(2**32 - 1),
+            np.uint64(2**32 - 1),
+            1e30,
+            np.float64(1e30),
+            jnp.uint32(2**32 - 1),
+            np.zeros(0, np.int64),
+        ],
+    )
+    def test_what_jax_holds_fits(self, x):
+        _checks.fits(x=x)
+        jax.jit(lambda x: _checks.fits(x=x) or x)(x)
+
+    @pytest.mark.parametrize(
+        ("x", "stray"),
+        [
+            (2**31, 2**31),
+            (-(2**31) - 1, -(2**31) - 1),
+            (10**30, 10**30),
+            (np.int64([[1, 2**32], [3, 4]]), 2**32),
+            (np.uint64(2**32), 2**32),
+        ],
+    )
+    def test_what_it_would_wrap_is_refused(self, x, stray):
+        words = (
+            f"Expected x within 32 bits, got {stray}. Write a number as a float; count classes and "
+            "identities from 0."
+        )
+        for check in (_checks.fits, partial(_checks.at_least, -(10**40))):
+            _refuses(ValueError, words, check, one=1, x=x)
+
+    def test_64_bits_hold_more(self):
+        with jax.enable_x64(True):
+            _checks.fits(x=2**62, y=np.int64([2**62]))
+            words = (
+                f"Expected x within 64 bits, got {2**63}. Write a number as a float; count classes "
+                "and identities from 0."
+            )
+            _refuses(ValueError, words, _checks.fits, x=2**63)
+
+    @pytest.mark.parametrize("x", [3, np.int64(3), np.uint8(3), jnp.int32(3), True + 2])
+    def test_a_count_is_one_of_python(self, x):
+        got = _checks.count("keep", x, 3)
+        assert (got, type(got)) == (3, int)
+        assert _checks.count("keep", 10**30, 0) == 10**30
+
+    @pytest.mark.parametrize("x", [3.0, "3", None, np.float32(3)])
+    def test_a_count_is_whole(self, x):
+        words = f"Expected keep as a whole number, got {x!r}. Round it."
+        _refuses(TypeError, words, _checks.count, "keep", x, 1)
+
+    def test_a_count_has_a_lowest(self):
+        words = "Expected keep >= 1, got 0. Choose keep within this range."
+        _refuses(ValueError, words, _checks.count, "keep", 0, 1)
+
+
 class TestMask:
     shapes = (2, 3), (3,)
 
@@ -150,10 +239,10 @@ class TestMask:
 
 
 RANGES = [  # a check, its bound, what passes, what does not, the words
-    (_checks.at_least, 1, [1, 2, 1.0, [1, 5]], [0, 0.9, [1, 0]], ">= 1"),
-    (_checks.at_most, 1, [1, 0, -2.5, [0, 1]], [2, 1.1, [1, 2]], "<= 1"),
-    (_checks.above, 0, [1e-9, 1, [1, 2]], [0, -1.0, [1, 0]], "> 0"),
-    (_checks.below, 1, [0.999, -3, [0, 0.5]], [1, 1.5, [0, 1]], "< 1"),
+    (_checks.at_least, 1, [1, 2, 1.0, np.array([1, 5])], [0, 0.9, np.array([1, 0])], ">= 1"),
+    (_checks.at_most, 1, [1, 0, -2.5, np.array([0, 1])], [2, 1.1, np.array([1, 2])], "<= 1"),
+    (_checks.above, 0, [1e-9, 1, np.array([1, 2])], [0, -1.0, np.array([1, 0])], "> 0"),
+    (_checks.below, 1, [0.999, -3, np.array([0, 0.5])], [1, 1.5, np.array([0, 1])], "< 1"),
 ]
 
 

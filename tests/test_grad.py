@@ -234,6 +234,31 @@ class TestPrecision:
                 out = fn(regression.params(), regression.batch())
                 assert {x.dtype for x in jax.tree.leaves(out)} == {np.dtype("float32")}
 
+    @pytest.mark.parametrize("microbatches", [1, 2])
+    def test_jax_may_be_told_to_promote_nothing(self, microbatches):
+        """All that is added is brought to one dtype by us: gradients, metrics and the state."""
+
+        def objective(w, batch, *, model_state):
+            x, y = batch
+            fit = lo.mean(lo.losses.squared_error(x * w.astype(x.dtype), y), y)
+            state = model_state + jnp.sum(y)
+            return {"fit": fit, "penalty": 2 * lo.constant(w**2)}, {
+                "metrics": {"y": lo.mean(y)},
+                "model_state": state,
+            }
+
+        batch = jnp.arange(3, dtype=jnp.float16), jnp.int32([1, 1, 2])
+        run = lambda verb: verb(objective, microbatches=microbatches, has_aux=True)(
+            jnp.bfloat16(2), batch, model_state=jnp.int32(1)
+        )
+        with jax.numpy_dtype_promotion("strict"):
+            (value, _, aux), grad = run(lo.value_and_grad)
+            assert run(lo.measure)[0] == value
+        assert value == (1 * 1 + 1 * 1 + 2 * 2**2) / 4 + 2 * 2**2
+        assert grad == (1 * 2 * 1 + 2 * 2 * 2 * 2) / 4 + 4 * 2
+        assert (grad.dtype, aux["model_state"]) == (jnp.bfloat16, 5)
+        close(aux["metrics"]["y"].value, 4 / 3)
+
 
 class TestDerivatives:
     params, batch = regression.params(), regression.batch("fractional", "mixed")

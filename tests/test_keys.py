@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lossopt as lo
@@ -22,13 +23,13 @@ def _same(got, want):
 
 class TestFolded:
     def test_keys_one_by_one_and_nothing_else(self):
-        tree = {"key": KEYS[0, 0], "keys": KEYS, "raw": np.uint32([1, 2]), "name": "x", "no": None}
+        tree = {"key": KEYS[0, 0], "keys": KEYS, "data": np.int32([1, 2]), "name": "x", "no": None}
         got = _keys.folded(tree, 7)
         _same(got["key"], jax.random.fold_in(KEYS[0, 0], 7))
         assert got["keys"].shape == (2, 3)
         for place in np.ndindex(2, 3):
             _same(got["keys"][place], jax.random.fold_in(KEYS[place], 7))
-        assert got["raw"] is tree["raw"]
+        assert got["data"] is tree["data"]
         assert (got["name"], got["no"]) == ("x", None)
 
     def test_without_a_number_they_are_as_they_were(self):
@@ -127,3 +128,110 @@ class TestOfAnObjective:
         for args, kwargs in seen:
             assert args == (lo.mean, "float32")
             assert kwargs == {"mode": "train", "it": sentinel, "n": 3}
+
+
+def _cached(objective, **numbers):
+    """The third verb that folds keys; it takes no keywords."""
+    encode = lambda w, x, *args: x * w
+    return lo.fused.cached_value_and_grad(
+        encode, lambda w, x, *args: objective(w, x, *args), **numbers
+    )
+
+
+OLD = jax.random.PRNGKey(0)
+VERBS = {"measure": lo.measure, "value_and_grad": lo.value_and_grad, "cached": _cached}
+RAW = {
+    "one": (OLD, "0"),
+    "of four words": (jax.random.PRNGKey(0, impl="rbg"), "0"),
+    "several": (jax.random.split(OLD, 3), "0"),
+    "of numpy": (np.asarray(OLD), "0"),
+    "nested": ({"noise": [1.0, OLD]}, "0/noise/1"),
+}
+PASS = {
+    "typed": jax.random.key(0),
+    "viewed as int32": OLD.view(jnp.int32),
+    "other shapes": (np.zeros(3, np.uint32), np.zeros((2, 3), np.uint32), np.uint32(4)),
+    "other words": (np.zeros(2, np.int32), np.zeros(2, np.uint8), np.zeros(4, np.float32)),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+class TestRawKeys:
+    """Old-style keys look like data, and would draw the same in every piece and on every device."""
+
+    x = jnp.ones(4)
+
+    def _call(self, verb, microbatches=2, axis_name=()):
+        """The verb, of an objective that takes all and reads the batch alone."""
+        objective = lambda w, x, *args, **kwargs: lo.mean(w * x)
+        return verb(objective, microbatches=microbatches, axis_name=axis_name)
+
+    @pytest.mark.parametrize(("raw", "path"), RAW.values(), ids=RAW)
+    def test_are_refused_where_there_are_pieces(self, verb, raw, path):
+        words = (
+            rf"Expected no raw PRNG key beside the batch, got uint32 of shape \(.*\) at '.*{path}'"
+            r".*jax\.random\.key\(seed\).*batch.*int32"
+        )
+        with pytest.raises(TypeError, match=words):
+            self._call(verb)(1.0, self.x, raw)
+        with pytest.raises(TypeError, match=words):
+            jax.jit(self._call(verb))(1.0, self.x, raw)
+        self._call(verb, microbatches=1)(1.0, self.x, raw)
+
+    def test_are_refused_where_there_are_devices(self, verb):
+        fn = self._call(verb, microbatches=1, axis_name="i")
+        with pytest.raises(TypeError, match="raw PRNG key"):
+            jax.vmap(fn, in_axes=(None, 0, None), axis_name="i")(1.0, self.x[:, None], OLD)
+
+    @pytest.mark.parametrize("other", PASS.values(), ids=PASS)
+    def test_what_is_none_passes(self, verb, other):
+        assert jax.tree.leaves(self._call(verb)(1.0, self.x, other))[0] == 1
+
+    def test_pass_in_the_batch(self, verb):
+        objective = lambda w, batch, *args: lo.mean(w * batch[0])
+        encode = lambda w, batch, *args: (batch[0] * w, batch[1])
+        fn = (
+            lo.fused.cached_value_and_grad(encode, objective, microbatches=2)
+            if verb is _cached
+            else verb(objective, microbatches=2)
+        )
+        fn(1.0, (self.x, jax.random.split(OLD, 4)))
+
+
+@each_verb
+def test_a_raw_key_by_any_keyword_is_refused(verb):
+    fn = verb(lambda w, x, *, dropout: lo.mean(w * x), microbatches=2)
+    with pytest.raises(TypeError, match=r"raw PRNG key .* at 'kwargs/dropout/key'"):
+        fn(1.0, jnp.ones(2), dropout={"key": OLD})
+
+
+def test_a_raw_key_among_the_hyperparameters_of_a_run_is_refused():
+    objective = lambda w, x, hyperparameters: lo.mean(w * x)
+    with pytest.raises(TypeError, match=r"raw PRNG key .* at 'kwargs/hyperparameters'"):
+        lo.training.run(
+            objective,
+            1.0,
+            jnp.ones(4),
+            optax.sgd(0.1),
+            batch_size=4,
+            microbatches=2,
+            epochs=1,
+            key=jax.random.key(0),
+            hyperparameters=OLD,
+        )
+
+
+def test_a_raw_key_of_the_state_is_passed_on_from_piece_to_piece():
+    """No two pieces are given the same one."""
+
+    def objective(w, x, *, model_state):
+        now, later = jax.random.split(model_state)
+        aux = {"metrics": lo.constant(jax.random.uniform(now)), "model_state": later}
+        return lo.mean(w * x), aux
+
+    fn = lo.measure(objective, microbatches=2, has_aux=True)
+    _, _, aux = fn(1.0, jnp.ones(2), model_state=OLD)
+    first, second = jax.random.split(OLD)
+    draws = [jax.random.uniform(key) for key in (first, jax.random.split(second)[0])]
+    close(aux["metrics"].value, np.mean(draws))
+    assert draws[0] != draws[1]

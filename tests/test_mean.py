@@ -1,6 +1,7 @@
 """The algebra of `Mean`: what one average is, how averages merge and how an objective reads."""
 
 import operator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,38 @@ class TestMean:
     def test_a_column_of_weights_for_a_row_of_values_is_refused(self):
         with pytest.raises(ValueError, match="leading axes"):
             lo.mean(jnp.ones(4), jnp.ones((4, 1)))
+
+    @pytest.mark.parametrize(
+        ("make", "name", "kind"),
+        [
+            (lambda: lo.mean([1.0, 2.0], jnp.ones(2)), "values", "list"),
+            (lambda: lo.mean(jnp.ones(2), [1, 1]), "weights", "list"),
+            (lambda: lo.mean(jnp.ones(2), (True, False)), "weights", "tuple"),
+            (lambda: lo.constant([1.0]), "value", "list"),
+            (lambda: [2.0] * lo.constant(1.0), "scale", "list"),
+        ],
+    )
+    def test_lists_are_refused_by_name(self, make, name, kind):
+        with pytest.raises(TypeError, match=f"Expected {name} as an array .* got {kind}.*asarray"):
+            make()
+
+    @pytest.mark.parametrize("large", [2**31, np.int64(2**32), 10**10])
+    def test_whole_numbers_that_no_int32_holds_are_themselves(self, large):
+        close = partial(np.testing.assert_allclose, rtol=1e-7)
+        close(lo.mean(np.int64([large, 0])).value, large / 2)
+        close(lo.mean(jnp.array([1.0, 2.0]), np.int64([large, 0])).weight, large)
+        close(lo.constant(large).value, large)
+        close((large * lo.constant(2.0)).value, 2 * large)
+
+    @pytest.mark.parametrize("weights", [None, True, 2, np.array([1, 0]), jnp.bfloat16([1, 0.5])])
+    @pytest.mark.parametrize("dtype", [jnp.float16, jnp.int8, jnp.float32])
+    def test_jax_may_be_told_to_promote_nothing(self, dtype, weights):
+        values = jnp.array([1, 2], dtype)
+        with jax.numpy_dtype_promotion("strict"):
+            got = np.float64(0.5) * lo.mean(values, weights)
+            assert (np.int32(2) * lo.constant(jnp.bfloat16(3))).value == 6
+        want = np.average([1.0, 2.0], weights=np.broadcast_to(1 if weights is None else weights, 2))
+        np.testing.assert_allclose(got.value, want / 2, rtol=1e-6)
 
     def test_complex_values_are_refused(self):
         with pytest.raises(TypeError, match="real values"):

@@ -56,7 +56,8 @@ class Checkpoints:
     that all of them see, and only the first process changes it.
 
     Args:
-      directory: where the steps lie, on a local or mounted file system; `save` creates it.
+      directory: where the steps lie, on a local or mounted file system; `save` creates it. `~` at
+        its beginning is your home.
       keep: how many of the newest steps are kept, at least 1. Damaged steps do not count.
       every: keeps the multiples of this number of steps for good as well, at least 1.
 
@@ -76,9 +77,8 @@ class Checkpoints:
     def __init__(
         self, directory: str | os.PathLike[str], *, keep: int = 3, every: int | None = None
     ):
-        self.keep = operator.index(keep)
-        self.every = None if every is None else operator.index(every)
-        _checks.at_least(1, keep=self.keep, every=1 if self.every is None else self.every)
+        self.keep = _checks.count("keep", keep, 1)
+        self.every = None if every is None else _checks.count("every", every, 1)
         self.directory = _directory.root(directory)
         self._store = Store()
         self._saving: Saving | None = None
@@ -114,8 +114,7 @@ class Checkpoints:
           TypeError: a leaf is of another kind. The message has its path.
           ValueError: a good step has this number or one above it, or a leaf was donated.
         """
-        step = operator.index(step)
-        _checks.at_least(0, step=step)
+        step = _checks.count("step", step, 0)
         with self._lock:
             self.wait()
             for text in of_first(lambda: _directory.make_room(self._store, self.directory, step)):

@@ -23,16 +23,18 @@ Finding = tuple[int, str | None, list[int]]  # a step, what is damaged, and whic
 
 def root(directory: str | os.PathLike[str]) -> Path:
     """The folder that is meant, from the root; refuses what Orbax cannot write to."""
-    name = os.fsdecode(directory)
+    name = os.path.expanduser(os.fsdecode(directory))
     folder = Path(os.path.realpath(name))
     if (
         not name
+        or name.startswith("~")  # the home of nobody
         or re.match(r"\w+:/", name)
         or not re.fullmatch(r"[^*\[\]\\\udc80-\udcff]+", str(folder))
     ):
         raise ValueError(
             f"Expected a folder of a local or mounted file system, in UTF-8 and without any of "
-            f"*[]\\ in its path, got {name!r}. Mount a bucket, or copy the steps that have landed."
+            f"*[]\\ in its path, got {name!r}. Mount a bucket, or copy the steps that have landed. "
+            "(~ is a home: for a folder of that name write ./~.)"
         )
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():

@@ -94,7 +94,8 @@ def softmax_cross_entropy(
     loss, _ = _surprise(logits, labels)
     if not (isinstance(label_smoothing, float | int) and label_smoothing == 0):
         total = jnp.sum(jnp.where(kept, logits, 0), axis=-1)
-        uniform = logsumexp(logits, axis=-1) - total / jnp.maximum(jnp.sum(kept, axis=-1), 1)
+        count = jnp.sum(kept, axis=-1, dtype=logits.dtype)
+        uniform = logsumexp(logits, axis=-1) - total / jnp.maximum(count, 1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     return jnp.where(valid, loss, jnp.nan)
 
@@ -177,6 +178,7 @@ def poly(
       Leng et al., "PolyLoss: A Polynomial Expansion Perspective of Classification Loss
       Functions", 2022.
     """
+    _checks.fits(epsilon=epsilon)
     logits, labels, _, valid = _read("poly", logits, labels, where, ignore_index)
     cross_entropy, log_miss = _surprise(logits, labels)
     return jnp.where(valid, cross_entropy + epsilon * jnp.exp(log_miss), jnp.nan)
@@ -254,6 +256,7 @@ def sigmoid_poly(
       Leng et al., "PolyLoss: A Polynomial Expansion Perspective of Classification Loss
       Functions", 2022.
     """
+    _checks.fits(epsilon=epsilon)
     logits, labels = _checks.same_shape(logits=logits, labels=labels)
     labels, valid = _labels.probabilities("sigmoid_poly", labels)
     cross_entropy, log_miss = _sigmoid_surprise(logits, labels)

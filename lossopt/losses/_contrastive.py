@@ -148,6 +148,7 @@ def clip(
       Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
     """
     _checks.exact_shape((), scale=scale)
+    _checks.fits(scale=scale)
     a, b, present, others = _items(items, a=a, b=b)
     logits = scale * _products(a, b)
     both = _cross_entropy(logits, others) + _cross_entropy(jnp.swapaxes(logits, -1, -2), others)
@@ -182,6 +183,7 @@ def sigmoid_pairs(
       Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
     """
     _checks.exact_shape((), scale=scale, bias=bias)
+    _checks.fits(scale=scale, bias=bias)
     a, b, present, others = _items(items, a=a, b=b)
     logits = scale * _products(a, b) + bias
     negatives = jnp.sum(jax.nn.softplus(logits), axis=-1, where=others)
@@ -228,7 +230,7 @@ def supervised_contrastive(
     logits = _products(embeddings, embeddings) / temperature
     losses = -jax.nn.log_softmax(_keep(logits, others), axis=-1)
     positives = others & (labels[..., :, None] == labels[..., None, :])
-    count = jnp.maximum(1, jnp.sum(positives, axis=-1))
+    count = jnp.maximum(1, jnp.sum(positives, axis=-1, dtype=losses.dtype))
     loss = jnp.sum(losses, axis=-1, where=positives) / count
     return jnp.where(present, loss, jnp.nan)
 

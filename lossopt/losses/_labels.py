@@ -7,6 +7,7 @@ the loss becomes NaN in the end, by `jnp.where(valid, loss, jnp.nan)`.
 import jax.numpy as jnp
 
 from lossopt import _checks
+from lossopt._numerics import common
 from lossopt._typing import Array, ArrayLike, Bool, Float, Int, Number
 
 
@@ -21,8 +22,8 @@ def numbers(
     """Class numbers of this shape, valid from 0 to `classes - 1` unless ignored."""
     (labels,) = _checks.integers(labels=labels)
     _checks.exact_shape(shape, labels=labels)
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 may not hold classes
-    ignored = jnp.zeros(shape, bool) if ignore_index is None else labels == ignore_index
+    labels = labels.astype(common(labels.dtype, jnp.int32))  # int8 may not hold classes
+    ignored = jnp.zeros(shape, bool) if ignore_index is None else _ignored(labels, ignore_index)
     known = (labels >= 0) & (labels < classes)
     _state(f"{name}: expected labels from 0 to {classes - 1}", labels, known | ignored)
     return jnp.where(known & ~ignored, labels, 0), known & ~ignored
@@ -55,7 +56,7 @@ def classes(
     ignore_index: Number | None = None,
 ) -> tuple[Int[Array, "*batch"] | Float[Array, "*batch classes"], Bool[Array, "*batch"]]:
     """Class numbers or distributions, told apart by dtype, valid on the classes `kept`."""
-    shape, dtype = jnp.shape(labels), jnp.result_type(labels)
+    shape, dtype = _checks.shape("labels", labels), jnp.result_type(labels)
     floating, integer = jnp.issubdtype(dtype, jnp.floating), jnp.issubdtype(dtype, jnp.integer)
     if not (floating or integer) or shape != logits.shape[: logits.ndim - integer]:
         raise (ValueError if floating or integer else TypeError)(
@@ -73,7 +74,7 @@ def distributions(
     name: str, labels: Float[ArrayLike, "*batch classes"], kept: ArrayLike = True
 ) -> tuple[Float[Array, "*batch classes"], Bool[Array, "*batch"]]:
     """Distributions, valid if they are at least 0, 0 on masked classes, and add up to 1."""
-    dtype = jnp.promote_types(jnp.result_type(labels), jnp.bfloat16)
+    dtype = common(labels, jnp.bfloat16)
     tolerance = max(1e-3, float(jnp.finfo(dtype).eps))  # in bfloat16 .9 + .1 is .9986
     (labels,) = _checks.floats(labels=labels)
     total = jnp.sum(labels, axis=-1)
@@ -92,6 +93,11 @@ def _numbers_kept(name, labels, kept, ignore_index):
     open_ = jnp.take_along_axis(kept, labels[..., None], axis=-1)[..., 0]
     _state(f"{name}: expected labels on classes that `where` keeps", labels, open_ | ~known)
     return labels, known & open_
+
+
+def _ignored(labels, ignore_index):
+    _checks.fits(ignore_index=ignore_index)
+    return labels == jnp.asarray(ignore_index, labels.dtype)
 
 
 def _state(wanted, labels, holds):

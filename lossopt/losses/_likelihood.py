@@ -240,8 +240,9 @@ def cox(
       Cox, "Regression Models and Life-Tables", 1972.
       Breslow, "Covariance Analysis of Censored Survival Data", 1974.
     """
-    when = jnp.asarray(times)  # in its own dtype: in float32 distant integers would tie
     scores, _, events = _checks.same_shape(scores=scores, times=times, events=events)
+    _checks.fits(times=times)
+    when = jnp.asarray(times)  # in its own dtype: in float32 distant integers would tie
     _checks.rank_at_least(1, scores=scores)
     present = _checks.mask("items", items, scores.shape)
     ordered, binary = (when == when) | ~present, (events == 0) | (events == 1)
@@ -273,8 +274,8 @@ _difference.defjvp(lambda x, d: (_difference(*x), jnp.exp(x[0]) * d[0] - jnp.exp
 def _distributions(name, logits, targets):
     """The softmax p, log(t / p), finite targets t, and the rows in which these add up to 1."""
     _checks.rank_at_least(1, logits=logits)
-    safe, valid = _labels.distributions(name, targets)
     logits, _ = _checks.same_shape(logits=logits, targets=targets)
+    safe, valid = _labels.distributions(name, targets)
     log_probs, targets = log_softmax(logits, axis=-1), safe.astype(logits.dtype)
     gap = jnp.log(jnp.where(targets > 0, targets, 1)) - log_probs
     return jnp.exp(log_probs), jnp.where(targets > 0, gap, -jnp.inf), targets, valid

@@ -242,7 +242,7 @@ def _advantages(rewards, present):
     rewards = jnp.where(present, rewards - low, 0)  # exactly 0 in a group of equal rewards
     reach = jnp.max(rewards, axis=-1, keepdims=True, initial=0)
     rewards = rewards / jnp.where(reach == 0, 1, reach)  # their scale does not count
-    count = jnp.maximum(1, jnp.sum(present, axis=-1, keepdims=True))
+    count = jnp.maximum(1, jnp.sum(present, axis=-1, keepdims=True, dtype=rewards.dtype))
     deviations = rewards - jnp.sum(rewards, axis=-1, keepdims=True) / count
     variance = jnp.sum(deviations**2, axis=-1, keepdims=True, where=present) / count
     return jnp.where(variance == 0, 0, deviations / jnp.sqrt(variance))

@@ -237,7 +237,7 @@ def margin_ranking(
 
 
 def _mean_over_pairs(name, phi, scores, relevance, weights, items):
-    weights = jnp.ones(jnp.shape(scores), bool) if weights is None else weights
+    weights = jnp.ones(_checks.shape("scores", scores), bool) if weights is None else weights
     scores, weights = _checks.same_shape(scores=scores, weights=weights)
     weights = jnp.where(_checks.mask("items", items, scores.shape), weights, 0)
     _checks.nonnegative(name, weights=weights)
@@ -245,7 +245,8 @@ def _mean_over_pairs(name, phi, scores, relevance, weights, items):
     # Only ratios of weights matter: the largest is made 1, so that no product leaves the range.
     top = jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
     weights = weights / jnp.where(top == 0, 1, top)
-    pairs = weights[..., :, None] * weights[..., None, :] * (_differences(relevance) > 0)
+    pairs = weights[..., :, None] * weights[..., None, :]
+    pairs = jnp.where(_differences(relevance) > 0, pairs, 0)
     leads = jnp.where(pairs == 0, 0, _differences(scores))  # an infinite one is not multiplied by 0
     total = jnp.sum(pairs * phi(leads), axis=(-2, -1))
     weight = jnp.sum(pairs, axis=(-2, -1))

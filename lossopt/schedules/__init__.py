@@ -2,8 +2,8 @@
 
 Every level and every length may be a tracer. A count is a whole number or a fraction, one number
 or an array of them; values are float32 or wider. Before count 0 a schedule holds its start, and one
-that ends holds its end. Python lengths are above 0. A traced length of 0 is over at once, and as a
-period it counts as 1.
+that ends holds its end. A length of 0 is over at once. A period is above 0; one that is traced and
+0 counts as 1.
 """
 
 from lossopt.schedules._combinators import join as join

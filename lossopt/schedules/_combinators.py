@@ -15,16 +15,22 @@ from lossopt._typing import Number
 from lossopt.schedules import _ramps
 
 
-def warmup(schedule: optax.Schedule, steps: Number) -> optax.Schedule:
+def warmup(
+    schedule: optax.Schedule, steps: Number, *, start: Number | None = None
+) -> optax.Schedule:
     r"""A linear rise to the schedule's first value, then the schedule from its beginning.
 
     $$\eta_t = \begin{cases}
         \min(1, \; (t + 1) / T) \cdot \text{schedule}(0) & t < T \\
         \text{schedule}(t - T) & t \ge T \end{cases}$$
 
+    With a `start` the line is $\text{start} + (\text{schedule}(0) - \text{start}) \, t / T$.
+
     Args:
       schedule: any function from a count to a number.
-      steps: $T \ge 0$; 0 means no warmup. The first step is already positive.
+      steps: $T \ge 0$; 0 means no warmup.
+      start: value at count 0. None starts at $\text{schedule}(0) / T$, so that the first step is
+        not lost, and reaches the schedule's first value one step earlier.
 
     Returns:
       A function from the count $t$ to the value. It ends $T$ steps later than `schedule` does.
@@ -42,11 +48,15 @@ def warmup(schedule: optax.Schedule, steps: Number) -> optax.Schedule:
       Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017.
     """
     _function("schedule", schedule)
+    steps = _ramps.unwrapped(steps)
     _checks.at_least(0, steps=steps)
 
     def warmed(count):
         # The schedule stands still at 0 until `steps`, the ramp at 1 from then on.
-        return _ramps.ramp(_ramps.time(count) + 1, steps) * _since(steps, schedule, count)
+        t, value = _ramps.time(count), _since(steps, schedule, count)
+        if start is None:
+            return _ramps.rise(t + 1, steps) * value
+        return _ramps.between(start, value, _ramps.rise(t, steps))
 
     return warmed
 
@@ -58,15 +68,16 @@ def join(schedules: Sequence[optax.Schedule], boundaries: Sequence[Number]) -> o
 
     Args:
       schedules: at least one function from a count to a number.
-      boundaries: $b_1, b_2, \dots$, increasing counts above 0, one less than the schedules: where
-        the second begins, the third, and so on. The last schedule goes on for ever.
+      boundaries: $b_1, b_2, \dots$, counts in order from 0 on, one less than the schedules: where
+        the second begins, the third, and so on. A schedule that ends where it begins is left out;
+        the last one goes on for ever.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
       ValueError: if there is no schedule, if the numbers of schedules and boundaries do not fit, or
-        if the boundaries do not increase.
+        if the boundaries are not in order.
       TypeError: if one of the schedules is not a function.
 
     Examples:
@@ -79,9 +90,10 @@ def join(schedules: Sequence[optax.Schedule], boundaries: Sequence[Number]) -> o
     for i, schedule in enumerate(schedules):
         _function(f"schedules[{i}]", schedule)
     first, *later = schedules
-    boundaries = _increasing(boundaries, len(later))
+    boundaries = _in_order(boundaries, len(later))
 
     def joined(count):
+        count = jnp.maximum(_ramps.unwrapped(count), 0)
         value = _value(first, count)
         for boundary, schedule in zip(boundaries, later):
             value = jnp.where(count < boundary, value, _since(boundary, schedule, count))
@@ -111,7 +123,7 @@ def scale(schedule: optax.Schedule, factor: Number) -> optax.Schedule:
       [0.5, 0.25, 0.0]
     """
     _function("schedule", schedule)
-    return lambda count: factor * _value(schedule, count)
+    return lambda count: _ramps.number(factor) * _value(schedule, count)
 
 
 def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedule:
@@ -137,6 +149,7 @@ def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedu
       [1.0, 0.75, 0.5, 0.0]
     """
     _function("schedule", schedule)
+    steps_per_epoch = _ramps.unwrapped(steps_per_epoch)
     _checks.above(0, steps_per_epoch=steps_per_epoch)
 
     def stretched(count):
@@ -150,11 +163,11 @@ def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedu
 
 def _since(boundary, schedule, count):
     """The schedule at the count from `boundary` on, in whole numbers if both are; 0 before it."""
-    return _value(schedule, jnp.maximum(count, boundary) - boundary)
+    return _value(schedule, jnp.maximum(_ramps.unwrapped(count), boundary) - boundary)
 
 
 def _value(schedule, count):
-    return _checks.floats(value=schedule(count))[0]
+    return _checks.floats(value=schedule(_ramps.unwrapped(count)))[0]
 
 
 def _function(name, schedule):
@@ -165,11 +178,12 @@ def _function(name, schedule):
         )
 
 
-def _increasing(boundaries, count):
+def _in_order(boundaries, count):
     if len(boundaries) != count:
         raise ValueError(
             f"Expected {count} boundaries, one less than schedules, got {len(boundaries)}."
         )
+    boundaries = tuple(map(_ramps.unwrapped, boundaries))
     for earlier, later in pairwise([0, *boundaries]):
-        _checks.above(0, **{"steps between boundaries": later - earlier})
-    return tuple(boundaries)
+        _checks.at_least(0, **{"steps between boundaries": later - earlier})
+    return boundaries

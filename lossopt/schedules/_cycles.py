@@ -17,14 +17,14 @@ def trapezoid(peak: Number, steps: Number, *, warmup: Number, decay: Number) -> 
     Args:
       peak: the plateau.
       steps: $T$, at least `warmup + decay`; from there on the value is 0.
-      warmup: steps to reach the plateau, above 0; the first step is already positive.
-      decay: steps from the plateau to 0, above 0.
+      warmup: steps to reach the plateau, at least 0; the first step is already positive.
+      decay: steps from the plateau to 0, at least 0.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
-      ValueError: if `warmup` or `decay` is not above 0, or their sum is above `steps`.
+      ValueError: if `warmup` or `decay` is negative, or their sum is above `steps`.
 
     Examples:
       >>> schedule = lo.schedules.trapezoid(1.0, 8, warmup=2, decay=4)
@@ -39,7 +39,8 @@ def trapezoid(peak: Number, steps: Number, *, warmup: Number, decay: Number) -> 
 
     def schedule(count):
         t = _ramps.time(count)
-        return peak * jnp.minimum(_ramps.ramp(t + 1, warmup), _ramps.ramp(steps - t, decay))
+        fall = _ramps.ramp(_ramps.number(steps) - t, decay)
+        return _ramps.number(peak) * jnp.minimum(_ramps.ramp(t + 1, warmup), fall)
 
     return schedule
 
@@ -60,15 +61,15 @@ def one_cycle(
       start: value at count 0 and at the foot of the cycle, usually a tenth of the peak or less.
       peak: value at count `warmup`.
       steps: $T$, at least `warmup + decay`.
-      warmup: steps from the start to the peak, above 0; the paper has `warmup == decay`.
-      decay: steps from the peak back to the start, above 0.
+      warmup: steps from the start to the peak, at least 0; the paper has `warmup == decay`.
+      decay: steps from the peak back to the start, at least 0.
       end: value from count $T$ on.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
-      ValueError: if `warmup` or `decay` is not above 0, or their sum is above `steps`.
+      ValueError: if `warmup` or `decay` is negative, or their sum is above `steps`.
 
     Examples:
       >>> schedule = lo.schedules.one_cycle(0.25, 1.0, 10, warmup=4, decay=4)
@@ -82,10 +83,11 @@ def one_cycle(
     rest = _rest(steps, warmup, decay)
 
     def schedule(count):
-        t = _ramps.time(count)
-        hat = jnp.minimum(_ramps.ramp(t, warmup), _ramps.ramp(warmup + decay - t, decay))
-        tail = _ramps.ramp(steps - t, rest)
-        return peak * hat + start * (tail - hat) + end * (1 - tail)
+        t, foot = _ramps.time(count), _ramps.number(start)
+        cycle = _ramps.number(warmup) + _ramps.number(decay)
+        hat = jnp.minimum(_ramps.rise(t, warmup), _ramps.ramp(cycle - t, decay))
+        tail = _ramps.ramp(_ramps.number(steps) - t, rest)
+        return _ramps.number(peak) * hat + foot * (tail - hat) + _ramps.number(end) * (1 - tail)
 
     return schedule
 
@@ -115,10 +117,11 @@ def triangular(start: Number, peak: Number, steps: Number) -> optax.Schedule:
     References:
       Smith, "Cyclical Learning Rates for Training Neural Networks", 2017.
     """
+    steps = _ramps.unwrapped(steps)
     _checks.above(0, steps=steps)
 
     def schedule(count):
-        half = _ramps.time(_ramps.positive(steps))
+        half = _ramps.positive(steps)
         phase = jnp.remainder(_ramps.time(count), 2 * half) / half
         return _ramps.between(peak, start, jnp.abs(phase - 1))
 
@@ -156,6 +159,7 @@ def cosine_restarts(
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     """
+    steps, factor = _ramps.unwrapped(steps), _ramps.unwrapped(factor)
     _checks.above(0, steps=steps)
     _checks.at_least(1, factor=factor)
 
@@ -169,9 +173,11 @@ def cosine_restarts(
 
 def _rest(steps, warmup, decay):
     """What warmup and decay leave of the steps."""
-    _checks.above(0, warmup=warmup, decay=decay)
+    steps, warmup, decay = map(_ramps.unwrapped, (steps, warmup, decay))
+    _checks.at_least(0, warmup=warmup, decay=decay)
     rest = steps - warmup - decay
-    _checks.at_least(0, **{"steps - warmup - decay": rest})
+    rounding = 1e-6 * steps  # of parts of the steps, which are to add up to them
+    _checks.at_least(0, **{"steps - warmup - decay": rest + (rest > -rounding) * rounding})
     return rest
 
 

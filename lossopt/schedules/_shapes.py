@@ -34,13 +34,13 @@ def linear(start: Number, end: Number, steps: Number) -> optax.Schedule:
     Args:
       start: value at count 0.
       end: value from count $T$ on.
-      steps: $T > 0$.
+      steps: $T \ge 0$; 0 is at the end from the beginning.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
-      ValueError: if `steps` is not above 0.
+      ValueError: if `steps` is negative.
 
     Examples:
       >>> schedule = lo.schedules.linear(1.0, 0.5, 4)
@@ -60,27 +60,27 @@ def polynomial(start: Number, end: Number, steps: Number, *, power: Number) -> o
     Args:
       start: value at count 0.
       end: value from count $T$ on.
-      steps: $T > 0$.
+      steps: $T \ge 0$, as in `linear`.
       power: $p \ge 0$; 1 is `linear`, more falls early, less falls late.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
-      ValueError: if `steps` is not above 0, or `power` is negative.
+      ValueError: if `steps` or `power` is negative.
 
     Examples:
       >>> schedule = lo.schedules.polynomial(1.0, 0.0, 4, power=2)
       >>> [float(schedule(t)) for t in (0, 1, 2, 4, 9)]
       [1.0, 0.5625, 0.25, 0.0, 0.0]
     """
-    _checks.above(0, steps=steps)
-    _checks.at_least(0, power=power)
+    steps, power = _ramps.unwrapped(steps), _ramps.unwrapped(power)
+    _checks.at_least(0, steps=steps, power=power)
 
     def schedule(count):
-        left = _ramps.ramp(steps - _ramps.time(count), steps)
+        left = _ramps.ramp(_ramps.number(steps) - _ramps.time(count), steps)
         # The inner `where` keeps derivatives finite: a power below 1 has an infinite one at 0.
-        part = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** power, 0)
+        part = jnp.where(left > 0, jnp.where(left > 0, left, 1) ** _ramps.number(power), 0)
         return _ramps.between(end, start, part)
 
     return schedule
@@ -94,14 +94,14 @@ def cosine(peak: Number, steps: Number, *, end: Number = 0.0) -> optax.Schedule:
 
     Args:
       peak: value at count 0.
-      steps: $T > 0$.
+      steps: $T \ge 0$, as in `linear`.
       end: value from count $T$ on, a level as `peak` is, not a fraction of it.
 
     Returns:
       A function from the count $t$ to the value.
 
     Raises:
-      ValueError: if `steps` is not above 0.
+      ValueError: if `steps` is negative.
 
     Examples:
       >>> schedule = lo.schedules.cosine(1.0, 4)
@@ -111,23 +111,25 @@ def cosine(peak: Number, steps: Number, *, end: Number = 0.0) -> optax.Schedule:
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     """
-    _checks.above(0, steps=steps)
+    steps = _ramps.unwrapped(steps)
+    _checks.at_least(0, steps=steps)
 
     def schedule(count):
-        left = _ramps.ramp(steps - _ramps.time(count), steps)
+        left = _ramps.ramp(_ramps.number(steps) - _ramps.time(count), steps)
         return _ramps.between(end, peak, _ramps.half_wave(left))
 
     return schedule
 
 
-def exponential(start: Number, rate: Number) -> optax.Schedule:
-    r"""Decay by an equal fraction in every step, without end.
+def exponential(start: Number, rate: Number, *, end: Number | None = None) -> optax.Schedule:
+    r"""Decay by an equal fraction in every step.
 
     $$\eta_t = \text{start} \cdot e^{-k t}$$
 
     Args:
       start: value at count 0.
       rate: $k$ per step; a negative one grows. The half-life is $\log(2) / k$ steps.
+      end: a level that is held from where it is reached, if it is; None goes on for ever.
 
     Returns:
       A function from the count $t$ to the value.
@@ -137,11 +139,18 @@ def exponential(start: Number, rate: Number) -> optax.Schedule:
       >>> [round(float(schedule(t)), 4) for t in (0, 10, 20)]
       [1.0, 0.5, 0.25]
     """
-    return lambda count: start * jnp.exp(-_ramps.time(count) * rate)
+
+    def schedule(count):
+        value = _ramps.number(start) * jnp.exp(-_ramps.time(count) * _ramps.number(rate))
+        return value if end is None else _ramps.until(value, start, end)
+
+    return schedule
 
 
-def step(start: Number, every: Number, *, factor: Number) -> optax.Schedule:
-    r"""Stairs: multiplied by a factor at regular counts, without end.
+def step(
+    start: Number, every: Number, *, factor: Number, end: Number | None = None
+) -> optax.Schedule:
+    r"""Stairs: multiplied by a factor at regular counts.
 
     $$\eta_t = \text{start} \cdot \text{factor}^{\lfloor t / \text{every} \rfloor}$$
 
@@ -149,6 +158,7 @@ def step(start: Number, every: Number, *, factor: Number) -> optax.Schedule:
       start: value before the first stair.
       every: length of a stair, above 0. The first new value is at count `every` itself.
       factor: above 0; 0.1 divides by ten.
+      end: a level that is held from where it is reached, if it is; None goes on for ever.
 
     Returns:
       A function from the count $t$ to the value.
@@ -161,12 +171,14 @@ def step(start: Number, every: Number, *, factor: Number) -> optax.Schedule:
       >>> [round(float(schedule(t)), 6) for t in (0, 29, 30, 60)]
       [0.1, 0.1, 0.01, 0.001]
     """
+    every, factor = _ramps.unwrapped(every), _ramps.unwrapped(factor)
     _checks.above(0, every=every, factor=factor)
 
     def schedule(count):
         # Compiled, t / every may fall just below a whole number; floor_divide takes it exactly.
         stairs = jnp.floor_divide(_ramps.time(count), _ramps.positive(every))
-        return start * jnp.power(factor, stairs)
+        value = _ramps.number(start) * jnp.power(_ramps.number(factor), stairs)
+        return value if end is None else _ramps.until(value, start, end)
 
     return schedule
 
@@ -195,5 +207,7 @@ def inverse_sqrt(peak: Number, steps: Number) -> optax.Schedule:
     References:
       Vaswani et al., "Attention Is All You Need", 2017.
     """
+    steps = _ramps.unwrapped(steps)
     _checks.above(0, steps=steps)
-    return lambda count: peak / jnp.sqrt(1 + _ramps.time(count) / _ramps.positive(steps))
+    falls = lambda count: jnp.sqrt(1 + _ramps.time(count) / _ramps.positive(steps))
+    return lambda count: _ramps.number(peak) / falls(count)

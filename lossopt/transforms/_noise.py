@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lossopt import _checks
 from lossopt._numerics import ROUNDS, mixed
@@ -11,12 +12,15 @@ _ODD = 0x9E3779B9  # 2^32 over the golden ratio
 
 
 def words(seed: Number) -> Array:
-    """The two words of a seed that is a whole number, 0 or more, perhaps traced."""
+    """The two words of a seed that is a whole number of 32 bits, perhaps traced."""
     if not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(f"Expected seed as a whole number, got {seed}. Round it.")
-    _checks.at_least(0, seed=seed)
-    _checks.at_most(2**32 - 1, seed=seed)
-    word = jnp.asarray(seed).astype(jnp.uint32)
+    exact = (
+        seed if isinstance(seed, jax.Array) else np.asarray(seed, float)
+    )  # jax has no such integers
+    _checks.at_least(0, seed=exact)
+    _checks.at_most(2**32 - 1.0, seed=exact)
+    word = jnp.asarray(seed, jnp.uint32)
     return jnp.stack([word, mixed(word ^ jnp.uint32(_ODD))])
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lossopt import _checks, _paths
+from lossopt import _paths
 from lossopt._typing import Array, Number, PyTree
 from lossopt.transforms._codes import Code, decode, encode, is_code, together, widen
 from lossopt.transforms._noise import noise, words
@@ -101,15 +101,15 @@ def quantized(
       block: elements that share a maximum, which takes 4 bytes; at least 1.
       second: a regular expression searched in a leaf's path in the state, as in `"0/nu/kernel"`:
         further second moments, by name. A negative number among them makes its block NaN.
-      seed: of the rounding, a whole number from 0 on.
+      seed: of the rounding, a whole number from 0 to $2^{32} - 1$.
 
     Returns:
       A transformation. A block with a NaN or an infinity is not finite afterwards.
 
     Raises:
-      ValueError: if `block` is no whole number above 0, `seed` is negative, `second` takes no leaf;
-        or, when the state is made, if it is one that 8 bits cannot hold, such as a centered second
-        moment or a copy of the parameters.
+      ValueError: if `block` is no whole number above 0, `seed` is out of range, `second` takes no
+        leaf; or, when the state is made, if it is one that 8 bits cannot hold, such as a centered
+        second moment or a copy of the parameters.
 
     Examples:
       >>> optimizer, exact = lo.transforms.quantized(optax.adam(1e-3)), optax.adam(1e-3)
@@ -123,7 +123,8 @@ def quantized(
       2022.
       Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
     """
-    _checks.at_least(0, **known(seed=seed))
+    for fixed in known(seed=seed).values():
+        words(fixed)  # raises where it is none
     if not isinstance(block, int | np.integer) or block < 1:
         raise ValueError(
             f"Expected block as a whole number of 1 or more, got {block}. "

@@ -490,13 +490,19 @@ class TestRefusals:
 
     @pytest.mark.parametrize("numbers", [{"keep": 1.5}, {"every": "3"}])
     def test_kinds_of_numbers(self, directory, numbers):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=f"Expected {next(iter(numbers))} as a whole number"):
             lo.checkpoint.Checkpoints(directory, **numbers)
+
+    def test_numbers_may_be_large(self, directory):
+        with lo.checkpoint.Checkpoints(directory, keep=10**12, every=10**12) as checkpoints:
+            for step in (5, 2**31, 10**12):
+                _save(checkpoints, step)
+            assert checkpoints.verify() == ((5, 2**31, 10**12), {})
 
     def test_steps(self, checkpoints):
         with pytest.raises(ValueError, match="Expected step >= 0, got -1"):
             checkpoints.save(-1, _state(0))
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"Expected step as a whole number, got 1\.0"):
             checkpoints.save(1.0, _state(0))
         checkpoints.save(np.int64(3), _state(3))
         checkpoints.save(jnp.asarray(4), _state(4))
@@ -510,7 +516,10 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "name",
-        ["gs://bucket/run", pathlib.Path("gs://bucket/run"), "", "a*b", "a[1]", "a\\b", b"\xff"],
+        [
+            *("gs://bucket/run", pathlib.Path("gs://bucket/run")),
+            *("", "a*b", "a[1]", "a\\b", b"\xff", "~nobody here/run"),
+        ],
     )
     def test_what_orbax_cannot_write_to(self, name):
         with pytest.raises(ValueError, match="local or mounted"):
@@ -540,6 +549,14 @@ class TestRefusals:
         with pytest.raises(TypeError, match="name is a str"):
             checkpoints.save(1, {"name": "adam", "w": np.ones(2)})
         assert not directory.exists()
+
+
+@pytest.mark.parametrize("name", ["~/run", b"~/run", pathlib.Path("~/run")])
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert lo.checkpoint.Checkpoints(name).directory == tmp_path / "home" / "run"
+    assert lo.checkpoint.Checkpoints("./~/run").directory == tmp_path / "~" / "run"
 
 
 def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):

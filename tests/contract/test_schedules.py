@@ -7,9 +7,12 @@ import pytest
 
 from lossopt.testing import check_schedule
 from tests import cases
+from tests.schedule_cases import FORMS
+
+ROWS = cases.SCHEDULES | FORMS
 
 
-@pytest.mark.parametrize("row", cases.SCHEDULES.values(), ids=cases.SCHEDULES)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 class TestSchedule:
     def test_laws(self, row):
         schedule = row.make(**row.arguments)

@@ -127,9 +127,8 @@ def test_numbers_are_refused_where_schedules_are_due(make):
         (lambda: schedules.join([], []), "schedules >= 1, got 0"),
         (lambda: schedules.join([jnp.sqrt], [3]), "0 boundaries, .* got 1"),
         (lambda: schedules.join([jnp.sqrt] * 3, [3]), "2 boundaries, .* got 1"),
-        (lambda: schedules.join([jnp.sqrt] * 3, [3, 3]), "boundaries > 0, got 0"),
-        (lambda: schedules.join([jnp.sqrt] * 3, [5, 3]), "boundaries > 0, got -2"),
-        (lambda: schedules.join([jnp.sqrt] * 2, [0]), "boundaries > 0, got 0"),
+        (lambda: schedules.join([jnp.sqrt] * 3, [5, 3]), "boundaries >= 0, got -2"),
+        (lambda: schedules.join([jnp.sqrt] * 2, [-1]), "boundaries >= 0, got -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):
@@ -141,3 +140,23 @@ def test_no_warmup_is_the_schedule_itself():
     schedule = schedules.linear(1.0, 0.0, 4)
     counts = np.arange(6)
     np.testing.assert_array_equal(schedules.warmup(schedule, 0)(counts), schedule(counts))
+
+
+def test_a_warmup_from_a_level_equals_optax():
+    ours = schedules.warmup(schedules.cosine(0.5, 20, end=0.1), 5, start=0.2)
+    theirs = optax.warmup_cosine_decay_schedule(0.2, 0.5, 5, 25, 0.1)
+    np.testing.assert_allclose(jax.jit(ours)(COUNTS), jax.jit(theirs)(COUNTS), rtol=1e-5)
+
+
+def test_a_warmup_from_a_level_that_takes_no_time():
+    for zero in (0, jnp.int32(0)):
+        schedule = schedules.warmup(schedules.linear(1.0, 0.0, 4), zero, start=0.5)
+        np.testing.assert_array_equal(schedule(COUNTS), schedules.linear(1.0, 0.0, 4)(COUNTS))
+
+
+def test_a_part_that_takes_no_time_is_left_out():
+    parts = [schedules.constant(x) for x in (1.0, 2.0, 3.0)]
+    counts = jnp.arange(-2, 6)
+    np.testing.assert_array_equal(schedules.join(parts, [0, 3])(counts), [2] * 5 + [3] * 3)
+    np.testing.assert_array_equal(schedules.join(parts, [3, 3])(counts), [1] * 5 + [3] * 3)
+    np.testing.assert_array_equal(schedules.join(parts, [0, 0])(counts), [3] * 8)

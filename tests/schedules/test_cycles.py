@@ -82,9 +82,9 @@ def test_restarts_are_continuous_in_the_factor():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: schedules.trapezoid(1.0, 10, warmup=0, decay=1), "warmup"),
+        (lambda: schedules.trapezoid(1.0, 10, warmup=-1, decay=1), "warmup"),
         (lambda: schedules.trapezoid(1.0, 10, warmup=6, decay=5), "steps - warmup - decay"),
-        (lambda: schedules.one_cycle(0.1, 1.0, 10, warmup=1, decay=0), "decay"),
+        (lambda: schedules.one_cycle(0.1, 1.0, 10, warmup=1, decay=-1), "decay"),
         (lambda: schedules.one_cycle(0.1, 1.0, 10, warmup=6, decay=5), "steps - warmup - decay"),
         (lambda: schedules.triangular(0.1, 1.0, 0), "steps"),
         (lambda: schedules.cosine_restarts(1.0, 0), "steps"),
@@ -94,3 +94,31 @@ def test_restarts_are_continuous_in_the_factor():
 def test_numbers_out_of_range_are_refused(make, name):
     with pytest.raises(ValueError, match=f"Expected {name} >"):
         make()
+
+
+@pytest.mark.parametrize("part", [0.1, 0.45])
+def test_parts_of_the_steps_may_add_up_to_them_but_for_rounding(part):
+    lengths = [(steps, steps * part, steps * (1 - part)) for steps in range(1, 200)]
+    over = [(s, w, d) for s, w, d in lengths if s - w - d < 0][:8]
+    for steps, warmup, decay in over:
+        made = [
+            schedules.trapezoid(1.0, steps, warmup=warmup, decay=decay),
+            schedules.one_cycle(0.1, 1.0, steps, warmup=warmup, decay=decay),
+        ]
+        assert jax.jit(lambda steps=steps, made=made: [s(steps) for s in made])() == [0, 0]
+    assert over
+
+
+def test_more_than_rounding_is_refused():
+    with pytest.raises(ValueError, match=r"steps - warmup - decay >= 0, got -0.00"):
+        schedules.trapezoid(1.0, 100, warmup=40, decay=60.001)
+
+
+def test_a_cycle_without_a_rise_begins_at_its_peak():
+    schedule = schedules.one_cycle(0.1, 1.0, 8, warmup=0, decay=4)
+    np.testing.assert_allclose([schedule(t) for t in (0, 2, 4, 8)], [1.0, 0.55, 0.1, 0.0])
+
+
+def test_a_plateau_may_have_no_flanks():
+    schedule = schedules.trapezoid(2.0, 4, warmup=0, decay=0)
+    np.testing.assert_allclose([schedule(t) for t in (0, 3, 4)], [2, 2, 0])

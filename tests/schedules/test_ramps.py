@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.schedule_cases import SCHEDULES
+from lossopt import schedules
+from tests import schedule_cases
 
+SCHEDULES = schedule_cases.SCHEDULES | schedule_cases.FORMS
 ARGUMENTS = [(name, argument) for name, case in SCHEDULES.items() for argument in case.arguments]
 
 
@@ -68,3 +70,89 @@ def test_a_traced_zero_is_not_nan(name, argument):
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_derivatives_are_finite(name, argument):
     assert np.isfinite(_looked_at(name)[argument][1])
+
+
+WHOLE = [int, np.int64]
+LARGE = 2**31, 10**10  # that no int32 holds
+
+
+def _enlarged(case):
+    """All lengths by a factor that no int32 holds; then one level after the other."""
+    whole = {name: x * 2**31 for name, x in case.arguments.items() if isinstance(x, int)}
+    levels = [{name: 10**10} for name, x in case.arguments.items() if isinstance(x, float)]
+    return [whole, *levels]
+
+
+def test_whole_numbers_that_no_int32_holds_are_themselves(case):
+    def values(kind):
+        changed = [{name: kind(x) for name, x in change.items()} for change in _enlarged(case)]
+        schedules = [case.make(**(case.arguments | change)) for change in changed]
+        counts = jnp.int32([0, 1, 10**9]), jnp.float32([1e10, 1e11])
+        plain = case.make(**case.arguments)
+        return [s(c) for s in schedules for c in counts], [plain(kind(x)) for x in LARGE]
+
+    got = jax.jit(lambda: {kind.__name__: values(kind) for kind in (float, *WHOLE)})()
+    for kind in WHOLE:
+        jax.tree.map(np.testing.assert_array_equal, got[kind.__name__], got["float"])
+
+
+def test_small_whole_numbers_never_wrap_either(case):
+    """As differences of lengths in unsigned bytes would."""
+    counts = np.arange(30)
+    bytes_ = {name: np.uint8(x) if isinstance(x, int) else x for name, x in case.arguments.items()}
+    got, want = jax.jit(lambda: [case.make(**a)(counts) for a in (bytes_, case.arguments)])()
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", [float, *WHOLE])
+@pytest.mark.parametrize(
+    ("make", "count", "want"),
+    [
+        (lambda n: schedules.linear(1000.0, 0.0, n(2**31)), 10**9, 1000 * (1 - 10**9 / 2**31)),
+        (
+            lambda n: schedules.cosine(1000.0, n(10**10)),
+            10**9,
+            500 * (1 + np.cos(np.pi / 10)),
+        ),
+        (lambda n: schedules.step(1.0, n(2**31), factor=0.1), 10, 1),
+        (lambda n: schedules.trapezoid(1.0, n(3 * 10**9), warmup=10, decay=100), 1000, 1),
+        (lambda n: schedules.warmup(lambda t: 1.0, n(2**32)), 2**31 - 1, 0.5),
+        (lambda n: schedules.join([lambda t: 1.0, lambda t: 2.0], [n(2**31)]), 10**9, 1),
+        (lambda n: schedules.join([lambda t: 1.0, lambda t: t], [n(7)]), 10**10, 1e10),
+        (lambda n: schedules.scale(lambda t: 0.5, n(10**10)), 3, 5e9),
+    ],
+)
+def test_large_lengths_by_hand(kind, make, count, want):
+    np.testing.assert_allclose(make(kind)(count), want, rtol=1e-6)
+
+
+def test_unsigned_lengths_are_refused_as_others_are():
+    byte = np.uint8
+    with pytest.raises(ValueError, match=r"steps - warmup - decay >= 0, got -1"):
+        schedules.trapezoid(1.0, byte(10), warmup=byte(6), decay=byte(5))
+    with pytest.raises(ValueError, match=r"boundaries >= 0, got -2"):
+        schedules.join([jnp.sqrt] * 3, np.uint32([5, 3]))
+
+
+# Periods, and lengths that hold others.
+NEVER_ZERO = {
+    *[("step", "every"), ("step/end", "every"), ("per_epoch", "steps_per_epoch")],
+    *[("inverse_sqrt", "steps"), ("triangular", "steps"), ("cosine_restarts", "steps")],
+    *[("trapezoid", "steps"), ("one_cycle", "steps"), ("join", "second")],
+}
+LENGTHS = {"steps", "warmup", "decay", "every", "first", "second", "steps_per_epoch", "epochs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [(name, length) for name, length in ARGUMENTS if length in LENGTHS]
+)
+def test_a_length_of_zero_is_over_at_once_traced_or_not(name, length):
+    case = SCHEDULES[name]
+    for zero in (0, 0.0, np.int64(0)):
+        make = lambda zero=zero: case.make(**{**case.arguments, length: zero})
+        if (name, length) in NEVER_ZERO:
+            with pytest.raises(ValueError, match=r"^Expected (steps|every)"):
+                make()
+        else:
+            got = jax.jit(jax.vmap(make()))(jnp.arange(30))
+            np.testing.assert_allclose(got, _looked_at(name)[length][0], rtol=1e-6, atol=1e-7)

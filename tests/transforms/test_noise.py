@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from lossopt.transforms import quantized
 from lossopt.transforms._noise import key_words, noise, words
 
 SIZE = 1 << 18
@@ -92,6 +94,13 @@ def test_seeds_and_keys_may_be_vmapped():
     np.testing.assert_array_equal(got, [_noise(seed, 0, 7, (5,)) for seed in range(3)])
     keys = jax.random.split(jax.random.key(0), 3)
     assert len(np.unique(jax.vmap(key_words)(keys))) == 6
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint32, np.uint64])
+def test_a_seed_may_be_any_hash_of_32_bits(kind):
+    word = np.uint32(2**32 - 3)
+    np.testing.assert_array_equal(words(kind(word)), words(jnp.uint32(word)))
+    quantized(optax.sgd(0.1), seed=kind(word)).init(jnp.ones(2))
 
 
 def test_refusals():
