@@ -322,8 +322,8 @@ def test_moments_in_bfloat16_are_those_of_any_size_and_nothing_else():
         assert isinstance(state, QuantizedState)
         kinds = jax.tree.map(lambda x: isinstance(x, Code), state.inner.inner, is_leaf=is_code)
         assert all(jax.tree.leaves((kinds.mu, kinds.nu)))
-        assert state.inner.inner.mu_log_decay.dtype == jnp.float32
-        assert not kinds.mu_log_decay
+        assert state.inner.inner.mu_weight.dtype == jnp.float32
+        assert not kinds.mu_weight
         assert {x.codes.dtype for x in _codes(state)} == {jnp.dtype(jnp.bfloat16)}
 
 

@@ -160,26 +160,15 @@ def test_a_traced_b2_near_1_is_debiased_exactly(b2):
     np.testing.assert_allclose(jax.jit(walk)(jnp.float32(b2)), want, rtol=3e-6, atol=1e-6)
 
 
-def test_the_debias_stays_exact_over_many_steps():
-    fade = lo.transforms._adaptive._fade
-    for b2 in (0.9, 0.999, 0.99999):
-        pair = jax.lax.fori_loop(0, 100_000, lambda i, p, b=b2: fade(b, p), jnp.zeros(2))
-        got, want = (
-            -np.expm1(np.float64(pair[0]) - np.float64(pair[1])),
-            -np.expm1(1e5 * np.log(b2)),
-        )
-        np.testing.assert_allclose(got, want, rtol=3e-7)
-
-
 def test_a_second_moment_of_bfloat16_parameters_decays():
     params = jnp.ones(3, jnp.bfloat16)
     optimizer = adam(1e-3)
     state = optimizer.update(params, optimizer.init(params))[1]
-    first = state.inner.nu
+    assert (state.inner.nu == 1).all()
     for _ in range(5):
         _, state = optimizer.update(0 * params, state)
     assert state.inner.nu.dtype == jnp.float32
-    np.testing.assert_allclose(state.inner.nu, first * 0.999**5, rtol=1e-6)
+    np.testing.assert_allclose(state.inner.nu, 0.001 * 0.999**5 / (1 - 0.999**6), rtol=1e-6)
 
 
 MAKERS = {
@@ -323,6 +312,16 @@ def test_a_nan_gradient_stays_where_it_is(jit):
     update = jax.jit(optimizer.update) if jit else optimizer.update
     updates, _ = update(jnp.array([1.0, jnp.nan, 1.0]), optimizer.init(params), params)
     assert jnp.isnan(updates).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("make", [adam, rmsprop])
+def test_a_coordinate_whose_square_overflows_is_nan_and_does_not_stand_still(make):
+    optimizer, gradients = make(0.1), jnp.array([1.0, 1e20])
+    state = optimizer.update(jnp.ones(2), optimizer.init(gradients))[1]
+    for _ in range(5):
+        updates, state = optimizer.update(gradients, state)
+        gradients = jnp.ones(2)
+    assert jnp.isnan(updates).tolist() == [False, True]
 
 
 @EACH
