@@ -81,8 +81,8 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> optax.GradientTrans
 def _first(max_norm, state):
     if callable(max_norm):
         raise ValueError(
-            "Expected a state, got None. A schedule of max_norm needs its state to count the steps: "
-            "make the first by init(params)."
+            "Expected a state, got None. A schedule of max_norm needs its state, which counts the "
+            "steps: make the first by init(params)."
         )
     return state
 

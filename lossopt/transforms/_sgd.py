@@ -44,7 +44,8 @@ def sgd(
       weight_decay: $w \ge 0$.
       weight_decay_where: the leaves that decay: a regular expression searched in a leaf's path, as
         in `by_path`; or a function from the parameters to a tree of booleans; None takes those of
-        two axes or more, which is wrong for stacked layers: name them.
+        two axes or more, which is wrong for stacked layers: name them. Inside of
+        `optax.partition`, which hides the leaves of other groups, a pattern may take none.
       regularizer: $R$, left out of the objective. None has no proximal step.
 
     Returns:

@@ -233,6 +233,25 @@ def test_decay_is_decoupled_and_only_where_it_is_named(make):
         shrunk("kernel")
 
 
+@EACH
+def test_in_a_partition_a_group_without_a_match_does_not_decay(make):
+    params = {"in": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "table": jnp.ones((3, 2))}
+    still = jax.tree.map(jnp.zeros_like, params)
+
+    def shrunk(where, labels):
+        rule = make(0.5, weight_decay=0.1, weight_decay_where=where)
+        optimizer = optax.partition({"a": rule, "b": rule, "c": optax.set_to_zero()}, labels)
+        updates, _ = optimizer.update(still, optimizer.init(params), params)
+        leaves = jax.tree.leaves(updates)  # bias, kernel, table
+        assert all(jnp.all((u == 0) | jnp.isclose(u, -0.05, rtol=1e-6)) for u in leaves)
+        return [bool(u.any()) for u in leaves]
+
+    each = {"in": {"kernel": "a", "bias": "b"}, "table": "c"}
+    assert shrunk("kernel$", each) == [False, True, False]
+    assert shrunk("kernel$", {"in": "a", "table": "b"}) == [False, True, False]
+    assert shrunk("table|bias", {"in": "a", "table": "b"}) == [True, False, True]
+
+
 def test_l2_is_decay_for_sgd_and_not_for_adam():
     params = jnp.array([[1.0, -2.0, 0.5]])
     gradients = jnp.array([[0.1, 3.0, -1.0]])
