@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import optax
 
 from lossopt._typing import PyTree
 
@@ -18,12 +19,23 @@ def paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[st
     return names
 
 
-def places(patterns: Iterable[str], paths: Sequence[str]) -> list[list[int]]:
-    """For each pattern the numbers of the leaves that it takes; a leaf goes to the first match."""
+def hides(tree: PyTree) -> bool:
+    """Whether leaves are hidden, as `optax.masked` and `optax.partition` hide those of others."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)
+    return any(map(masked, jax.tree.leaves(tree, is_leaf=masked)))
+
+
+def places(
+    patterns: Iterable[str], paths: Sequence[str], *, hides: bool = False
+) -> list[list[int]]:
+    """For each pattern the numbers of the leaves that it takes; a leaf goes to the first match.
+
+    It must take one, unless the tree `hides` some: what it takes may be among those.
+    """
     patterns = list(patterns)
     takers = [next((p for p in patterns if re.search(p, path)), None) for path in paths]
     for pattern in patterns:
-        if pattern not in takers:
+        if pattern not in takers and not hides:
             raise ValueError(
                 f"The pattern {pattern!r} takes no leaf of {list(paths)}. A leaf goes to the "
                 "first pattern that matches: correct the pattern, or move it forward."

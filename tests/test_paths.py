@@ -3,9 +3,10 @@
 import collections
 
 import numpy as np
+import optax
 import pytest
 
-from lossopt._paths import paths, places
+from lossopt._paths import hides, paths, places
 
 Layer = collections.namedtuple("Layer", ["kernel", "bias"])
 NAMES = ["encoder/kernel", "encoder/bias", "head/kernel", "head/bias", "scale"]
@@ -71,3 +72,12 @@ class TestPlaces:
             f"The pattern {idle!r} takes no leaf of {NAMES}. A leaf goes to the first pattern "
             "that matches: correct the pattern, or move it forward."
         )
+
+    def test_a_pattern_may_take_nothing_of_a_tree_that_hides_leaves(self):
+        assert places(["kernel", "embedding"], NAMES, hides=True) == [[0, 2], []]
+
+
+@pytest.mark.parametrize("empty", [None, (), {}])
+def test_a_tree_hides_leaves_where_optax_has_masked_some(empty):
+    assert hides({"a": 1.0, "b": {"c": optax.MaskedNode()}})
+    assert not hides({"a": 1.0, "b": {"c": empty}})

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from lossopt._paths import paths, places
+from lossopt._paths import hides, paths, places
 from lossopt._typing import Params, PyTree, Scalar, StepSize
 from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._sums import add, add_to
@@ -27,7 +27,8 @@ def by_path(rules: Mapping[str, Regularizer]) -> Regularizer:
 
     Raises:
       ValueError: when it is used, if a pattern takes no leaf, or if two leaves have one path; the
-        message lists the paths.
+        message lists the paths. Inside of `optax.partition`, which hides the leaves of other
+        groups, a pattern may take none.
 
     Examples:
       >>> r = lo.regularizers.by_path({r"kernel$": lo.regularizers.L1(0.5)})
@@ -46,19 +47,24 @@ class _ByPath:
 
     def __call__(self, params: PyTree) -> Scalar:
         leaves, names = jax.tree.leaves(params), paths(params)
-        parts = zip(self.members, places(self.patterns, names))
+        parts = self._shares(params)
         penalties = (member({names[i]: leaves[i] for i in taken}) for member, taken in parts)
         return jnp.asarray(sum(penalties, start=0.0))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         leaves, structure = jax.tree.flatten(params)
         steps, names = jax.tree.leaves(jax.tree.broadcast(step_size, params)), paths(params)
-        for member, taken in zip(self.members, places(self.patterns, names)):
+        for member, taken in self._shares(params):
             part, metric = ({names[i]: x[i] for i in taken} for x in (leaves, steps))
             moved = member.prox(part, metric)
             for i in taken:
                 leaves[i] = moved[names[i]]
         return structure.unflatten(leaves)
+
+    def _shares(self, params):
+        """Each member with the numbers of its leaves, where it has any."""
+        taken = places(self.patterns, paths(params), hides=hides(params))
+        return [(member, part) for member, part in zip(self.members, taken) if part]
 
     __add__ = add
     __radd__ = add_to

@@ -10,6 +10,7 @@ from lossopt import _checks
 from lossopt._numerics import root
 from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
+from lossopt.transforms._averages import gather, toward
 from lossopt.transforms._numbers import at, decay_rates, known
 from lossopt.transforms._quantized import Moments
 from lossopt.transforms._rules import Where, like, rule
@@ -24,25 +25,33 @@ class AdagradState(NamedTuple):
 
 
 class RmspropState(NamedTuple):
-    """State of `rmsprop`'s direction. Attributes: nu, the second moment, like the parameters."""
+    """State of `rmsprop`'s direction.
+
+    Attributes:
+      nu: second moment, debiased: the average of the squares seen, like the parameters.
+      nu_weight: what they weigh, the rest being `initial_accumulator`'s, in two parts whose
+        difference it is.
+    """
 
     nu: PyTree
+    nu_weight: Array
 
 
 class AdamState(NamedTuple):
     """State of `adam`'s direction.
 
     Attributes:
-      mu: first moment, an average that began at 0, like the parameters.
-      nu: second moment, an average that began at 0, like the parameters.
-      mu_log_decay: logarithm of the weight that the beginning still has in `mu`, in two parts.
-      nu_log_decay: the same for `nu`.
+      mu: first moment, debiased: the average of the gradients seen, like the parameters.
+      nu: second moment, debiased: the average of their squares, like the parameters.
+      mu_weight: what they weigh in an average that began at 0, in two parts whose difference it
+        is.
+      nu_weight: the same for `nu`.
     """
 
     mu: PyTree
     nu: PyTree
-    mu_log_decay: Array
-    nu_log_decay: Array
+    mu_weight: Array
+    nu_weight: Array
 
 
 def adagrad(
@@ -153,14 +162,17 @@ def rmsprop(
     _checks.at_least(0, **known(initial_accumulator=initial_accumulator))
 
     def start(params):
-        initial = at(jnp.zeros((), jnp.int32), initial_accumulator)
-        return RmspropState(jax.tree.map(lambda x: jnp.full_like(x, initial), params))
+        return RmspropState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(2))
 
     def move(gradients, state, count, *_):
-        b = at(count, decay)
-        nu = jax.tree.map(lambda nu, g: _average(b, nu, g * g), state.nu, gradients)
-        metric = _inverse_root(nu, at(count, eps), eps_in_sqrt)
-        return jax.tree.map(jnp.multiply, metric, gradients), metric, RmspropState(nu)
+        fresh = 1 - at(count, decay)
+        weight, share = gather(state.nu_weight, fresh, fresh)
+        nu = jax.tree.map(lambda nu, g: toward(nu, g * g, share), state.nu, gradients)
+        seen, left = weight[0] - weight[1], 1 - weight[0] + weight[1]
+        first = left * at(jnp.zeros_like(count), initial_accumulator)
+        squares = jax.tree.map(lambda nu: like(nu, seen) * nu + like(nu, first), nu)
+        metric = _inverse_root(squares, at(count, eps), eps_in_sqrt)
+        return jax.tree.map(jnp.multiply, metric, gradients), metric, RmspropState(nu, weight)
 
     return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
 
@@ -178,13 +190,15 @@ def adam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam, and AdamW with a decay.
 
-    $$\mu \leftarrow b_1 \mu + (1 - b_1) g, \qquad \nu \leftarrow b_2 \nu + (1 - b_2) g^2, \qquad
-    D = 1 / (\sqrt{\hat\nu} + \epsilon)$$
+    $$\mu \leftarrow \mu + \frac{1 - b_1}{1 - b_1^t} (g - \mu), \qquad
+    \nu \leftarrow \nu + \frac{1 - b_2}{1 - b_2^t} (g^2 - \nu)$$
 
-    $$\theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D \hat\mu + w \theta))$$
+    $$D = 1 / (\sqrt\nu + \epsilon), \qquad
+    \theta \leftarrow \text{prox}_{\eta D R}(\theta - \eta (D \mu + w \theta))$$
 
-    $\hat\mu$ and $\hat\nu$ are divided by the weight that the averages have gathered, $1 - b^t$ for
-    constant rates; it is right for scheduled ones and for $b_2$ near 1.
+    The moments are kept debiased: those of the paper over the weight that they have gathered,
+    $1 - b^t$ for constant rates, and the like for scheduled ones. So a steady gradient gives steps
+    of the rate from the first one on, for $b_2$ near 1, too.
 
     Args:
       learning_rate: $\eta \ge 0$, as for `sgd`.
@@ -223,29 +237,16 @@ def adam(
         return AdamState(zeros(), zeros(), jnp.zeros(2), jnp.zeros(2))
 
     def move(gradients, state, count, *_):
-        decay1, decay2 = at(count, b1), at(count, b2)
-        mu = jax.tree.map(lambda mu, g: _average(decay1, mu, g), state.mu, gradients)
-        nu = jax.tree.map(lambda nu, g: _average(decay2, nu, g * g), state.nu, gradients)
-        beginnings = _fade(decay1, state.mu_log_decay), _fade(decay2, state.nu_log_decay)
-        gain1, gain2 = (-1 / jnp.expm1(left[0] - left[1]) for left in beginnings)
-        squares = jax.tree.map(lambda nu: nu * like(nu, gain2), nu)
-        metric = _inverse_root(squares, at(count, eps), in_sqrt=False)
-        direction = jax.tree.map(lambda mu, d: mu * like(mu, gain1) * d, mu, metric)
-        return direction, metric, AdamState(mu, nu, *beginnings)
+        fresh1, fresh2 = 1 - at(count, b1), 1 - at(count, b2)
+        mu_weight, share1 = gather(state.mu_weight, fresh1, fresh1)
+        nu_weight, share2 = gather(state.nu_weight, fresh2, fresh2)
+        mu = jax.tree.map(lambda mu, g: toward(mu, g, share1), state.mu, gradients)
+        nu = jax.tree.map(lambda nu, g: toward(nu, g * g, share2), state.nu, gradients)
+        metric = _inverse_root(nu, at(count, eps), in_sqrt=False)
+        direction = jax.tree.map(jnp.multiply, mu, metric)
+        return direction, metric, AdamState(mu, nu, mu_weight, nu_weight)
 
     return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)
-
-
-def _average(decay, old, new):
-    return like(new, decay) * old + like(new, 1 - decay) * new
-
-
-def _fade(decay, log_decay):
-    """Adds log(decay) to a sum in two parts; of 1 - decay, because decay itself is rounded."""
-    total, lost = log_decay
-    term = jnp.maximum(jnp.log1p(-jnp.asarray(1 - decay, total.dtype)), -100) - lost
-    longer = total + term
-    return jnp.stack([longer, (longer - total) - term])
 
 
 def _inverse_root(squares, eps, in_sqrt):

@@ -41,10 +41,11 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> optax.GradientTrans
         the step count; inf clips nothing.
 
     Returns:
-      A transformation of gradients, for `optax.chain`. Its state holds the norm that came.
+      A transformation of gradients, for `optax.chain`. Its state holds the norm that came. A number
+      needs no state: `update(grads, None)` begins anew.
 
     Raises:
-      ValueError: if `max_norm` is not above 0.
+      ValueError: if `max_norm` is not above 0, or is a schedule and `update` gets no state.
       TypeError: if gradients are complex.
 
     Examples:
@@ -65,6 +66,7 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> optax.GradientTrans
 
     def update(updates, state, params=None, **extra):
         del params, extra
+        state = _first(max_norm, init(updates)) if state is None else state
         norm = global_norm(updates)
         limit = jnp.asarray(at(state.count, max_norm), norm.dtype)
         within = norm <= limit  # False for NaN, which the factor then keeps
@@ -74,6 +76,15 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> optax.GradientTrans
         return clipped, ClipByGlobalNormState(count, norm.astype(state.norm.dtype))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _first(max_norm, state):
+    if callable(max_norm):
+        raise ValueError(
+            "Expected a state, got None. A schedule of max_norm needs its state, which counts the "
+            "steps: make the first by init(params)."
+        )
+    return state
 
 
 def global_norm(tree: PyTree) -> Scalar:

@@ -206,7 +206,7 @@ def _grown(rule, array, leaves):
 def _form(state, taken, block, second):
     """The state with codes, still empty, in place of its moments."""
     leaves, structure = jax.tree.flatten(state)
-    named = _paths.places([second], _paths.paths(state))[0] if second is not None else []
+    named = _named(second, state)
     streams = {True: 0, False: 0}
     for i, fields in enumerate(_fields(state)):
         refused = [pair for pair in _REFUSED if pair in fields]
@@ -219,6 +219,14 @@ def _form(state, taken, block, second):
             streams[is_second] += 1
             leaves[i] = code
     return structure.unflatten(leaves)
+
+
+def _named(second, state):
+    """The numbers of the leaves that the caller says are second moments."""
+    if second is None:
+        return []
+    (taken,) = _paths.places([second], _paths.paths(state), hides=_paths.hides(state))
+    return taken
 
 
 def _large(x, block):

@@ -139,6 +139,6 @@ def _named(where: Where, params):
                     "shapes, not by values."
                 )
         return named
-    (places,) = _paths.places([where], _paths.paths(params))
+    (places,) = _paths.places([where], _paths.paths(params), hides=_paths.hides(params))
     structure = jax.tree.structure(params)
     return structure.unflatten([i in places for i in range(structure.num_leaves)])

@@ -8,6 +8,7 @@ import optax
 
 from lossopt._typing import Array, PyTree
 from lossopt.regularizers import Regularizer
+from lossopt.transforms._averages import gather, toward
 from lossopt.transforms._numbers import at, decay_rates
 from lossopt.transforms._quantized import Moments
 from lossopt.transforms._rules import Where, like, rule
@@ -17,8 +18,9 @@ class MomentumState(NamedTuple):
     """State of `momentum`'s direction.
 
     Attributes:
-      mu: sum of gradients, each decayed by its age, like the parameters.
-      gain: what the sum makes of a gradient of 1, shape `()`.
+      mu: average of the gradients, each weighed by its age: their sum over `gain`, like the
+        parameters.
+      gain: what the sum makes of a gradient of 1, in two parts whose difference it is.
     """
 
     mu: PyTree
@@ -42,7 +44,8 @@ def sgd(
       weight_decay: $w \ge 0$.
       weight_decay_where: the leaves that decay: a regular expression searched in a leaf's path, as
         in `by_path`; or a function from the parameters to a tree of booleans; None takes those of
-        two axes or more, which is wrong for stacked layers: name them.
+        two axes or more, which is wrong for stacked layers: name them. Inside of
+        `optax.partition`, which hides the leaves of other groups, a pattern may take none.
       regularizer: $R$, left out of the objective. None has no proximal step.
 
     Returns:
@@ -115,14 +118,18 @@ def momentum(
     decay_rates(decay=decay)
 
     def start(params):
-        return MomentumState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+        return MomentumState(jax.tree.map(jnp.zeros_like, params), jnp.zeros(2))
 
     def move(gradients, state, count, *_):
-        b = at(count, decay)
-        forget = lambda mu, g: like(g, b) * mu + g
-        mu, gain = jax.tree.map(forget, state.mu, gradients), forget(state.gain, jnp.ones(()))
-        ahead = (jax.tree.map(forget, mu, gradients), forget(gain, jnp.ones(())))
-        direction, metric = ahead if nesterov else (mu, gain)
+        fresh = 1 - at(count, decay)
+        gain, share = gather(state.gain, fresh, 1)
+        mu = jax.tree.map(lambda mu, g: toward(mu, g, share), state.mu, gradients)
+        average, reached = mu, gain
+        if nesterov:  # as if the gradient came once more
+            reached, share = gather(gain, fresh, 1)
+            average = jax.tree.map(lambda mu, g: toward(mu, g, share), mu, gradients)
+        metric = reached[0] - reached[1]
+        direction = jax.tree.map(lambda mu: like(mu, metric) * mu, average)
         return direction, metric, MomentumState(mu, gain)
 
     return rule(start, move, learning_rate, weight_decay, weight_decay_where, regularizer, moments)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lossopt as lo
@@ -190,6 +191,16 @@ def test_every_kind_of_member_has_its_leaves():
         np.testing.assert_array_equal(moved[name], member.prox(x, 0.2))
     np.testing.assert_array_equal(moved["free"], x)
     np.testing.assert_allclose(by_path(rules)(params), sum(m(x) for m in rules.values()), rtol=1e-6)
+
+
+def test_in_a_partition_each_group_has_the_members_that_take_its_leaves():
+    regularizer = by_path({"kernel$": L1(0.5), "bias$": lo.regularizers.Simplex(2.0)})
+    rule = lo.transforms.sgd(1.0, regularizer=regularizer)
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    optimizer = optax.partition({"a": rule, "b": rule}, {"dense": "a", "head": "b"})
+    updates, _ = optimizer.update(still, optimizer.init(PARAMS), PARAMS)
+    want, _ = rule.update(still, rule.init(PARAMS), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, updates, want)
 
 
 def test_squares_are_added_to_rules():

@@ -148,3 +148,12 @@ def test_what_is_no_number_or_not_real_is_refused():
         clip_by_global_norm(L1(1.0))
     with pytest.raises(TypeError, match="Expected real gradients, got complex64"):
         global_norm(jnp.ones(2, complex))
+
+
+def test_without_a_state_it_begins_anew():
+    clip = clip_by_global_norm(1.0)
+    clipped, state = clip.update(GRADS, None)
+    want, wanted = clip.update(GRADS, clip.init(GRADS))
+    jax.tree.map(np.testing.assert_array_equal, (clipped, state), (want, wanted))
+    with pytest.raises(ValueError, match=r"schedule.*needs its state.*init\(params\)"):
+        clip_by_global_norm(schedules.linear(4.0, 1.0, 3)).update(GRADS, None)

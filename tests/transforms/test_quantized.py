@@ -237,6 +237,13 @@ def test_second_moments_may_be_named():
         quantized(_custom(), second="square/").init(params)
 
 
+def test_in_a_partition_a_group_may_have_no_second_moment_of_that_name():
+    params = {"a": jnp.ones((64, 64)), "b": jnp.ones((64, 64))}
+    rule = quantized(_custom(), second="squares/a")
+    state = optax.partition({"a": rule, "b": rule}, {"a": "a", "b": "b"}).init(params)
+    assert [code.second for code in _codes(state)] == [False, True, False, False]
+
+
 REFUSED = [
     (optax.scale_by_stddev(), "ScaleByRStdDevState.nu.*scale_by_rms"),
     (optax.rmsprop(0.1, centered=True), "ScaleByRStdDev.*scale_by_rms"),
@@ -322,8 +329,8 @@ def test_moments_in_bfloat16_are_those_of_any_size_and_nothing_else():
         assert isinstance(state, QuantizedState)
         kinds = jax.tree.map(lambda x: isinstance(x, Code), state.inner.inner, is_leaf=is_code)
         assert all(jax.tree.leaves((kinds.mu, kinds.nu)))
-        assert state.inner.inner.mu_log_decay.dtype == jnp.float32
-        assert not kinds.mu_log_decay
+        assert state.inner.inner.mu_weight.dtype == jnp.float32
+        assert not kinds.mu_weight
         assert {x.codes.dtype for x in _codes(state)} == {jnp.dtype(jnp.bfloat16)}
 
 

@@ -1,0 +1,36 @@
+"""Averages that forget, kept divided by the weight that they have gathered."""
+
+import jax.numpy as jnp
+
+from lossopt._typing import Array, Number
+
+
+def gather(weight: Array, forgotten: Number, own: Number) -> tuple[Array, Array]:
+    r"""Adds a weight to a sum of weights that forgets.
+
+    $$W \leftarrow (1 - f) W + w, \qquad s = w / W$$
+
+    Args:
+      weight: $W$ in two parts whose difference it is, `[0, 0]` at first: in one part it would come
+        to rest $1 / f$ roundings away from $w / f$.
+      forgotten: $f$, the share of the old that is forgotten, in [0, 1]; of a rate $b$ it is
+        $1 - b$, which is known better than $b$ where that is near 1.
+      own: $w > 0$.
+
+    Returns:
+      The next weight in two parts, and $s$, which is 1 at first.
+    """
+    total, lost = weight
+    added = jnp.asarray(own - forgotten * (total - lost) - lost, total.dtype)
+    longer = total + added
+    return jnp.stack([longer, (longer - total) - added]), own / longer
+
+
+def toward(old: Array, new: Array, share: Array) -> Array:
+    """The average in which `new` has this share: exactly `new` at 1 and where both are equal.
+
+    A sum of two products rests elsewhere, because their factors are rounded apart. The difference
+    is added to the nearer end, so that the farther one leaves no rounding behind.
+    """
+    share = jnp.asarray(share, new.dtype)
+    return jnp.where(share < 0.5, old + share * (new - old), new + (1 - share) * (old - new))
