@@ -97,6 +97,14 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_printed_benchmarks_stand_on_their_page_as_tables_that_wrap(page):
+    text = page.read_text()
+    assert "┏" not in text
+    printed = re.search(r"python -m benchmarks|^met: |^platform: ", text, re.MULTILINE)
+    assert bool(printed) == (page.stem == "benchmarks")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_names_in_code_font_exist(page):
     for name in re.findall(r"`((?:lo|lossopt|optax|jax)\.[\w.]+)[`(]", _prose(page)):
         pkgutil.resolve_name(re.sub(r"^lo\.", "lossopt.", name))
