@@ -17,23 +17,39 @@ from mkdocs.exceptions import PluginError
 import lossopt
 
 FORMULA = re.compile(
-    r'<(?P<tag>div|span) class="arithmatex">\\[\[(](?P<tex>.*?)\\[\])]</(?P=tag)>', re.DOTALL
+    r'<(?P<tag>div|span) class="arithmatex">\\[\[(](?P<tex>.*?)\\[\])]</(?P=tag)>(?P<stop>[,.;:]?)',
+    re.DOTALL,
 )
+
+# What stands apart in one formula may stand below each other on a narrow screen.
+APART = re.compile(r"(?<=,)\s*\\q?quad\b")
+
+# Few fonts have a brace that stretches: the style sheet draws it.
+BRACE = '<mo stretchy="true" fence="true" form="prefix">&#x0007B;</mo><mtable>'
+CASES = '<mtable class="cases">'
+
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
 FUNCTION = r"\\(?:cos|exp|log|max|min|sin)(?![a-z])"
 
 
 def on_page_content(content: str, page, **_) -> str:
-    """Turns each formula of a page into MathML; one that cannot be read fails the build."""
+    """Formulas become MathML, or fail the build; names in tables may break between words."""
 
     def formula(match):
         tex = _spelled(html.unescape(match["tex"]))
-        math = convert(tex, display="block" if match["tag"] == "div" else "inline")
-        if "\\" in math:
+        if match["tag"] == "span":
+            return f'<span class="together">{mathml(tex, "inline")}{match["stop"]}</span>'
+        parts = [mathml(part, "block") for part in APART.split(tex)]
+        return f'<div class="formula">{"".join(parts)}</div>{match["stop"]}'
+
+    def mathml(tex, display):
+        math = convert(tex, display=display).replace(BRACE, CASES)
+        if "\\" in math or ("{cases}" in tex) != (CASES in math):
             raise PluginError(f"{page.file.src_uri}: this formula cannot be rendered: {tex}")
         return math
 
-    return FORMULA.sub(formula, content)
+    return CELL.sub(_breakable, FORMULA.sub(formula, content))
 
 
 def on_post_build(config, **_) -> None:
@@ -56,6 +72,13 @@ def public_names() -> set[str]:
         for name, member in vars(module).items()
         if not name.startswith("_") and not isinstance(member, type(lossopt))
     }
+
+
+def _breakable(cell):
+    """In a narrow column, names in code font break between their words, and ranges do not."""
+    words = lambda code: re.sub(r"((?<=[_/:])|(?<=\w{3}\.))(?=\w)", "<wbr>", code[0])
+    text = re.sub(r"(?<=<code>)[^<]*", words, cell[0])
+    return re.sub(r"\([\d.+-]+\)", r'<span class="together">\g<0></span>', text)
 
 
 def _spelled(tex):
