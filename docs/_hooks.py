@@ -24,9 +24,8 @@ FORMULA = re.compile(
 # What stands apart in one formula may stand below each other on a narrow screen.
 APART = re.compile(r"(?<=,)\s*\\q?quad\b")
 
-# Few fonts have a brace that stretches: the style sheet draws it.
-BRACE = '<mo stretchy="true" fence="true" form="prefix">&#x0007B;</mo><mtable>'
-CASES = '<mtable class="cases">'
+# Bars around a number or a norm have no space of their own.
+BAR = re.compile(r'<mo(?: \w+="false")*>(?=&#x0007C;|&#x02016;)')
 
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
@@ -44,8 +43,8 @@ def on_page_content(content: str, page, **_) -> str:
         return f'<div class="formula">{"".join(parts)}</div>{match["stop"]}'
 
     def mathml(tex, display):
-        math = convert(tex, display=display).replace(BRACE, CASES)
-        if "\\" in math or ("{cases}" in tex) != (CASES in math):
+        math = BAR.sub('<mo lspace="0" rspace="0" stretchy="false">', convert(tex, display=display))
+        if "\\" in math:
             raise PluginError(f"{page.file.src_uri}: this formula cannot be rendered: {tex}")
         return math
 
