@@ -1,7 +1,8 @@
 """What mkdocs does for this project beyond its plugins.
 
 Formulas become MathML while the site is built, so that a page needs no script and no other host.
-A public name that no page documents fails the build.
+A public name that no page documents fails the build, and so does a word of a signature that the
+page Signatures does not explain.
 """
 
 import html
@@ -26,6 +27,9 @@ APART = re.compile(r"(?<=,)\s*\\q?quad\b")
 
 # Bars around a number or a norm have no space of their own.
 BAR = re.compile(r'<mo(?: \w+="false")*>(?=&#x0007C;|&#x02016;)')
+
+# A word of a signature that leads nowhere.
+WORD = re.compile(r'<span title="((?:lossopt\.(?:\w+\.)?_|optax\.)[\w.]+)"')
 
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
@@ -52,13 +56,17 @@ def on_page_content(content: str, page, **_) -> str:
 
 
 def on_post_build(config, **_) -> None:
-    """Fails unless every public name stands in the inventory of the site that was built."""
+    """Fails unless every public name, and every word of the signatures, is found in the site."""
     inventory = Path(config.site_dir, "objects.inv").read_bytes()
     lines = zlib.decompress(inventory.split(b"\n", 4)[4]).decode().splitlines()
     documented = {line.split()[0] for line in lines}
     missing = sorted(public_names() - documented)
     if missing:
         raise PluginError(f"Undocumented public names: {', '.join(missing)}.")
+    pages = Path(config.site_dir).glob("*/index.html")
+    bare = sorted({word for page in pages for word in WORD.findall(page.read_text())})
+    if bare:
+        raise PluginError(f"Words of signatures without an anchor in signatures.md: {bare}.")
 
 
 def public_names() -> set[str]:

@@ -83,6 +83,14 @@ def test_what_a_row_of_the_textbook_names_exists(number):
     assert len(tests) == (0 if ROWS[number].endswith("| planned |") else 1)
 
 
+def test_the_index_lists_all_pages_in_the_order_of_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\n\n")[0]
+    pages = re.findall(r"(\w+\.md)$", navigation, re.MULTILINE)
+    table = (ROOT / "docs" / "index.md").read_text().split("## In reading order")[1]
+    assert ["index.md", *re.findall(r"\]\((\w+\.md)\)", table)] == pages
+    assert set(pages) == {page.name for page in PAGES}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     text = _prose(page)

@@ -22,7 +22,7 @@ ROWS = [(room, words, what) for room, rows in TABLE.items() for words, what in r
 TITLES = {
     "lossopt": "Tasks",
     "lossopt.losses": "Losses",
-    "lossopt.fused": "Big losses",
+    "lossopt.fused": "Losses in little memory",
     "lossopt.regularizers": "Regularizers",
     "lossopt.schedules": "Schedules",
     "lossopt.transforms": "Optimizers",
