@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m benchmarks.NAME` prints a table and fails, saying so, on a miss.
+"""Benchmarks: `python -m benchmarks.NAME` prints Markdown tables and fails, saying so, on a miss.
 
 Importing this package, which comes before jax, gives every rival the same threads: one, on which
 busy neighbors disturb least, or as many as `BENCH_THREADS` says.

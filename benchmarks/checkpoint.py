@@ -24,6 +24,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -210,7 +211,7 @@ class Savez:
 
 def table(costs, title):
     """One row per thing that was timed."""
-    out = Table(title=title)
+    out = Table(box=box.MARKDOWN, title=title)
     for column in ("", "wall clock, ms", "processor, ms", "wall clock / np.savez"):
         out.add_column(column, justify="right" if column else "left")
     for name in ROWS:

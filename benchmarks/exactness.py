@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from optax.microbatching import AccumulationType, microbatch, reshape_batch_axis
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -193,7 +194,10 @@ def table(problem, measured, errors):
     """One row per rival; ratios are to the full batch."""
     first = next(iter(measured.values()))
     size, pieces = f"{problem.rows} rows", f"{PIECES} pieces of {problem.rows // PIECES}"
-    out = Table(title=f"{problem.name}: {size}, {problem.depth} x {problem.width}, {pieces}")
+    out = Table(
+        box=box.MARKDOWN,
+        title=f"{problem.name}: {size}, {problem.depth} x {problem.width}, {pieces}",
+    )
     for column in ("", "gradient error", "time / full", "ms", "memory / full", "MiB", "compile s"):
         out.add_column(column, justify="right" if column else "left")
     for name, m in measured.items():

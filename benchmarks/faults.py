@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -181,7 +182,7 @@ def progressing(rounds, progress, bar, name):
 
 def table_of(tallies: dict[str, Tally]) -> Table:
     """A row for each fault at rest."""
-    table = Table(title="Damage on the disk, and what gave away each step")
+    table = Table(box=box.MARKDOWN, title="Damage on the disk, and what gave away each step")
     columns = [*judge.WAYS, ALONE]
     for column in ("", "rounds", "held", *columns):
         table.add_column(column, justify="right" if column else "left")

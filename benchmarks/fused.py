@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -159,7 +160,7 @@ def measure(work, rounds):
     dense, ours = next(iter(results.values())), results[OURS]
     memory = ours.memory / dense.memory
     values = [float(jax.jit(rival)(*args)) for rival in work.rivals.values()]
-    table = Table(title=work.name)
+    table = Table(box=box.MARKDOWN, title=work.name)
     for column in ("", "time", "temporaries", "MiB", "peak, MiB", "seconds", "compilation, s"):
         table.add_column(column, justify="right" if column else "left")
     for name, one in results.items():

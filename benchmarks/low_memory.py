@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -181,7 +182,10 @@ def times(options, rounds, size):
 
 def table(sizes, timed, memory, losses):
     """One row per option."""
-    out = Table(title="Adam: bytes for each parameter, time of a step, change of the final loss")
+    out = Table(
+        box=box.MARKDOWN,
+        title="Adam: bytes for each parameter, time of a step, change of the final loss",
+    )
     for column in ("", "state", "parameters", "temporary", "step / float32", "ms", *losses):
         out.add_column(column, justify="right" if column else "left")
     for name, seconds in timed.items():

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -119,7 +120,7 @@ def main():
 
 def verdict_of(console, tallies):
     """Prints the table; returns how many survived."""
-    table = Table("", *(kinds := ("killed", "equivalent", "survived")))
+    table = Table("", *(kinds := ("killed", "equivalent", "survived")), box=box.MARKDOWN)
     for path, tally in sorted(tallies.items()):
         table.add_row(path, *(str(tally[kind]) for kind in kinds))
     total = sum(tallies.values(), Counter())

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn import datasets, linear_model
@@ -164,7 +165,8 @@ def measure(problem, timed=True):
     loosest = next((f"{seconds:.3f}" for seconds in arrivals), "")
     rate = 1 / (problem.bend * np.linalg.eigvalsh(problem.x.T @ problem.x / len(y)).max())
     zeros, missed = int((truth == 0).sum()), 0
-    table = Table("", "steps", "seconds", "gap at the end", "coefficients", "zeros", "false zeros")
+    columns = "", "steps", "seconds", "gap at the end", "coefficients", "zeros", "false zeros"
+    table = Table(*columns, box=box.MARKDOWN)
     table.title = f"{problem.name}: {len(y)} rows, {truth.size} coefficients, {zeros} of them 0"
     table.add_row("scikit-learn", "", loosest, "", "", str(zeros), "0")
     for name, optimizer in rules(rate, problem.steps, l1).items():

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -129,9 +130,8 @@ def state_bytes(problem):
 
 def table(problem, measured):
     """One row per rival."""
-    out = Table(
-        title=f"{problem.name}: {problem.size / 1e6:.1f} M parameters, {len(problem.shapes)} leaves"
-    )
+    title = f"{problem.name}: {problem.size / 1e6:.1f} M parameters, {len(problem.shapes)} leaves"
+    out = Table(box=box.MARKDOWN, title=title)
     for column in ("", "time / optax.adamw", "time / copy", "ms", "temporary MiB", "compile s"):
         out.add_column(column, justify="right" if column else "left")
     for name, m in measured.items():

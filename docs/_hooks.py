@@ -1,7 +1,8 @@
 """What mkdocs does for this project beyond its plugins.
 
 Formulas become MathML while the site is built, so that a page needs no script and no other host.
-A public name that no page documents fails the build.
+A public name that no page documents fails the build, and so does a word of a signature that the
+page Signatures does not explain.
 """
 
 import html
@@ -17,33 +18,55 @@ from mkdocs.exceptions import PluginError
 import lossopt
 
 FORMULA = re.compile(
-    r'<(?P<tag>div|span) class="arithmatex">\\[\[(](?P<tex>.*?)\\[\])]</(?P=tag)>', re.DOTALL
+    r'<(?P<tag>div|span) class="arithmatex">\\[\[(](?P<tex>.*?)\\[\])]</(?P=tag)>(?P<stop>[,.;:]?)',
+    re.DOTALL,
 )
+
+# What stands apart in one formula may stand below each other on a narrow screen.
+APART = re.compile(r"(?<=,)\s*\\q?quad\b")
+
+# Bars around a number or a norm have no space of their own.
+BAR = re.compile(r'<mo(?: \w+="false")*>(?=&#x0007C;|&#x02016;)')
+
+# A word of a signature that leads nowhere.
+WORD = re.compile(r'<span title="((?:lossopt\.(?:\w+\.)?_|optax\.)[\w.]+)"')
+
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
 FUNCTION = r"\\(?:cos|exp|log|max|min|sin)(?![a-z])"
 
 
 def on_page_content(content: str, page, **_) -> str:
-    """Turns each formula of a page into MathML; one that cannot be read fails the build."""
+    """Formulas become MathML, or fail the build; names in tables may break between words."""
 
     def formula(match):
         tex = _spelled(html.unescape(match["tex"]))
-        math = convert(tex, display="block" if match["tag"] == "div" else "inline")
+        if match["tag"] == "span":
+            return f'<span class="together">{mathml(tex, "inline")}{match["stop"]}</span>'
+        parts = [mathml(part, "block") for part in APART.split(tex)]
+        return f'<div class="formula">{"".join(parts)}</div>{match["stop"]}'
+
+    def mathml(tex, display):
+        math = BAR.sub('<mo lspace="0" rspace="0" stretchy="false">', convert(tex, display=display))
         if "\\" in math:
             raise PluginError(f"{page.file.src_uri}: this formula cannot be rendered: {tex}")
         return math
 
-    return FORMULA.sub(formula, content)
+    return CELL.sub(_breakable, FORMULA.sub(formula, content))
 
 
 def on_post_build(config, **_) -> None:
-    """Fails unless every public name stands in the inventory of the site that was built."""
+    """Fails unless every public name, and every word of the signatures, is found in the site."""
     inventory = Path(config.site_dir, "objects.inv").read_bytes()
     lines = zlib.decompress(inventory.split(b"\n", 4)[4]).decode().splitlines()
     documented = {line.split()[0] for line in lines}
     missing = sorted(public_names() - documented)
     if missing:
         raise PluginError(f"Undocumented public names: {', '.join(missing)}.")
+    pages = Path(config.site_dir).glob("*/index.html")
+    bare = sorted({word for page in pages for word in WORD.findall(page.read_text())})
+    if bare:
+        raise PluginError(f"Words of signatures without an anchor in signatures.md: {bare}.")
 
 
 def public_names() -> set[str]:
@@ -56,6 +79,13 @@ def public_names() -> set[str]:
         for name, member in vars(module).items()
         if not name.startswith("_") and not isinstance(member, type(lossopt))
     }
+
+
+def _breakable(cell):
+    """In a narrow column, names in code font break between their words, and ranges do not."""
+    words = lambda code: re.sub(r"((?<=[_/:])|(?<=\w{3}\.))(?=\w)", "<wbr>", code[0])
+    text = re.sub(r"(?<=<code>)[^<]*", words, cell[0])
+    return re.sub(r"\([\d.+-]+\)", r'<span class="together">\g<0></span>', text)
 
 
 def _spelled(tex):

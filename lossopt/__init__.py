@@ -1,5 +1,6 @@
 """Exact objectives for JAX, and everything around the update rule."""
 
+from lossopt import _missing as _missing
 from lossopt import checkpoint as checkpoint
 from lossopt import fused as fused
 from lossopt import losses as losses
@@ -16,3 +17,5 @@ from lossopt._mean import mean as mean
 from lossopt._mean import pool as pool
 from lossopt._mean import value as value
 from lossopt.training._fit import fit as fit
+
+__getattr__ = _missing.Missing(__name__)

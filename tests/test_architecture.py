@@ -16,7 +16,7 @@ import pytest
 import lossopt
 
 ROOT = pathlib.Path(lossopt.__file__).parent
-BASE = {"_typing", "_checks", "_jax", "_paths", "_numerics"}
+BASE = {"_typing", "_checks", "_jax", "_paths", "_numerics", "_missing"}
 PARTS = {"_pieces", "_keys", "_mean"}
 CORE = BASE | PARTS | {"_objective", "_grad"}
 MAY_IMPORT = {
@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "_jax": {"_typing"},
     "_paths": {"_typing"},
     "_numerics": {"_typing"},
+    "_glossary": set(),
+    "_missing": {"_glossary"},
     "_pieces": BASE,
     "_keys": BASE,
     "_mean": BASE,
@@ -112,12 +114,15 @@ def test_every_object_has_one_public_path():
 
 
 @pytest.mark.parametrize("module", _public_modules(), ids=lambda module: module.__name__)
-def test_an_init_holds_a_docstring_and_reexports(module):
-    tree = ast.parse(inspect.getsource(module))
-    assert ast.get_docstring(tree)
-    for node in tree.body[1:]:
+def test_an_init_holds_a_docstring_and_reexports_and_the_message_of_what_is_missing(module):
+    docstring, *imports, missing = ast.parse(inspect.getsource(module)).body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(docstring.value, ast.Constant)
+    for node in imports:
         assert isinstance(node, ast.ImportFrom)
         assert all(alias.asname == alias.name for alias in node.names)
+    assert ast.unparse(missing) == "__getattr__ = _missing.Missing(__name__)"
+    assert not inspect.isfunction(module.__getattr__)  # type checkers would miss no name any more
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.name)

@@ -61,11 +61,8 @@ def test_which_loss_names_every_loss():
 def test_which_replaces_which_names_every_fused_loss():
     page = (ROOT / "docs" / "fused.md").read_text()
     table = page.split("## Which replaces which?")[1].split("\n## ")[0]
-    public = {name for name, x in vars(lo.fused).items() if callable(x)} - {
-        "Chunks",
-        "Plan",
-        "plan",
-    }
+    callables = {name for name, x in vars(lo.fused).items() if callable(x) and name[0] != "_"}
+    public = callables - {"Chunks", "Plan", "plan"}
     assert set(re.findall(r"\]\[lossopt\.fused\.(\w+)\]", table)) == public
 
 
@@ -86,6 +83,14 @@ def test_what_a_row_of_the_textbook_names_exists(number):
     assert len(tests) == (0 if ROWS[number].endswith("| planned |") else 1)
 
 
+def test_the_index_lists_all_pages_in_the_order_of_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\n\n")[0]
+    pages = re.findall(r"(\w+\.md)$", navigation, re.MULTILINE)
+    table = (ROOT / "docs" / "index.md").read_text().split("## In reading order")[1]
+    assert ["index.md", *re.findall(r"\]\((\w+\.md)\)", table)] == pages
+    assert set(pages) == {page.name for page in PAGES}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     text = _prose(page)
@@ -97,6 +102,14 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in _anchors(goal), target
     for name in re.findall(r"\]\[([\w.]+)\]", text):
         pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_printed_benchmarks_stand_on_their_page_as_tables_that_wrap(page):
+    text = page.read_text()
+    assert "┏" not in text
+    printed = re.search(r"python -m benchmarks|^met: |^platform: ", text, re.MULTILINE)
+    assert bool(printed) == (page.stem == "benchmarks")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

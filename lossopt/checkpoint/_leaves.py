@@ -75,7 +75,8 @@ def compare(saved: list[Leaf], wanted: list[Leaf]) -> list[str]:
             was, now = (str(leaves.get(path, "nothing")) for leaves in (had, want))
             if was == now:
                 was, now = f"in {had[path].within}", f"in {want[path].within}"
-            lines.append(f"{path or 'the state'}: saved {was}, wanted {now}")
+            remedy = _remedy(had.get(path), want.get(path))
+            lines.append(f"{path or 'the state'}: saved {was}, wanted {now}{remedy}")
     return lines
 
 
@@ -152,6 +153,14 @@ def place(like: Any) -> jax.sharding.Sharding | None:
             "them. Restore under jax.set_mesh(mesh), or give the state itself."
         )
     return NamedSharding(mesh, sharding.spec)
+
+
+def _remedy(was, now):
+    """For a number of Python that came out of a compiled step, as the `step` of a `TrainState`."""
+    if not was or not now or (was.kind, was.shape, now.kind) != ("array", (), "number"):
+        return ""
+    started = "; start it as jnp.asarray of that number, because a compiled step returns an array"
+    return started if was.type.startswith(now.type) else ""
 
 
 def _children(node):

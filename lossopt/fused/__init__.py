@@ -1,5 +1,6 @@
 """Losses of what a big matrix is made of, exact, without the matrix; most return a `Mean`."""
 
+from lossopt import _missing as _missing
 from lossopt.fused._cache import cached_value_and_grad as cached_value_and_grad
 from lossopt.fused._contrastive import clip as clip
 from lossopt.fused._contrastive import sigmoid_pairs as sigmoid_pairs
@@ -15,3 +16,5 @@ from lossopt.fused._plan import plan as plan
 from lossopt.fused._sigmoid import linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy
 from lossopt.fused._softmax import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from lossopt.fused._softmax import sequence_log_probs as sequence_log_probs
+
+__getattr__ = _missing.Missing(__name__)

@@ -1,5 +1,6 @@
 """Per-example losses: plain functions from arrays to arrays. Average them with `lossopt.mean`."""
 
+from lossopt import _missing as _missing
 from lossopt.losses._classification import focal as focal
 from lossopt.losses._classification import poly as poly
 from lossopt.losses._classification import sigmoid_cross_entropy as sigmoid_cross_entropy
@@ -50,3 +51,5 @@ from lossopt.losses._regression import log_cosh as log_cosh
 from lossopt.losses._regression import quantile as quantile
 from lossopt.losses._regression import squared_error as squared_error
 from lossopt.losses._regression import squared_log_error as squared_log_error
+
+__getattr__ = _missing.Missing(__name__)

@@ -1,5 +1,6 @@
 """Penalties and constraints on parameters. Each is a value and a proximal operator."""
 
+from lossopt import _missing as _missing
 from lossopt.regularizers._balls import L1Ball as L1Ball
 from lossopt.regularizers._balls import L2Ball as L2Ball
 from lossopt.regularizers._balls import Simplex as Simplex
@@ -14,3 +15,5 @@ from lossopt.regularizers._norms import L2 as L2
 from lossopt.regularizers._norms import ElasticNet as ElasticNet
 from lossopt.regularizers._paths import by_path as by_path
 from lossopt.regularizers._variation import TotalVariation as TotalVariation
+
+__getattr__ = _missing.Missing(__name__)

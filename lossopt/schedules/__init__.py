@@ -6,6 +6,7 @@ that ends holds its end. A length of 0 is over at once. A period is above 0; one
 0 counts as 1.
 """
 
+from lossopt import _missing as _missing
 from lossopt.schedules._combinators import join as join
 from lossopt.schedules._combinators import per_epoch as per_epoch
 from lossopt.schedules._combinators import scale as scale
@@ -21,3 +22,5 @@ from lossopt.schedules._shapes import inverse_sqrt as inverse_sqrt
 from lossopt.schedules._shapes import linear as linear
 from lossopt.schedules._shapes import polynomial as polynomial
 from lossopt.schedules._shapes import step as step
+
+__getattr__ = _missing.Missing(__name__)

@@ -1,5 +1,6 @@
 """Gradient transformations in the protocol of `optax`: they chain with all of its own."""
 
+from lossopt import _missing as _missing
 from lossopt.transforms._accumulation import AccumulateState as AccumulateState
 from lossopt.transforms._accumulation import accumulate as accumulate
 from lossopt.transforms._adaptive import AdagradState as AdagradState
@@ -27,3 +28,5 @@ from lossopt.transforms._sgd import momentum as momentum
 from lossopt.transforms._sgd import sgd as sgd
 from lossopt.transforms._spikes import SkipSpikesState as SkipSpikesState
 from lossopt.transforms._spikes import skip_spikes as skip_spikes
+
+__getattr__ = _missing.Missing(__name__)

@@ -8,6 +8,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -531,6 +532,30 @@ class TestStructures:
         assert line in lines
         assert all(other.split(":")[0].split("/")[0] in change for other in lines)
         assert last == "Restore into the state that was saved, then convert it."
+
+    def test_a_train_state_is_told_to_start_its_step_as_an_array(self, tmp_path):
+        """flax starts it as 0 of Python, and a compiled step returns an array."""
+        make = partial(
+            TrainState.create, apply_fn=None, params={"w": put(np.ones(2))}, tx=optax.sgd(0.1)
+        )
+        advance = jax.jit(lambda state: state.apply_gradients(grads=state.params))
+        with lo.checkpoint.Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, advance(make()))
+            with pytest.raises(ValueError, match=r"step: saved int32\[\], wanted int; start it as"):
+                checkpoints.restore(make())
+            start = make().replace(step=jnp.asarray(0))
+            _assert_same(checkpoints.restore(start).state, advance(start))
+
+    @pytest.mark.parametrize(
+        ("saved", "wanted", "told"),
+        [(1.0, 2.0, True), (True, False, True), (1.0, 2, False), ([1, 2], 2, False)],
+    )
+    def test_where_an_array_would_help_it_is_said(self, tmp_path, saved, wanted, told):
+        with lo.checkpoint.Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, {"n": jnp.asarray(saved)})
+            with pytest.raises(ValueError, match="n: saved") as error:
+                checkpoints.restore({"n": wanted})
+        assert ("start it as jnp.asarray" in str(error.value)) == told
 
     def test_all_of_them(self, base):
         like = {**BASE, "x": 1, "n": 2.0}

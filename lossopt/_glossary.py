@@ -1,0 +1,165 @@
+"""What other libraries call the members of ours, and what to take where they have no name here.
+
+One table makes the message of a missing attribute and the page docs/glossary.md.
+"""
+
+TABLE = {
+    "lossopt": {
+        "gradient accumulation, microbatching": "lossopt.value_and_grad(microbatches=), exact for "
+        "ragged masks, or lossopt.transforms.accumulate for microbatches that come one by one",
+        "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=)",
+        "data parallel, DDP, multi-GPU, distributed, FSDP, sharding": "lossopt.value_and_grad("
+        "axis_name=) inside of a map, or sharded arrays under jax.jit (docs/objectives.md#devices)",
+        "mixed precision, AMP, autocast, bf16, fp16": "models in bfloat16: losses are summed in "
+        "float32, and lossopt.transforms.stochastic_rounding trains bfloat16 parameters "
+        "(docs/transforms.md#bfloat16-parameters)",
+        "loss scaling, grad scaler": "bfloat16 instead of float16: it needs no scaling",
+        "mask, padding, sample weight, reduction": "lossopt.mean(values, weights)",
+        "regularization, penalty": "lossopt.constant of the value of a regularizer, such as "
+        "lossopt.regularizers.L2, as a term of the objective",
+        "multi-task, loss weights, total loss": "one lossopt.mean for each term, times its weight",
+        "class weight, class weights, imbalanced": "the weights of lossopt.mean (docs/recipes.md)",
+        "metrics, accuracy, top-k": "lossopt.mean of what is counted (docs/recipes.md#metrics)",
+        "perplexity": "jax.numpy.exp of the value (docs/recipes.md#a-large-vocabulary)",
+        "batch norm, batch statistics, model state": "the keyword model_state of an objective "
+        "(docs/objectives.md#metrics-and-model-state)",
+        "dropout, noise, rng": "the keyword key of an objective (docs/objectives.md#keys)",
+        "large vocabulary, memory-efficient cross entropy": "lossopt.fused."
+        "linear_softmax_cross_entropy",
+        "minimize, scipy.optimize, curve fit": "optax.lbfgs "
+        "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
+        "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
+        "(docs/recipes.md#sweeping-by-vmap)",
+        "float64, double precision": "jax.enable_x64 (docs/recipes.md#float64)",
+    },
+    "lossopt.losses": {
+        "MSE, mean squared error, L2 loss": "lossopt.losses.squared_error, twice optax.l2_loss",
+        "RMSE, root mean squared error": "jax.numpy.sqrt of the mean of "
+        "lossopt.losses.squared_error, as a metric",
+        "MAE, mean absolute error, L1 loss": "lossopt.losses.absolute_error",
+        "MAPE, mean absolute percentage error": "lossopt.losses.absolute_percentage_error",
+        "MSLE, mean squared logarithmic error, mean squared log error": "lossopt.losses."
+        "squared_log_error",
+        "smooth L1": "lossopt.losses.huber(delta=) divided by its delta",
+        "pinball": "lossopt.losses.quantile(level=)",
+        "cosine similarity, cosine embedding": "lossopt.losses.cosine_distance",
+        "negative log-likelihood": "lossopt.losses.gaussian_nll, lossopt.losses.poisson_nll or "
+        "lossopt.losses.gamma_nll; of classes lossopt.losses.softmax_cross_entropy",
+        "poisson": "lossopt.losses.poisson_nll",
+        "KL div, KLD, relative entropy": "lossopt.losses.kl_divergence, from logits",
+        "JSD": "lossopt.losses.jensen_shannon",
+        "partial likelihood, survival, Cox PH": "lossopt.losses.cox",
+        "cross entropy, CE, NLL, categorical cross entropy, categorical crossentropy, sparse "
+        "categorical crossentropy, softmax cross entropy with integer labels": "lossopt.losses."
+        "softmax_cross_entropy, from logits, of class numbers or of distributions; of a large "
+        "vocabulary lossopt.fused.linear_softmax_cross_entropy",
+        "BCE, BCE with logits, binary cross entropy, binary crossentropy, binary cross entropy "
+        "with logits, sigmoid binary cross entropy, log loss, logistic": "lossopt.losses."
+        "sigmoid_cross_entropy, from logits, with labels 0 and 1",
+        "pos_weight": "weights of lossopt.mean that are pos_weight where the label is 1 "
+        "(docs/recipes.md)",
+        "label smoothing, smooth labels": "lossopt.losses.softmax_cross_entropy(label_smoothing=)",
+        "ignore index": "lossopt.losses.softmax_cross_entropy(ignore_index=), and weight 0 in "
+        "lossopt.mean (docs/losses.md#labels-to-ignore)",
+        "binary focal crossentropy": "lossopt.losses.sigmoid_focal",
+        "poly loss cross entropy": "lossopt.losses.poly",
+        "multi margin, categorical hinge": "lossopt.losses.multiclass_hinge",
+        "soft margin, multilabel soft margin, multi-label": "lossopt.losses.sigmoid_cross_entropy",
+        "IoU, Jaccard": "lossopt.losses.tversky(alpha=1, beta=1)",
+        "soft dice, binary dice": "lossopt.losses.dice",
+        "distillation": "lossopt.losses.kl_divergence (docs/fused.md#distillation)",
+        "RankNet": "lossopt.losses.pairwise_logistic",
+        "ListNet, ranking softmax": "lossopt.losses.list_softmax",
+        "Plackett-Luce": "lossopt.losses.list_mle",
+        "LambdaMART, LambdaLoss": "lossopt.losses.lambda_rank",
+        "triplet margin": "lossopt.losses.triplet",
+        "multiple negatives ranking, in-batch negatives": "lossopt.losses.info_nce",
+        "SigLIP": "lossopt.losses.sigmoid_pairs; of a large batch lossopt.fused.sigmoid_pairs",
+        "SupCon": "lossopt.losses.supervised_contrastive",
+        "PPO, PPO clip": "lossopt.losses.clipped_surrogate and lossopt.losses.value_clipped",
+        "REINFORCE, A2C": "lossopt.losses.policy_gradient",
+        "GRPO": "lossopt.losses.group_relative",
+        "DPO": "lossopt.losses.direct_preference",
+        "CTC": "optax.losses.ctc_loss",
+        "sparsemax": "optax.losses.sparsemax_loss",
+        "perceptron": "optax.losses.perceptron_loss",
+    },
+    "lossopt.fused": {
+        "linear cross entropy, fused linear cross entropy, fused cross entropy, chunked cross "
+        "entropy, cut cross entropy, sampled softmax": "lossopt.fused.linear_softmax_cross_entropy",
+        "log-probs, token log-probs": "lossopt.fused.sequence_log_probs",
+        "GradCache, gradient cache": "lossopt.fused.cached_value_and_grad",
+    },
+    "lossopt.regularizers": {
+        "lasso, sparsity": "lossopt.regularizers.L1, as regularizer= of a rule for exact zeros "
+        "(docs/transforms.md#exact-zeros)",
+        "ridge, Tikhonov": "lossopt.regularizers.L2",
+        "L1L2": "lossopt.regularizers.ElasticNet",
+        "trace norm, low rank": "lossopt.regularizers.Nuclear",
+        "TV, fused lasso": "lossopt.regularizers.TotalVariation",
+        "max norm": "lossopt.regularizers.L2Ball(axis=)",
+        "non-neg": "lossopt.regularizers.NonNegative",
+        "clamp, projection, projection_box": "lossopt.regularizers.Box, whose prox projects",
+        "probability simplex, projection_simplex": "lossopt.regularizers.Simplex, whose prox "
+        "projects",
+    },
+    "lossopt.schedules": {
+        "cosine decay, cosine annealing": "lossopt.schedules.cosine(end=)",
+        "cosine annealing warm restarts, cosine decay restarts, SGDR": "lossopt.schedules."
+        "cosine_restarts",
+        "warmup cosine decay, linear warmup": "lossopt.schedules.warmup around another schedule",
+        "cosine one-cycle": "lossopt.schedules.one_cycle",
+        "exponential decay": "lossopt.schedules.exponential (docs/schedules.md)",
+        "polynomial decay": "lossopt.schedules.polynomial",
+        "multi-step, piecewise constant, piecewise constant decay": "lossopt.schedules.join of "
+        "constants",
+        "sequential, join schedules": "lossopt.schedules.join",
+        "cyclic": "lossopt.schedules.triangular",
+        "WSD, warmup stable decay": "lossopt.schedules.trapezoid",
+        "Noam, rsqrt": "lossopt.schedules.inverse_sqrt, inside of lossopt.schedules.warmup",
+        "lambda": "a function of your own from the count to the number",
+    },
+    "lossopt.transforms": {
+        "AdamW, decoupled weight decay": "lossopt.transforms.adam(weight_decay=)",
+        "weight decay": "lossopt.transforms.adam(weight_decay=), decoupled, or "
+        "lossopt.regularizers.L2 in the objective (docs/transforms.md#weight-decay)",
+        "no-decay": "lossopt.transforms.adam(weight_decay_where=)",
+        "gradient descent": "lossopt.transforms.sgd",
+        "heavy ball": "lossopt.transforms.momentum",
+        "Nesterov, NAG": "lossopt.transforms.momentum(nesterov=True)",
+        "8-bit Adam, Adam 8-bit": 'lossopt.transforms.adam(moments="int8")',
+        "ISTA, proximal gradient, projected gradient": "lossopt.transforms.sgd(regularizer=)",
+        "gradient clipping, clip grad norm": "lossopt.transforms.clip_by_global_norm",
+        "clip, clip grad value": "optax.clip",
+        "MultiSteps": "lossopt.transforms.accumulate",
+        "ReduceLROnPlateau": "lossopt.transforms.reduce_on_plateau",
+        "apply if finite, skip not finite, NaN guard": "lossopt.transforms.skip_spikes",
+        "EMA, exponential moving average, Polyak averaging, SWA": "an average of the parameters "
+        "beside the rule's state (docs/recipes.md#an-average-of-the-parameters); optax.ema is one "
+        "of the updates",
+        "parameter groups, layer-wise learning rates": "optax.partition",
+        "freeze layers, frozen": "optax.partition, with optax.set_to_zero for what is frozen",
+        "L-BFGS, BFGS": "optax.lbfgs (docs/recipes.md#l-bfgs-for-a-curve-fit)",
+        "Muon": "optax.contrib.muon",
+        "Prodigy": "optax.contrib.prodigy",
+        "schedule-free": "optax.contrib.schedule_free",
+        "lookahead": "a loop of your own: optax.lookahead keeps two sets of parameters",
+    },
+    "lossopt.training": {
+        "train": "lossopt.fit, or lossopt.training.run under jax.jit",
+        "early stopping, patience, save best": "best_params of the run that lossopt.fit returns, "
+        "those of the best epoch",
+        "callbacks, history, progress bar": "the history of the run that lossopt.fit returns "
+        "(docs/training.md#what-a-run-returns)",
+        "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",
+        "TrainState": "a loop of your own around lossopt.value_and_grad "
+        "(docs/checkpoints.md#states)",
+    },
+    "lossopt.checkpoint": {
+        "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."
+        "Checkpoints",
+    },
+    "lossopt.testing": {
+        "gradcheck, check grads, finite differences": "lossopt.testing.check_gradient",
+    },
+}
