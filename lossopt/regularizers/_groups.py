@@ -73,7 +73,7 @@ class GroupLasso:
         """
         _leaves.at_least_zero(strength=self.strength)
         shrink = lambda x, t: _shrunk(x, t * self.strength)
-        return _leaves.prox_of_groups(shrink, params, step_size, self.axis)
+        return _leaves.prox_of_groups(shrink, params, step_size, self.strength, axis=self.axis)
 
     @property
     def _joined(self):

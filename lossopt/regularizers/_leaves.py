@@ -28,27 +28,36 @@ def nothing(params: PyTree) -> Scalar:
     return penalty(lambda x: jnp.zeros((), x.dtype), params)
 
 
-def prox(move: Move, params: Params, step_size: StepSize) -> Params:
-    """`move(leaf, step_size)` on every leaf, in float32 or wider; leaves get their dtypes back."""
+def prox(
+    move: Move, params: Params, step_size: StepSize, *numbers: Number, axis: Axis = ()
+) -> Params:
+    """`move(leaf, step_size)` on every leaf, in float32 or wider; leaves get their dtypes back.
+
+    NaN in a coordinate, its step size or one of the numbers makes NaN of all along the axes.
+    """
 
     def leaf(x, step_size):
         _at_least_zero_or_nan(step_size)
         _checks.exact_shape(jnp.shape(x) if jnp.ndim(step_size) else (), step_size=step_size)
         wide, step_size = _widened(x, step_size=step_size)
-        moved = move(wide, step_size) if wide.size else wide
-        return moved.astype(jnp.result_type(x))
+        if wide.size:
+            one = _one_or_nan(_axes(axis, wide.shape), wide, step_size, *numbers)
+            wide = one * move(one * wide, step_size)
+        return wide.astype(jnp.result_type(x))
 
     return jax.tree.map(leaf, params, jax.tree.broadcast(step_size, params))
 
 
-def prox_of_groups(move: Move, params: Params, step_size: StepSize, axis: Axis) -> Params:
+def prox_of_groups(
+    move: Move, params: Params, step_size: StepSize, *numbers: Number, axis: Axis
+) -> Params:
     """`prox` where `move` sees groups along the last axis; a single step size stays single."""
 
     def leaf(x, step_size):
         split, join = _groups(axis, x)
         return join(move(split(x), split(step_size) if step_size.ndim else step_size))
 
-    return prox(leaf, params, step_size)
+    return prox(leaf, params, step_size, *numbers, axis=axis)
 
 
 def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
@@ -61,6 +70,11 @@ def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
 def like(moved: PyTree, params: Params) -> Params:
     """`moved` with the dtypes of `params`."""
     return jax.tree.map(lambda z, x: z.astype(jnp.result_type(x)), moved, params)
+
+
+def magnitude(x: Array) -> Array:
+    """The absolute value, whose slope at 0 is 0, and at NaN is NaN."""
+    return lax.stop_gradient(jnp.sign(x)) * x
 
 
 def group_norms(x: Array, axis: Axis) -> Array:
@@ -77,18 +91,20 @@ def norms(x: Array) -> Array:
 def scale(x: Array) -> Array:
     """The largest magnitude along the last axis, or 1; a constant to derivatives."""
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True))
-    return jnp.where(largest > 0, largest, 1)
+    # XLA may divide by multiplying with the reciprocal, which for the largest numbers is 0.
+    return jnp.where(largest > 0, jnp.minimum(largest, jnp.finfo(x.dtype).max / 16), 1)
 
 
 def relative(step_size: Array, x: Array) -> Array:
     """The step sizes of a projection, as parts of the largest: only their ratios count.
 
     Where all are 0 they are equal. A single 0 becomes very small, so that a group has a
-    projection even if what cannot move lies outside.
+    projection even if what cannot move lies outside; its derivative is that of the step size.
     """
     if not step_size.ndim:
         return jnp.ones_like(x)
-    parts = jnp.maximum(step_size / scale(step_size), 1e-30)
+    parts = step_size / scale(step_size)
+    parts += lax.stop_gradient(jnp.maximum(parts, 1e-30) - parts)
     return jnp.where(jnp.any(step_size > 0, -1, keepdims=True), parts, 1)
 
 
@@ -140,6 +156,14 @@ def _groups(axis, x):
     split = lambda y: y.transpose(order).reshape([*(x.shape[i] for i in rest), -1])
     join = lambda y: y.reshape([x.shape[i] for i in order]).transpose(np.argsort(order).tolist())
     return split, join
+
+
+def _one_or_nan(axes, x, *others):
+    """A factor of what goes in and what comes out, so that derivatives are NaN, too."""
+    bad = jnp.isnan(x)
+    for other in others:
+        bad |= jnp.isnan(other)
+    return jnp.where(jnp.any(bad, axes, keepdims=True), jnp.nan, 1)
 
 
 def _at_least_zero_or_nan(step_size):

@@ -44,8 +44,7 @@ class L1:
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; its gradient at 0 is 0."""
         _leaves.at_least_zero(strength=self.strength)
-        magnitude = lambda x: jnp.maximum(x, -x)  # the slope of `jnp.abs` at 0 is 1
-        value = _leaves.penalty(lambda x: jnp.sum(magnitude(x)), params)
+        value = _leaves.penalty(lambda x: jnp.sum(_leaves.magnitude(x)), params)
         return jnp.multiply(self.strength, value)
 
     def prox(self, params: Params, step_size: StepSize) -> Params:

@@ -10,6 +10,7 @@ import numpy as np
 from lossopt import _checks
 from lossopt._numerics import wide
 from lossopt._typing import PyTree
+from lossopt.testing._nan import nan_stays_nan
 
 
 def check_regularizer(regularizer: PyTree, params: PyTree, *, step_size: float = 0.5) -> None:
@@ -20,7 +21,8 @@ def check_regularizer(regularizer: PyTree, params: PyTree, *, step_size: float =
     nonexpansive; $(\theta - \text{prox}) / t$ is a subgradient of R at the prox, which is
     Moreau's identity, and the gradient of the envelope; a step of 0 moves nothing but what violates
     a constraint; `jit`, `vmap` and eager calls agree. A step for each coordinate is held to the
-    same laws, unless it is refused by a `ValueError`. Minima are measured in float64.
+    same laws, unless it is refused by a `ValueError`. NaN in a coordinate, its step or a number
+    makes NaN of all that depends on it. Minima are measured in float64.
 
     Args:
       regularizer: what has a value and a prox, as `lossopt.regularizers.Regularizer`. The value of
@@ -177,6 +179,7 @@ LAWS = (
     a_step_of_zero_moves_nothing,
     jit_and_vmap_agree,
     a_step_for_each_coordinate_is_taken_or_refused,
+    nan_stays_nan,
 )
 
 
