@@ -242,7 +242,7 @@ REGULARIZERS = {
         lambda x: 0.7 * abs(x[1:] - x[:-1]).sum(),
     ),
     "NonNegative": (lo.regularizers.NonNegative(), _KERNEL, lambda x: 0),
-    "Box": (lo.regularizers.Box(-0.3, 0.5), _KERNEL, lambda x: 0),
+    "Box": (lo.regularizers.Box(-0.4 * abs(_KERNEL[::-1]), 0.5), _KERNEL, lambda x: 0),
     "Simplex": (lo.regularizers.Simplex(1.5), _KERNEL, lambda x: 0),
     "L1Ball": (lo.regularizers.L1Ball(0.7, axis=0), _KERNEL, lambda x: 0),
     "L2Ball": (lo.regularizers.L2Ball(0.6, axis=1), _KERNEL, lambda x: 0),

@@ -58,8 +58,8 @@ class Simplex:
           ValueError: if a leaf does not have the axes.
         """
         _leaves.at_least_zero(total=self.total)
-        project = lambda x, t: _on_simplex(x, _leaves.relative(t, x), self.total)
-        return _leaves.prox_of_groups(project, params, step_size, self.total, axis=self.axis)
+        project = lambda x, t, total: _on_simplex(x, _leaves.relative(t, x), total)
+        return _leaves.prox_of_groups(project, params, step_size, axis=self.axis, total=self.total)
 
     __add__ = add
     __radd__ = add_to
@@ -109,13 +109,15 @@ class L1Ball:
         """
         _leaves.at_least_zero(radius=self.radius)
 
-        def project(x, t):
+        def project(x, t, radius):
             size = jnp.abs(x)
-            inside = jnp.sum(size, -1, keepdims=True) <= self.radius
-            onto = _on_simplex(size, _leaves.relative(t, x), self.radius)
+            inside = jnp.sum(size, -1, keepdims=True) <= radius
+            onto = _on_simplex(size, _leaves.relative(t, x), radius)
             return jnp.where(inside, x, jnp.sign(x) * onto)
 
-        return _leaves.prox_of_groups(project, params, step_size, self.radius, axis=self.axis)
+        return _leaves.prox_of_groups(
+            project, params, step_size, axis=self.axis, radius=self.radius
+        )
 
     __add__ = add
     __radd__ = add_to
@@ -165,8 +167,9 @@ class L2Ball:
           ValueError: if a leaf does not have the axes.
         """
         _leaves.at_least_zero(radius=self.radius)
-        project = lambda x, t: _in_ball(x, t, self.radius)
-        return _leaves.prox_of_groups(project, params, step_size, self.radius, axis=self.axis)
+        return _leaves.prox_of_groups(
+            _in_ball, params, step_size, axis=self.axis, radius=self.radius
+        )
 
     __add__ = add
     __radd__ = add_to

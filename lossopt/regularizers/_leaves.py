@@ -14,7 +14,7 @@ from lossopt._numerics import root
 from lossopt._typing import Array, Number, Params, PyTree, Scalar, StepSize
 
 Axis: TypeAlias = int | tuple[int, ...] | None  # None is the whole leaf
-Move: TypeAlias = Callable[[Array, Array], Array]  # of a leaf and its step size
+Move: TypeAlias = Callable[..., Array]  # of a leaf, its step size and numbers
 
 
 def penalty(amount: Callable[[Array], Array], params: PyTree) -> Scalar:
@@ -29,40 +29,48 @@ def nothing(params: PyTree) -> Scalar:
 
 
 def prox(
-    move: Move, params: Params, step_size: StepSize, *numbers: Number, axis: Axis = ()
+    move: Move, params: Params, step_size: StepSize, *, axis: Axis = (), **numbers: PyTree
 ) -> Params:
-    """`move(leaf, step_size)` on every leaf, in float32 or wider; leaves get their dtypes back.
+    """`move(leaf, step_size, *numbers)` on every leaf, in float32 or wider.
 
-    NaN in a coordinate, its step size or one of the numbers makes NaN of all along the axes.
+    Leaves get their dtypes back. A step size or number may be one for each coordinate. NaN in a
+    coordinate, its step size or one of its numbers makes NaN of all along the axes.
     """
 
-    def leaf(x, step_size):
+    def leaf(x, step_size, *numbers):
+        others = {"step_size": step_size, **dict(zip(names, numbers))}
         _at_least_zero_or_nan(step_size)
-        _checks.exact_shape(jnp.shape(x) if jnp.ndim(step_size) else (), step_size=step_size)
-        wide, step_size = _widened(x, step_size=step_size)
+        fits(x, **others)
+        wide, *others = _widened(x, **others)
         if wide.size:
-            one = _one_or_nan(_axes(axis, wide.shape), wide, step_size, *numbers)
-            wide = one * move(one * wide, step_size)
+            one = _one_or_nan(_axes(axis, wide.shape), wide, *others)
+            wide = one * move(one * wide, *others)
         return wide.astype(jnp.result_type(x))
 
-    return jax.tree.map(leaf, params, jax.tree.broadcast(step_size, params))
+    names = tuple(numbers)
+    return jax.tree.map(leaf, params, *spread(params, step_size=step_size, **numbers))
 
 
 def prox_of_groups(
-    move: Move, params: Params, step_size: StepSize, *numbers: Number, axis: Axis
+    move: Move, params: Params, step_size: StepSize, *, axis: Axis, **numbers: Number
 ) -> Params:
     """`prox` where `move` sees groups along the last axis; a single step size stays single."""
 
-    def leaf(x, step_size):
+    def leaf(x, step_size, *numbers):
         split, join = _groups(axis, x)
-        return join(move(split(x), split(step_size) if step_size.ndim else step_size))
+        return join(move(split(x), split(step_size) if step_size.ndim else step_size, *numbers))
 
-    return prox(leaf, params, step_size, *numbers, axis=axis)
+    return prox(leaf, params, step_size, axis=axis, **numbers)
+
+
+def spread(params: PyTree, **trees: PyTree) -> list[PyTree]:
+    """The named as trees like `params`: one number or array stands for every leaf."""
+    return [_like_params(name, tree, params) for name, tree in trees.items()]
 
 
 def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
     """Leaves and step sizes, one for each leaf, in float32 or wider."""
-    steps = jax.tree.broadcast(step_size, params)
+    (steps,) = spread(params, step_size=step_size)
     pair = lambda i: jax.tree.map(lambda x, t: _widened(x, step_size=t)[i], params, steps)
     return pair(0), pair(1)
 
@@ -106,6 +114,12 @@ def relative(step_size: Array, x: Array) -> Array:
     parts = step_size / scale(step_size)
     parts += lax.stop_gradient(jnp.maximum(parts, 1e-30) - parts)
     return jnp.where(jnp.any(step_size > 0, -1, keepdims=True), parts, 1)
+
+
+def fits(x: Array, **numbers: Number) -> None:
+    """Raises unless the named are single, or one for each coordinate of the leaf."""
+    for name, number in numbers.items():
+        _checks.exact_shape(jnp.shape(x) if jnp.ndim(number) else (), **{name: number})
 
 
 def at_least_zero(**numbers: Number) -> None:
@@ -156,6 +170,16 @@ def _groups(axis, x):
     split = lambda y: y.transpose(order).reshape([*(x.shape[i] for i in rest), -1])
     join = lambda y: y.reshape([x.shape[i] for i in order]).transpose(np.argsort(order).tolist())
     return split, join
+
+
+def _like_params(name, tree, params):
+    try:
+        return jax.tree.broadcast(tree, params)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected {name} as one number or array, or a tree like params, of "
+            f"{jax.tree.structure(params)}, got {jax.tree.structure(tree)}. Give each leaf its own."
+        ) from error
 
 
 def _one_or_nan(axes, x, *others):

@@ -67,11 +67,11 @@ class Nuclear:
         _leaves.at_least_zero(strength=self.strength)
         jax.tree.map(_matrices, params)
 
-        def shrink(x, t):
+        def shrink(x, t, strength):
             _leaves.one_step_size("Nuclear", t)
-            return _shrunk(x, jnp.asarray(t * self.strength, x.dtype))
+            return _shrunk(x, t * strength)
 
-        return _leaves.prox(shrink, params, step_size, axis=(-2, -1))
+        return _leaves.prox(shrink, params, step_size, axis=(-2, -1), strength=self.strength)
 
     __add__ = add
     __radd__ = add_to

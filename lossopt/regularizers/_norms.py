@@ -58,8 +58,8 @@ class L1:
           A tree like `params`, with its dtypes.
         """
         _leaves.at_least_zero(strength=self.strength)
-        shrink = lambda x, t: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * self.strength, 0)
-        return _leaves.prox(shrink, params, step_size)
+        shrink = lambda x, t, strength: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * strength, 0)
+        return _leaves.prox(shrink, params, step_size, strength=self.strength)
 
     __add__ = add
     __radd__ = add_to
