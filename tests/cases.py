@@ -242,7 +242,7 @@ REGULARIZERS = {
         lambda x: 0.7 * abs(x[1:] - x[:-1]).sum(),
     ),
     "NonNegative": (lo.regularizers.NonNegative(), _KERNEL, lambda x: 0),
-    "Box": (lo.regularizers.Box(-0.3, 0.5), _KERNEL, lambda x: 0),
+    "Box": (lo.regularizers.Box(-0.4 * abs(_KERNEL[::-1]), 0.5), _KERNEL, lambda x: 0),
     "Simplex": (lo.regularizers.Simplex(1.5), _KERNEL, lambda x: 0),
     "L1Ball": (lo.regularizers.L1Ball(0.7, axis=0), _KERNEL, lambda x: 0),
     "L2Ball": (lo.regularizers.L2Ball(0.6, axis=1), _KERNEL, lambda x: 0),
@@ -251,4 +251,17 @@ REGULARIZERS = {
         {"kernel": _KERNEL, "bias": _KERNEL[0]},
         lambda params: 0.4 * abs(params["kernel"]).sum(),
     ),
+}
+
+# Every pair whose prox is known.
+SUMS = {
+    "L1 + Box": lo.regularizers.L1(0.3) + lo.regularizers.Box(-0.3, 0.5),
+    "L1 + NonNegative": lo.regularizers.L1(0.3) + lo.regularizers.NonNegative(),
+    "L1 + TotalVariation": lo.regularizers.L1(0.3) + lo.regularizers.TotalVariation(0.7),
+    "GroupLasso + L1": lo.regularizers.GroupLasso(0.8, axis=1) + lo.regularizers.L1(0.3),
+    "GroupLasso + NonNegative": lo.regularizers.GroupLasso(0.8, 1) + lo.regularizers.NonNegative(),
+    "L2 + Simplex": lo.regularizers.L2(0.3) + lo.regularizers.Simplex(1.5),
+    "L2 + L1Ball": lo.regularizers.L2(0.3) + lo.regularizers.L1Ball(0.7, axis=0),
+    "L2 + L2Ball": lo.regularizers.L2(0.3) + lo.regularizers.L2Ball(0.6, axis=1),
+    "L2 + Nuclear": lo.regularizers.L2(0.3) + lo.regularizers.Nuclear(0.8),
 }

@@ -165,6 +165,13 @@ def _code(text):
     return lines
 
 
+def test_nothing_depends_on_assertions():
+    """`python -O` turns them off."""
+    for path in ROOT.rglob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text()))
+        assert not any(isinstance(node, ast.Assert) for node in tree), path
+
+
 COUNTED = {  # lines of a module, and whether each counts
     "'''A module,": False,
     "of two lines.'''": False,

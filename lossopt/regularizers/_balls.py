@@ -44,6 +44,8 @@ class Simplex:
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""The projection $\max(\theta - \tau \, t, 0)$, of the right sum by its $\tau$.
 
+        A coordinate of minus infinity has no share.
+
         Args:
           params: any tree of floating arrays.
           step_size: $t \ge 0$, one number, or a tree like `params` of one per coordinate. Only the
@@ -56,8 +58,8 @@ class Simplex:
           ValueError: if a leaf does not have the axes.
         """
         _leaves.at_least_zero(total=self.total)
-        project = lambda x, t: _on_simplex(x, _leaves.relative(t, x), self.total)
-        return _leaves.prox_of_groups(project, params, step_size, self.axis)
+        project = lambda x, t, total: _on_simplex(x, _leaves.relative(t, x), total)
+        return _leaves.prox_of_groups(project, params, step_size, axis=self.axis, total=self.total)
 
     __add__ = add
     __radd__ = add_to
@@ -107,13 +109,15 @@ class L1Ball:
         """
         _leaves.at_least_zero(radius=self.radius)
 
-        def project(x, t):
+        def project(x, t, radius):
             size = jnp.abs(x)
-            inside = jnp.sum(size, -1, keepdims=True) <= self.radius
-            onto = _on_simplex(size, _leaves.relative(t, x), self.radius)
+            inside = jnp.sum(size, -1, keepdims=True) <= radius
+            onto = _on_simplex(size, _leaves.relative(t, x), radius)
             return jnp.where(inside, x, jnp.sign(x) * onto)
 
-        return _leaves.prox_of_groups(project, params, step_size, self.axis)
+        return _leaves.prox_of_groups(
+            project, params, step_size, axis=self.axis, radius=self.radius
+        )
 
     __add__ = add
     __radd__ = add_to
@@ -163,39 +167,43 @@ class L2Ball:
           ValueError: if a leaf does not have the axes.
         """
         _leaves.at_least_zero(radius=self.radius)
-        project = lambda x, t: _in_ball(x, t, self.radius)
-        return _leaves.prox_of_groups(project, params, step_size, self.axis)
+        return _leaves.prox_of_groups(
+            _in_ball, params, step_size, axis=self.axis, radius=self.radius
+        )
 
     __add__ = add
     __radd__ = add_to
 
 
 def _in_ball(x, step_size, radius):
+    largest = _leaves.scale(x)
+    part, bound = x / largest, radius / largest
     if not step_size.ndim:
-        norm = _leaves.norms(x)
-        outside = norm > radius
-        return x * jnp.where(outside, radius / jnp.where(outside, norm, 1), 1)
-    largest, step_size = _leaves.scale(x), _leaves.relative(step_size, x)
-    radius = radius / largest
-    price = solution(jnp.abs(x) / largest, step_size, radius)
-    outside = price > 0
-    radius = jnp.where(outside, radius, 1)
-    return x * (radius / jnp.where(outside, price * step_size + radius, 1))
+        whole = _leaves.norms(part)
+        outside = whole > bound
+    else:
+        moved = solution(jnp.abs(part), _leaves.relative(step_size, x), bound)
+        whole = moved + bound
+        outside = jnp.any(moved > 0, -1, keepdims=True)
+    return jnp.where(outside, part * (radius / jnp.where(outside, whole, 1)), x)
 
 
 @jax.jit
 def _on_simplex(x, step_size, total):
-    size = jnp.maximum(_leaves.scale(x), lax.stop_gradient(total))
-    x, total = x / size, total / size
+    top = jnp.maximum(jnp.abs(jnp.max(x, -1, keepdims=True)), total)
+    size = _leaves.scale(top)
     # At least one coordinate has all: from there on, what is kept lies within 0 and the total,
     # and no sum loses it to large numbers that cancel.
-    least = lax.stop_gradient(jnp.max((x - total) / step_size, -1, keepdims=True))
-    x = x - least * step_size
+    least = lax.stop_gradient(jnp.max((x / size - total / size) / step_size, -1, keepdims=True))
+    x = x / size - least * step_size
+    unit = jnp.where(total > 0, lax.stop_gradient(total), size)
+    x, total = x * size / unit, total / unit
     kept = _kept(*map(lax.stop_gradient, (x, step_size, total)))
+    step_size = step_size / _leaves.scale(jnp.where(kept, step_size, 0))
     for _ in range(2):  # the second time takes the rounding of the first
         excess = jnp.sum(jnp.where(kept, x, 0), -1, keepdims=True) - total
         x = x - excess / jnp.sum(jnp.where(kept, step_size, 0), -1, keepdims=True) * step_size
-    return size * jnp.where(kept, jnp.maximum(x, 0), 0)
+    return unit * jnp.where(kept | jnp.isnan(x), jnp.maximum(x, 0), 0)
 
 
 def _kept(x, step_size, total):

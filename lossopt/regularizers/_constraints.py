@@ -9,8 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from lossopt import _checks
-from lossopt._typing import Number, Params, PyTree, Scalar, StepSize
+from lossopt._typing import Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._norms import L1
 from lossopt.regularizers._sums import add, add_to
@@ -59,25 +58,28 @@ class Box:
     r"""The constraint $l \le \theta_i \le h$. Its value is 0 everywhere: only its prox acts.
 
     Attributes:
-      low: $l$, one number; `-jnp.inf` for none.
-      high: $h \ge l$, one number; `jnp.inf` for none.
+      low: $l$, one number; `-jnp.inf` for none. Bounds for each coordinate are an array of the
+        leaf's shape, or a tree like the parameters of numbers and arrays.
+      high: $h \ge l$, in the same way; `jnp.inf` for none.
 
     Examples:
       >>> print(lo.regularizers.Box(-1.0, 1.0).prox(jnp.array([-3.0, 0.5]), 0.1))
       [-1.   0.5]
+      >>> print(lo.regularizers.Box(0.0, jnp.array([1.0, 2.0])).prox(jnp.array([3.0, 3.0]), 0.1))
+      [1. 2.]
 
     References:
       Bertsekas, "Projected Newton Methods for Optimization Problems with Simple Constraints", 1982.
     """
 
-    low: Number
-    high: Number
+    low: PyTree
+    high: PyTree
     _after: ClassVar[tuple[type, ...]] = (L1,)
     _joined: ClassVar[str] = "one Box"
 
     def __call__(self, params: PyTree) -> Scalar:
         """0, shape `()`, outside of the constraint too."""
-        self._check()
+        self._check(params)
         return _leaves.nothing(params)
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
@@ -91,17 +93,24 @@ class Box:
           A tree like `params`, with its dtypes.
 
         Raises:
-          ValueError: if `low` is above `high`.
+          ValueError: if `low` is above `high`, or if bounds do not fit the parameters.
         """
-        self._check()
-        project = lambda x, _: optax.projections.projection_box(x, self.low, self.high)
-        return _leaves.prox(project, params, step_size)
+        self._check(params)
+        project = lambda x, _, low, high: optax.projections.projection_box(x, low, high)
+        return _leaves.prox(project, params, step_size, low=self.low, high=self.high)
 
-    def _check(self):
-        _checks.exact_shape((), low=self.low, high=self.high)
-        known = not isinstance(self.low, Tracer) and not isinstance(self.high, Tracer)
-        if known and np.asarray(self.low) > np.asarray(self.high):
-            raise ValueError(f"Expected low <= high, got {self.low} and {self.high}. Swap them.")
+    def _check(self, params):
+        bounds = _leaves.spread(params, low=self.low, high=self.high)
+        jax.tree.map(_in_order, params, *bounds)
 
     __add__ = add
     __radd__ = add_to
+
+
+def _in_order(x, low, high):
+    _leaves.fits(x, low=low, high=high)
+    if isinstance(low, Tracer) or isinstance(high, Tracer):
+        return
+    pairs = np.stack(np.broadcast_arrays(low, high), -1).reshape(-1, 2)
+    for low, high in pairs[pairs[:, 0] > pairs[:, 1]]:
+        raise ValueError(f"Expected low <= high, got {low} and {high}. Swap them.")

@@ -72,8 +72,10 @@ class GroupLasso:
           ValueError: if a leaf does not have the axes.
         """
         _leaves.at_least_zero(strength=self.strength)
-        shrink = lambda x, t: _shrunk(x, t * self.strength)
-        return _leaves.prox_of_groups(shrink, params, step_size, self.axis)
+        shrink = lambda x, t, strength: _shrunk(x, t * strength)
+        return _leaves.prox_of_groups(
+            shrink, params, step_size, axis=self.axis, strength=self.strength
+        )
 
     @property
     def _joined(self):

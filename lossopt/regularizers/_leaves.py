@@ -14,7 +14,7 @@ from lossopt._numerics import root
 from lossopt._typing import Array, Number, Params, PyTree, Scalar, StepSize
 
 Axis: TypeAlias = int | tuple[int, ...] | None  # None is the whole leaf
-Move: TypeAlias = Callable[[Array, Array], Array]  # of a leaf and its step size
+Move: TypeAlias = Callable[..., Array]  # of a leaf, its step size and numbers
 
 
 def penalty(amount: Callable[[Array], Array], params: PyTree) -> Scalar:
@@ -28,32 +28,49 @@ def nothing(params: PyTree) -> Scalar:
     return penalty(lambda x: jnp.zeros((), x.dtype), params)
 
 
-def prox(move: Move, params: Params, step_size: StepSize) -> Params:
-    """`move(leaf, step_size)` on every leaf, in float32 or wider; leaves get their dtypes back."""
+def prox(
+    move: Move, params: Params, step_size: StepSize, *, axis: Axis = (), **numbers: PyTree
+) -> Params:
+    """`move(leaf, step_size, *numbers)` on every leaf, in float32 or wider.
 
-    def leaf(x, step_size):
+    Leaves get their dtypes back. A step size or number may be one for each coordinate. NaN in a
+    coordinate, its step size or one of its numbers makes NaN of all along the axes.
+    """
+
+    def leaf(x, step_size, *numbers):
+        others = {"step_size": step_size, **dict(zip(names, numbers))}
         _at_least_zero_or_nan(step_size)
-        _checks.exact_shape(jnp.shape(x) if jnp.ndim(step_size) else (), step_size=step_size)
-        wide, step_size = _widened(x, step_size=step_size)
-        moved = move(wide, step_size) if wide.size else wide
-        return moved.astype(jnp.result_type(x))
+        fits(x, **others)
+        wide, *others = _widened(x, **others)
+        if wide.size:
+            one = _one_or_nan(_axes(axis, wide.shape), wide, *others)
+            wide = one * move(one * wide, *others)
+        return wide.astype(jnp.result_type(x))
 
-    return jax.tree.map(leaf, params, jax.tree.broadcast(step_size, params))
+    names = tuple(numbers)
+    return jax.tree.map(leaf, params, *spread(params, step_size=step_size, **numbers))
 
 
-def prox_of_groups(move: Move, params: Params, step_size: StepSize, axis: Axis) -> Params:
+def prox_of_groups(
+    move: Move, params: Params, step_size: StepSize, *, axis: Axis, **numbers: Number
+) -> Params:
     """`prox` where `move` sees groups along the last axis; a single step size stays single."""
 
-    def leaf(x, step_size):
+    def leaf(x, step_size, *numbers):
         split, join = _groups(axis, x)
-        return join(move(split(x), split(step_size) if step_size.ndim else step_size))
+        return join(move(split(x), split(step_size) if step_size.ndim else step_size, *numbers))
 
-    return prox(leaf, params, step_size)
+    return prox(leaf, params, step_size, axis=axis, **numbers)
+
+
+def spread(params: PyTree, **trees: PyTree) -> list[PyTree]:
+    """The named as trees like `params`: one number or array stands for every leaf."""
+    return [_like_params(name, tree, params) for name, tree in trees.items()]
 
 
 def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
     """Leaves and step sizes, one for each leaf, in float32 or wider."""
-    steps = jax.tree.broadcast(step_size, params)
+    (steps,) = spread(params, step_size=step_size)
     pair = lambda i: jax.tree.map(lambda x, t: _widened(x, step_size=t)[i], params, steps)
     return pair(0), pair(1)
 
@@ -61,6 +78,11 @@ def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
 def like(moved: PyTree, params: Params) -> Params:
     """`moved` with the dtypes of `params`."""
     return jax.tree.map(lambda z, x: z.astype(jnp.result_type(x)), moved, params)
+
+
+def magnitude(x: Array) -> Array:
+    """The absolute value, whose slope at 0 is 0, and at NaN is NaN."""
+    return lax.stop_gradient(jnp.sign(x)) * x
 
 
 def group_norms(x: Array, axis: Axis) -> Array:
@@ -77,19 +99,27 @@ def norms(x: Array) -> Array:
 def scale(x: Array) -> Array:
     """The largest magnitude along the last axis, or 1; a constant to derivatives."""
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True))
-    return jnp.where(largest > 0, largest, 1)
+    # XLA may divide by multiplying with the reciprocal, which for the largest numbers is 0.
+    return jnp.where(largest > 0, jnp.minimum(largest, jnp.finfo(x.dtype).max / 16), 1)
 
 
 def relative(step_size: Array, x: Array) -> Array:
     """The step sizes of a projection, as parts of the largest: only their ratios count.
 
     Where all are 0 they are equal. A single 0 becomes very small, so that a group has a
-    projection even if what cannot move lies outside.
+    projection even if what cannot move lies outside; its derivative is that of the step size.
     """
     if not step_size.ndim:
         return jnp.ones_like(x)
-    parts = jnp.maximum(step_size / scale(step_size), 1e-30)
+    parts = step_size / scale(step_size)
+    parts += lax.stop_gradient(jnp.maximum(parts, 1e-30) - parts)
     return jnp.where(jnp.any(step_size > 0, -1, keepdims=True), parts, 1)
+
+
+def fits(x: Array, **numbers: Number) -> None:
+    """Raises unless the named are single, or one for each coordinate of the leaf."""
+    for name, number in numbers.items():
+        _checks.exact_shape(jnp.shape(x) if jnp.ndim(number) else (), **{name: number})
 
 
 def at_least_zero(**numbers: Number) -> None:
@@ -140,6 +170,24 @@ def _groups(axis, x):
     split = lambda y: y.transpose(order).reshape([*(x.shape[i] for i in rest), -1])
     join = lambda y: y.reshape([x.shape[i] for i in order]).transpose(np.argsort(order).tolist())
     return split, join
+
+
+def _like_params(name, tree, params):
+    try:
+        return jax.tree.broadcast(tree, params)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected {name} as one number or array, or a tree like params, of "
+            f"{jax.tree.structure(params)}, got {jax.tree.structure(tree)}. Give each leaf its own."
+        ) from error
+
+
+def _one_or_nan(axes, x, *others):
+    """A factor of what goes in and what comes out, so that derivatives are NaN, too."""
+    bad = jnp.isnan(x)
+    for other in others:
+        bad |= jnp.isnan(other)
+    return jnp.where(jnp.any(bad, axes, keepdims=True), jnp.nan, 1)
 
 
 def _at_least_zero_or_nan(step_size):

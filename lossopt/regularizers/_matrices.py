@@ -47,7 +47,7 @@ class Nuclear:
 
         def amount(x):
             values = jnp.linalg.svd(_matrices(x), compute_uv=False)
-            return jnp.sum(jnp.where(values > 0, values, 0))
+            return jnp.sum(jnp.where(values == 0, 0, values))
 
         return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
@@ -65,12 +65,13 @@ class Nuclear:
           ValueError: if a leaf is no matrix, or if `step_size` is one for each coordinate.
         """
         _leaves.at_least_zero(strength=self.strength)
+        jax.tree.map(_matrices, params)
 
-        def shrink(x, t):
+        def shrink(x, t, strength):
             _leaves.one_step_size("Nuclear", t)
-            return _shrunk(_matrices(x), jnp.asarray(t * self.strength, x.dtype))
+            return _shrunk(x, t * strength)
 
-        return _leaves.prox(shrink, params, step_size)
+        return _leaves.prox(shrink, params, step_size, axis=(-2, -1), strength=self.strength)
 
     __add__ = add
     __radd__ = add_to
@@ -122,9 +123,9 @@ def _product(*factors):
 
 
 def _matrices(x):
-    if x.ndim < 2:
+    if jnp.ndim(x) < 2:
         raise ValueError(
-            f"Expected params of two axes or more for Nuclear, got shape {x.shape}. Name the "
+            f"Expected params of two axes or more for Nuclear, got shape {jnp.shape(x)}. Name the "
             "matrices with lossopt.regularizers.by_path."
         )
     return x

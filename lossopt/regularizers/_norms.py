@@ -44,8 +44,7 @@ class L1:
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; its gradient at 0 is 0."""
         _leaves.at_least_zero(strength=self.strength)
-        magnitude = lambda x: jnp.maximum(x, -x)  # the slope of `jnp.abs` at 0 is 1
-        value = _leaves.penalty(lambda x: jnp.sum(magnitude(x)), params)
+        value = _leaves.penalty(lambda x: jnp.sum(_leaves.magnitude(x)), params)
         return jnp.multiply(self.strength, value)
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
@@ -59,8 +58,8 @@ class L1:
           A tree like `params`, with its dtypes.
         """
         _leaves.at_least_zero(strength=self.strength)
-        shrink = lambda x, t: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * self.strength, 0)
-        return _leaves.prox(shrink, params, step_size)
+        shrink = lambda x, t, strength: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * strength, 0)
+        return _leaves.prox(shrink, params, step_size, strength=self.strength)
 
     __add__ = add
     __radd__ = add_to

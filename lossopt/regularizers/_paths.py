@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lossopt._paths import hides, paths, places
 from lossopt._typing import Params, PyTree, Scalar, StepSize
+from lossopt.regularizers import _leaves
 from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._sums import add, add_to
 
@@ -53,7 +54,8 @@ class _ByPath:
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         leaves, structure = jax.tree.flatten(params)
-        steps, names = jax.tree.leaves(jax.tree.broadcast(step_size, params)), paths(params)
+        (steps,) = _leaves.spread(params, step_size=step_size)
+        steps, names = jax.tree.leaves(steps), paths(params)
         for member, taken in self._shares(params):
             part, metric = ({names[i]: x[i] for i in taken} for x in (leaves, steps))
             moved = member.prox(part, metric)

@@ -9,25 +9,36 @@ from lossopt._typing import Array
 _LIMIT = 200  # Newton needs about ten steps, and a few more for each scale of a wild metric
 
 
-@jax.jit  # a program of its own, so that use outside of jit compiles its loop once
+@jax.custom_jvp
 def solution(a: Array, b: Array, c: Array) -> Array:
-    r"""The $s \ge 0$ at which $\| a / (s b + c) \| = 1$, along the last axis, which is kept.
+    r"""The $s b$, $s \ge 0$, at which $\| a / (s b + c) \| = 1$ along the last axis, which is kept.
 
     It is 0 where the norm is at most 1 already. All are at least 0, b above it, and where a is 0
     nothing is divided. The last axis of b and c may be 1.
 
     The reciprocal of the norm is concave in s, as a power mean of lines, so Newton's method on it
-    climbs from the left without passing the root. A last step from the root, outside of the loop,
-    carries the derivative.
+    climbs from the left without passing the root.
     """
-    found = _climb(*map(lax.stop_gradient, (a, b, c)))
-    some = found > 0
-    squares, slope = _squares_and_slope(found, a, b, c)
-    squares, slope = jnp.where(some, squares, 1), jnp.where(some, slope, 1)
-    norm = jnp.sqrt(squares)
-    return jnp.where(some, found + (norm - 1) * squares / slope, 0)
+    return _climb(a, b, c) * b
 
 
+@solution.defjvp
+def _solution_jvp(primals, tangents):
+    (a, b, c), (da, db, dc) = primals, tangents
+    total = lambda x: jnp.sum(x, -1, keepdims=True)
+    moved = solution(a, b, c)
+    whole = jnp.where(a > 0, moved + c, 1)
+    part = a / whole
+    pull = jnp.square(part) * moved / whole
+    width = total(pull)
+    width = jnp.where(width > 0, width, 1)
+    # By shares and relative changes: of b = 1e-30 and s = 1e30 the squares are no numbers.
+    share = pull / width
+    ahead = total(part * (da - part * dc) / whole) / width
+    return moved, moved * (db / b - total(share * db / b) + ahead)
+
+
+@jax.jit  # a program of its own, so that use outside of jit compiles its loop once
 def _climb(a, b, c):
     def further(state):
         count, _, moved = state

@@ -48,7 +48,7 @@ class TotalVariation:
 
         def amount(x):
             jumps = jnp.diff(x, axis=_leaves.one_axis(self.axis, x.shape))
-            return jnp.sum(jnp.maximum(jumps, -jumps))
+            return jnp.sum(_leaves.magnitude(jumps))
 
         return jnp.multiply(self.strength, _leaves.penalty(amount, params))
 
@@ -67,13 +67,13 @@ class TotalVariation:
         """
         _leaves.at_least_zero(strength=self.strength)
 
-        def smooth(x, t):
+        def smooth(x, t, strength):
             _leaves.one_step_size("TotalVariation", t)
             x = jnp.moveaxis(x, axis := _leaves.one_axis(self.axis, x.shape), -1)
-            lines = _smoothed(x.reshape(-1, x.shape[-1]), t * self.strength)
+            lines = _smoothed(x.reshape(-1, x.shape[-1]), t * strength)
             return jnp.moveaxis(lines.reshape(x.shape), -1, axis)
 
-        return _leaves.prox(smooth, params, step_size)
+        return _leaves.prox(smooth, params, step_size, axis=self.axis, strength=self.strength)
 
     __add__ = add
     __radd__ = add_to

@@ -11,6 +11,7 @@ from lossopt._mean import mean, pool
 from lossopt._numerics import wide
 from lossopt._typing import ArrayLike
 from lossopt.testing._gradients import check_gradient
+from lossopt.testing._laws import close, finite, require
 
 
 def check_loss(fn: Callable, *inputs: ArrayLike, size: float = 1e4) -> None:
@@ -38,7 +39,7 @@ def check_loss(fn: Callable, *inputs: ArrayLike, size: float = 1e4) -> None:
       AssertionError: shapes that do not fit must be refused: input 0 of shape (6, 1) was taken
     """
     shape = jnp.shape(inputs[0])
-    assert shape[:1] >= (4,), f"expected at least 4 rows, got inputs of shape {shape}"
+    require(shape[:1] >= (4,), f"expected at least 4 rows, got inputs of shape {shape}")
     _program.cache_clear()  # `fn` may call what has been defined anew
     for law in LAWS:
         law(fn, *inputs)
@@ -47,14 +48,13 @@ def check_loss(fn: Callable, *inputs: ArrayLike, size: float = 1e4) -> None:
 
 def one_number_per_example(fn, *inputs):
     """The result indexes the leading axes of the first input."""
-    import chex
-
     out, first = jnp.asarray(fn(*inputs)), jnp.shape(inputs[0])
     law = "a loss gives one number per example, in float32 or wider"
-    assert out.ndim >= 1, f"{law}; got shape {out.shape} for inputs of {first}"
-    assert first[: out.ndim] == out.shape, f"{law}; got shape {out.shape} for inputs of {first}"
-    assert wide(out.dtype) == out.dtype, f"{law}; got {out.dtype}"
-    chex.assert_tree_all_finite(out)
+    got = f"{law}; got shape {out.shape} for inputs of {first}"
+    require(out.ndim, f"{got}: leave sums and averages to lossopt.mean")
+    require(first[: out.ndim] == out.shape, got)
+    require(wide(out.dtype) == out.dtype, f"{law}; got {out.dtype}")
+    finite(law, out)
 
 
 def jit_and_vmap_agree(fn, *inputs):
@@ -72,7 +72,7 @@ def jit_and_vmap_agree(fn, *inputs):
         return results
 
     for name, got in traced(*map(jnp.asarray, inputs)).items():
-        _close(f"{name} must agree with the eager call", got, eager)
+        close(f"{name} must agree with the eager call", got, eager)
 
 
 def gradient_is_right(fn, *inputs):
@@ -100,7 +100,7 @@ def low_precision_is_widened(fn, *inputs):
     """bfloat16 in, float32 out."""
     narrow = [x.astype(jnp.bfloat16) if _floating(x) else x for x in map(np.asarray, inputs)]
     got = jax.eval_shape(fn, *narrow).dtype
-    assert got == jnp.float32, f"bfloat16 inputs must give a float32 loss; got {got}"
+    require(got == jnp.float32, f"bfloat16 inputs must give a float32 loss; got {got}")
 
 
 def padding_is_never_read(fn, *inputs):
@@ -116,8 +116,8 @@ def padding_is_never_read(fn, *inputs):
     want, true_slope = _measured(fn, mask, *inputs)
     got, slope = _measured(fn, mask, *map(pad, inputs))
     weigh = lambda values: mean(values, mask).value
-    _close("padding must not be read", weigh(got), weigh(want))
-    _close("padding must not reach other rows' gradients", slope[mask], true_slope[mask])
+    close("padding must not be read", weigh(got), weigh(want))
+    close("padding must not reach other rows' gradients", slope[mask], true_slope[mask])
 
 
 def pooled_parts_are_the_whole(fn, *inputs):
@@ -130,7 +130,7 @@ def pooled_parts_are_the_whole(fn, *inputs):
     parts = [slice(half), slice(half, 2 * half)]
     pooled = pool(*(mean(loss(*(x[part] for x in inputs)), weights[part]) for part in parts))
     whole = mean(values[: 2 * half], weights)
-    _close("parts pooled must be the whole", pooled.value, whole.value)
+    close("parts pooled must be the whole", pooled.value, whole.value)
 
 
 def large_predictions_are_survived(fn, *inputs, size: float):
@@ -140,13 +140,14 @@ def large_predictions_are_survived(fn, *inputs, size: float):
     for shape in (signs, -signs, np.ones_like(signs), -np.ones_like(signs)):
         values, slope = _measured(fn, np.ones(len(first), bool), size * shape, *rest)
         bad = np.isnan(values) | (values == -np.inf)
-        assert not bad.any(), f"predictions of ±{size:g} must not give NaN; got {values}"
-        assert not np.isnan(slope).any(), f"gradients at ±{size:g} must not be NaN; got {slope}"
+        require(not bad.any(), f"predictions of ±{size:g} must not give NaN; got {values}")
+        bad = np.isnan(slope)
+        require(not bad.any(), f"gradients at ±{size:g} must not be NaN; got {slope}")
 
 
 LAWS = (
-    mismatched_shapes_are_refused,
     one_number_per_example,
+    mismatched_shapes_are_refused,
     jit_and_vmap_agree,
     gradient_is_right,
     low_precision_is_widened,
@@ -175,7 +176,3 @@ def _program(fn):
 
 def _floating(x):
     return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _close(law, got, want):
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=law)

@@ -10,6 +10,8 @@ import numpy as np
 from lossopt import _checks
 from lossopt._numerics import wide
 from lossopt._typing import PyTree
+from lossopt.testing._laws import close, finite, require
+from lossopt.testing._nan import nan_stays_nan
 
 
 def check_regularizer(regularizer: PyTree, params: PyTree, *, step_size: float = 0.5) -> None:
@@ -20,7 +22,8 @@ def check_regularizer(regularizer: PyTree, params: PyTree, *, step_size: float =
     nonexpansive; $(\theta - \text{prox}) / t$ is a subgradient of R at the prox, which is
     Moreau's identity, and the gradient of the envelope; a step of 0 moves nothing but what violates
     a constraint; `jit`, `vmap` and eager calls agree. A step for each coordinate is held to the
-    same laws, unless it is refused by a `ValueError`. Minima are measured in float64.
+    same laws, unless it is refused by a `ValueError`. NaN in a coordinate, its step or a number
+    makes NaN of all that depends on it. Minima are measured in float64.
 
     Args:
       regularizer: what has a value and a prox, as `lossopt.regularizers.Regularizer`. The value of
@@ -44,7 +47,8 @@ def it_is_a_pytree_of_its_numbers(regularizer, params, step_size):
     law = "a regularizer is a pytree of its numbers"
     numbers = jax.tree.leaves(regularizer)
     kinds = [jnp.result_type(x) for x in numbers if jnp.isscalar(x) or hasattr(x, "dtype")]
-    assert len(kinds) == len(numbers), f"{law}: register it with jax.tree_util.register_dataclass"
+    registered = len(kinds) == len(numbers)
+    require(registered, f"{law}: register it with jax.tree_util.register_dataclass")
     if not numbers:
         return
     half = jax.tree.map(lambda x: jnp.asarray(x) / 2, regularizer)
@@ -55,7 +59,7 @@ def it_is_a_pytree_of_its_numbers(regularizer, params, step_size):
     except TypeError as error:
         raise AssertionError(f"{law}; vmap must take it; {error}") from error
     for i, one in enumerate((regularizer, half)):
-        _close(f"{law}: swept ones agree", jax.tree.map(lambda x, i=i: x[i], swept), both(one))
+        close(f"{law}: swept ones agree", jax.tree.map(lambda x, i=i: x[i], swept), both(one))
 
 
 def its_value_is_one_number(regularizer, params, step_size):
@@ -63,9 +67,9 @@ def its_value_is_one_number(regularizer, params, step_size):
     law = "the value is one finite number, in float32 or wider"
     for tree in (params, _cast(params, jnp.bfloat16)):
         got = jnp.asarray(regularizer(tree))
-        assert got.shape == (), f"{law}; got shape {got.shape}"
-        assert wide(got.dtype) == got.dtype, f"{law}; got {got.dtype}"
-        assert jnp.isfinite(got), f"{law}; got {got}"
+        require(got.shape == (), f"{law}; got shape {got.shape}")
+        require(wide(got.dtype) == got.dtype, f"{law}; got {got.dtype}")
+        require(jnp.isfinite(got), f"{law}; got {got}")
 
 
 def its_prox_looks_like_the_parameters(regularizer, params, step_size):
@@ -78,7 +82,7 @@ def its_prox_looks_like_the_parameters(regularizer, params, step_size):
             (x.shape, x.dtype) == (y.shape, y.dtype)
             for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want))
         )
-        assert same, f"the prox must look like the parameters; got {got} for {want}"
+        require(same, f"the prox must look like the parameters; got {got} for {want}")
 
 
 def its_prox_minimizes(regularizer, params, step_size):
@@ -86,17 +90,15 @@ def its_prox_minimizes(regularizer, params, step_size):
     seen = _seen(regularizer, params, step_size)
     gain = np.max(seen["paid"] - seen["rivals"])
     allowed = 1e-9 * (1 + abs(seen["paid"]))
-    assert gain <= allowed, f"the prox must minimize; another point pays {gain:.3g} less"
+    require(gain <= allowed, f"the prox must minimize; another point pays {gain:.3g} less")
 
 
 def its_prox_is_firmly_nonexpansive(regularizer, params, step_size):
     """Two results are as near as their origins, and more."""
     seen = _seen(regularizer, params, step_size)
     excess = np.max(seen["spread"] - seen["aligned"])
-    law = "the prox must be firmly nonexpansive"
-    assert excess <= 1e-9 * (1 + np.max(seen["spread"])), (
-        f"{law}; two points exceed by {excess:.3g}"
-    )
+    law = f"the prox must be firmly nonexpansive; two points exceed by {excess:.3g}"
+    require(excess <= 1e-9 * (1 + np.max(seen["spread"])), law)
 
 
 def the_rest_is_a_subgradient(regularizer, params, step_size):
@@ -104,14 +106,15 @@ def the_rest_is_a_subgradient(regularizer, params, step_size):
     seen = _seen(regularizer, params, step_size)
     excess = np.max(seen["line"] - seen["values"])
     law = "Moreau: (params - prox) / step_size must be a subgradient at the prox"
-    assert excess <= 1e-9 * (1 + np.max(np.abs(seen["line"]))), f"{law}; wrong by {excess:.3g}"
+    allowed = 1e-9 * (1 + np.max(np.abs(seen["line"])))
+    require(excess <= allowed, f"{law}; wrong by {excess:.3g}")
 
 
 def the_envelope_has_the_gradient(regularizer, params, step_size):
     """The derivative of the least cost is (params - prox) / step_size."""
     seen = _seen(regularizer, params, step_size)
     law = "the gradient of the envelope must be (params - prox) / step_size"
-    _close(law, seen["envelope_slopes"], seen["slopes"], rtol=1e-4, atol=1e-6)
+    close(law, seen["envelope_slopes"], seen["slopes"], rtol=1e-4, atol=1e-6)
 
 
 def a_step_of_zero_moves_nothing(regularizer, params, step_size):
@@ -121,9 +124,9 @@ def a_step_of_zero_moves_nothing(regularizer, params, step_size):
         prox = jax.jit(regularizer.prox)
         reached = prox(params, step_size)
         law = "a step of 0 must leave the result of a prox"
-        _close(law, prox(reached, 0.0), reached, rtol=1e-9, atol=1e-9)
+        close(law, prox(reached, 0.0), reached, rtol=1e-9, atol=1e-9)
         law = "a step of 0 must be the limit of small steps"
-        _close(law, prox(params, 0.0), prox(params, 1e-9 * step_size), rtol=1e-6, atol=1e-6)
+        close(law, prox(params, 0.0), prox(params, 1e-9 * step_size), rtol=1e-6, atol=1e-6)
 
 
 def jit_and_vmap_agree(regularizer, params, step_size):
@@ -140,7 +143,7 @@ def jit_and_vmap_agree(regularizer, params, step_size):
             result = got()
         except TypeError as error:
             raise AssertionError(f"{name} must take the regularizer; {error}") from error
-        _close(f"{name} must agree with the eager call", result, eager)
+        close(f"{name} must agree with the eager call", result, eager)
 
 
 def a_step_for_each_coordinate_is_taken_or_refused(regularizer, params, step_size):
@@ -157,10 +160,9 @@ def a_step_for_each_coordinate_is_taken_or_refused(regularizer, params, step_siz
     prox = jax.jit(lambda steps: regularizer.prox(params, steps))
     for single in (step_size, 0.0):
         equal = jax.tree.map(lambda t, s=single: np.full_like(t, s), steps)
-        _close("equal steps must be one step", prox(equal), regularizer.prox(params, single))
+        close("equal steps must be one step", prox(equal), regularizer.prox(params, single))
     zeros = jax.tree.map(lambda t: t * (np.arange(t.size).reshape(t.shape) % 3 > 0), steps)
-    finite = all(jnp.isfinite(x).all() for x in jax.tree.leaves(prox(zeros)))
-    assert finite, "steps of 0 for some coordinates must not give NaN"
+    finite("steps of 0 for some coordinates must not give NaN", prox(zeros))
 
 
 LAWS_OF_STEPS = (
@@ -177,6 +179,7 @@ LAWS = (
     a_step_of_zero_moves_nothing,
     jit_and_vmap_agree,
     a_step_for_each_coordinate_is_taken_or_refused,
+    nan_stays_nan,
 )
 
 
@@ -232,8 +235,3 @@ def _measured(regularizer, params, steps, directions):
 
 def _cast(tree, dtype):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
-
-
-def _close(law, got, want, *, rtol=1e-5, atol=1e-6):
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=law)

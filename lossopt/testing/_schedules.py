@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lossopt._typing import ArrayLike
+from lossopt.testing._laws import close, finite, require
 
 
 def check_schedule(
@@ -32,23 +32,18 @@ def check_schedule(
     Examples:
       >>> lo.testing.check_schedule(lo.schedules.linear(1.0, 0.1, 10), 10, start=1.0, end=0.1)
     """
-    import chex
-
+    law = "a schedule gives one finite number for each count"
     counts = jnp.arange(steps + 4)
     eager = jnp.stack([jnp.asarray(schedule(count)) for count in range(steps + 4)])
-    chex.assert_shape(eager, (steps + 4,))
-    chex.assert_tree_all_finite(eager)
+    require(eager.ndim == 1, f"{law}; got shape {eager.shape[1:]}")
+    finite(law, eager)
     try:
         jitted = jnp.stack(list(map(jax.jit(schedule), counts)))
     except TypeError as error:
         raise AssertionError(f"jit must take the schedule; {error}") from error
-    _close("jit must agree", jitted, eager)
-    _close("vmap must agree", jax.vmap(schedule)(counts), eager)
+    close("jit must agree", jitted, eager, atol=1e-7)
+    close("vmap must agree", jax.vmap(schedule)(counts), eager, atol=1e-7)
     if start is not None:
-        _close("the start", eager[0], start)
+        close("the start", eager[0], start, atol=1e-7)
     if end is not None:
-        _close("the end must be held", eager[steps:], jnp.full(4, end))
-
-
-def _close(law, got, want):
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7, err_msg=law)
+        close("the end must be held", eager[steps:], jnp.full(4, end), atol=1e-7)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from lossopt._typing import Array, Number
+from lossopt.testing._laws import close, require
 
 STEPS = 4
 
@@ -44,7 +46,8 @@ def check_transform(
       wide: whether updates of low-precision parameters are float32.
 
     Raises:
-      AssertionError: at the first law that does not hold; the message says which.
+      AssertionError: at the first law that does not hold; the message says which, and for which
+        number or inside of what.
 
     Examples:
       >>> lo.testing.check_transform(lo.transforms.sgd, {"learning_rate": 0.1})
@@ -53,10 +56,8 @@ def check_transform(
     for law in LAWS:
         try:
             law(subject)
-        except AssertionError:
-            raise
         except Exception as error:
-            raise AssertionError(f"{inspect.getdoc(law)} Got: {error}") from error
+            raise AssertionError(f"{inspect.getdoc(law)} Got: {_told(error)}") from error
 
 
 def updates_look_like_params(subject):
@@ -90,34 +91,18 @@ def a_second_step_compiles_nothing(subject):
     state = transform.init(params)
     for _ in range(3):
         state = step(params, state)
-    assert len(traces) == 1, "a second step must not compile again; the state's types changed"
+    once = len(traces) == 1
+    require(once, "a second step must not compile again; the state's types changed")
 
 
 def numbers_may_be_vmapped(subject):
     """A `vmap` over the numbers, each changed in its turn, gives what a loop over them gives."""
-    walk = lambda numbers: _walk(subject.make(**numbers), subject.extra)
-    names = list(subject.numbers)
-    if not names:
-        return
-    each = [
-        subject.numbers | {n: _other(x) for n, x in subject.numbers.items() if n == m}
-        for m in names
-    ]
-    stacked = jax.tree.map(lambda *xs: np.stack(xs), subject.numbers, *each)
-    together, looped = jax.jit(lambda xs: (jax.vmap(walk)(xs), jax.lax.map(walk, xs)))(stacked)
-    for i in range(len(each) + 1):
-        got, want = jax.tree.map(lambda x, i=i: np.asarray(x)[i], (together, looped))
-        _close(f"vmap over {names[max(i - 1, 0)]} must be a loop", got, want)
+    _for_all_or_each(_vmapped, subject)
 
 
 def numbers_may_be_schedules(subject):
     """A schedule that is constant does what its number does."""
-    numbers = {name: jnp.asarray(x) for name, x in subject.numbers.items()}
-    schedules = {
-        name: lambda count, x=x: x + 0 * count.astype(x.dtype) for name, x in numbers.items()
-    }
-    walk = lambda numbers: _walk(subject.make(**numbers), subject.extra)
-    _close("numbers may be schedules", *jax.jit(lambda: (walk(schedules), walk(numbers)))())
+    _for_all_or_each(_scheduled, subject)
 
 
 def it_works_inside_optax(subject):
@@ -134,10 +119,15 @@ def it_works_inside_optax(subject):
         ),
     }
 
+    def walk(name):
+        with _case(f"inside optax.{name}"):
+            return _walk(hosts[name](), subject.extra)
+
     @jax.jit
     def walked():
-        alone = _walk(subject.make(**subject.numbers), subject.extra, {"w": _params()["w"]})
-        return alone, {name: _walk(host(), subject.extra) for name, host in hosts.items()}
+        with _case("on one leaf alone"):
+            alone = _walk(subject.make(**subject.numbers), subject.extra, {"w": _params()["w"]})
+        return alone, {name: walk(name) for name in hosts}
 
     alone, hosted = walked()
     for name, got in hosted.items():
@@ -152,6 +142,50 @@ LAWS = (
     numbers_may_be_schedules,
     it_works_inside_optax,
 )
+
+
+def _for_all_or_each(law, subject):
+    """For all numbers at once; where that fails, for one after the other, to name it."""
+    try:
+        law(subject, list(subject.numbers))
+    except Exception:
+        for name in subject.numbers:
+            with _case(name):
+                law(subject, [name])
+        raise
+
+
+def _vmapped(subject, names):
+    if not names:
+        return
+    walk = lambda some: _walk(subject.make(**subject.numbers | some), subject.extra)
+    some = {name: subject.numbers[name] for name in names}
+    each = [{n: _other(x) if n == name else x for n, x in some.items()} for name in names]
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), some, *each)
+    together, looped = jax.jit(lambda xs: (jax.vmap(walk)(xs), jax.lax.map(walk, xs)))(stacked)
+    _close("vmap must be a loop", together, looped)
+
+
+def _scheduled(subject, names):
+    numbers = {name: jnp.asarray(x) for name, x in subject.numbers.items()}
+    constant = lambda x: lambda count: x + 0 * count.astype(x.dtype)
+    schedules = numbers | {name: constant(numbers[name]) for name in names}
+    walk = lambda numbers: _walk(subject.make(**numbers), subject.extra)
+    _close("numbers may be schedules", *jax.jit(lambda: (walk(schedules), walk(numbers)))())
+
+
+@contextmanager
+def _case(name):
+    """Names the case in what is raised."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{name}: {_told(error)}") from error
+
+
+def _told(error):
+    known = isinstance(error, AssertionError)
+    return f"{error}" if known else f"{type(error).__name__}: {error}"
 
 
 def _params() -> dict[str, Array]:
@@ -181,9 +215,8 @@ def _other(number):
 
 def _same_types(law, got, want):
     types = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
-    assert types(got) == types(want), f"{law}; got {types(got)} for {types(want)}"
+    require(types(got) == types(want), f"{law}; got {types(got)} for {types(want)}")
 
 
 def _close(law, got, want):
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=1e-5, atol=1e-6, err_msg=law)
+    close(law, *(jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for tree in (got, want)))

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lossopt.testing._nan import nan_stays_nan
 from lossopt.testing._regularizers import LAWS
 from tests import cases
 from tests.contract.laws import name as _name
@@ -21,3 +22,7 @@ class TestRegularizer:
     def test_laws(self, law, name):
         member, params, _ = cases.REGULARIZERS[name]
         law(member, params, 0.5)
+
+    @pytest.mark.parametrize("member", cases.SUMS.values(), ids=cases.SUMS)
+    def test_nan_stays_nan_in_a_sum(self, member):
+        nan_stays_nan(member, cases.REGULARIZERS["L1"][1], 0.5)

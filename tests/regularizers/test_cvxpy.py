@@ -19,6 +19,7 @@ ROWS = lambda z: cp.sum(cp.norm(z, 2, axis=1))
 JUMPS = lambda z: cp.sum(cp.abs(cp.diff(z, axis=1)))
 NONE = lambda z: 0.0
 FREE = lambda z: []
+LOWS = np.linspace(-1, 0.5, 20).reshape(SHAPE)
 
 # A member, its value in cvxpy, and its constraints.
 MEMBERS = {
@@ -46,6 +47,7 @@ MEMBERS = {
     ),
     "NonNegative": (r.NonNegative(), NONE, lambda z: [z >= 0]),
     "Box": (r.Box(-0.4, 0.7), NONE, lambda z: [z >= -0.4, z <= 0.7]),
+    "Box/each": (r.Box(LOWS, LOWS + 0.3), NONE, lambda z: [z >= LOWS, z <= LOWS + 0.3]),
     "Simplex": (r.Simplex(2.0), NONE, lambda z: [z >= 0, cp.sum(z) == 2]),
     "Simplex/rows": (r.Simplex(axis=1), NONE, lambda z: [z >= 0, cp.sum(z, axis=1) == 1]),
     "L1Ball": (r.L1Ball(3.0), NONE, lambda z: [ABS(z) <= 3]),

@@ -245,7 +245,7 @@ def test_integers_are_refused(name):
         (r.Nuclear(-1.0), "strength >= 0"),
         (r.TotalVariation(-1.0), "strength >= 0"),
         (r.Box(2.0, 1.0), "low <= high, got 2.0 and 1.0. Swap them"),
-        (r.Box(jnp.zeros(2), 1.0), r"low of shape \(\)"),
+        (r.Box(jnp.zeros(2), 1.0), r"low of shape \(4, 3\), got \(2,\)"),
         (r.Simplex(-1.0), "total >= 0"),
         (r.L1Ball(-1.0), "radius >= 0"),
         (r.L2Ball(-1.0), "radius >= 0"),

@@ -183,7 +183,9 @@ def test_every_input_is_tried_in_a_wrong_shape(narrow):
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
-        (_averages, r"one number per example.* got shape \(\)"),
+        (_averages, r"one number per example.* got shape \(\) for .*lossopt.mean"),
+        (lambda p, t: jnp.mean((p - t) ** 2), r"got shape \(\) for .*lossopt.mean"),
+        (lambda p, t: jnp.sum((p - t) ** 2, axis=-1), r"got shape \(\)"),
         (lambda p, t: _good(p, t)[:-1], r"got shape \(6,\) for inputs of \(7,\)"),
         (lambda p, t: _good(p, t)[:, None], r"got shape \(7, 1\)"),
         (lambda p, t: jnp.where(p > 0, jnp.nan, _good(p, t)), "finite"),

@@ -73,6 +73,11 @@ def _box_that_divides(x, strength, step):
     return jnp.clip(x / step, -1 / step, 1 / step) * step
 
 
+def _ball_that_compares(x, strength, step):
+    norm = jnp.linalg.norm(x)
+    return jnp.where(norm > 1, x / norm, x)
+
+
 class _NoTree:
     def __call__(self, params):
         return _l1(0.4, params)
@@ -131,6 +136,12 @@ BROKEN = {
             ),
             "must not give NaN",
         ),
+    ],
+    "nan_stays_nan": [
+        (_Made(_zero, _ball_that_compares), r"where params has NaN at place 0 of shape \(2, 3\)"),
+        (_Made(_l1, lambda x, s, t: jnp.where(s > 0, _soft(x, s, t), x)), "where a number has NaN"),
+        (_Made(_l1, lambda x, s, t: jnp.where(t > 0, _soft(x, s, t), x)), "where step_size has"),
+        (_Made(lambda s, x: jnp.nansum(s * jnp.abs(x)), _soft), "where a number has NaN"),
     ],
 }
 CASES = [(law, *case) for law, cases in BROKEN.items() for case in cases]
