@@ -141,17 +141,19 @@ def policy_gradient(log_probs, advantages):
 
 
 def clipped_surrogate(log_probs, old_log_probs, advantages, *, clip_range=0.2):
+    low, high = np.broadcast_to(clip_range, 2)
     with np.errstate(over="ignore"):
         ratio = np.exp(log_probs - old_log_probs)
-    clipped = np.clip(ratio, 1 - clip_range, 1 + clip_range)
+    clipped = np.clip(ratio, 1 - low, 1 + high)
     with np.errstate(invalid="ignore"):  # infinity times an advantage of 0
         loss = -np.minimum(ratio * advantages, clipped * advantages)
     return np.where(advantages == 0, 0.0, loss)
 
 
-def group_relative(log_probs, old_log_probs, rewards, *, clip_range=0.2, items=None):
+def group_relative(log_probs, old_log_probs, rewards, *, clip_range=0.2, scale=None, items=None):
     def formula(new, old, rewards):
         spread = np.sqrt(np.mean((rewards - np.mean(rewards)) ** 2)) if len(rewards) else 0.0
+        spread = spread if scale is None else scale
         equal = len(set(rewards.tolist())) < 2
         advantages = 0.0 * rewards if equal else (rewards - np.mean(rewards)) / spread
         advantages = advantages.reshape(advantages.shape + (1,) * (new.ndim - 1))

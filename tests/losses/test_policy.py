@@ -53,11 +53,31 @@ class TestClippedSurrogate:
             assert np.isfinite(value)
             assert gradient == 0
 
+    @pytest.mark.parametrize("old", [-np.inf, -1e9, -200.0])
+    @pytest.mark.parametrize("new", [-np.inf, -0.5])
+    def test_a_weight_of_zero_masks_what_overflows(self, old, new):
+        weights = np.float32([1, 0])
+        loss = lambda x: clipped_surrogate(x, np.float32([0, old]), -np.ones(2))
+        weighed = lambda x: lo.mean(loss(x), weights).value
+        value, gradient = compiled(jax.value_and_grad(weighed))(np.float32([0, new]))
+        assert value == 1
+        assert gradient.tolist() == [1, 0]
+
+    def test_advantages_that_are_no_number_are_masked_too(self):
+        loss = lambda x: clipped_surrogate(x, 0 * x, np.float32([-1, np.nan]))
+        weighed = lambda x: lo.mean(loss(x), np.float32([1, 0])).value
+        assert compiled(jax.grad(weighed))(np.zeros(2, np.float32)).tolist() == [1, 0]
+
     def test_stops_only_where_moving_on_would_pay(self):
         far, loss = np.log(2.0), partial(clipped_surrogate, clip_range=0.2)
         slope = lambda log_ratio, advantage: compiled(jax.grad(loss))(log_ratio, 0.0, advantage)
         assert slope(far, 1.0) == slope(-far, -1.0) == 0
         np.testing.assert_allclose([slope(far, -1.0), slope(-far, 1.0)], [2.0, -0.5], rtol=1e-6)
+
+
+def test_policy_gradient_of_an_impossible_action_without_advantage_is_zero():
+    value, slope = compiled(jax.value_and_grad(policy_gradient))(-np.inf, 0.0)
+    assert value == slope == 0
 
 
 def test_value_clipped_within_the_range_is_the_squared_error():
@@ -102,6 +122,26 @@ class TestGroupRelative:
             compiled(jax.grad(lambda x: self.loss(x, OLD, rewards).sum()))(LOG_PROBS) == 0
         ).all()
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_rewards_equal_up_to_rounding_teach_nothing(self, dtype):
+        with jax.enable_x64(True):
+            rewards = np.array([0.1 + 0.2 + 0.4, 0.7, 0.7, 0.4 + 0.3], dtype)
+            rewards[3] = np.nextafter(rewards[3], dtype(1))
+            assert np.ptp(rewards) > 0
+            zeros = np.zeros(4, dtype)
+            for scale in ({}, {"scale": 1.0}):
+                assert (self.loss(zeros, zeros, rewards, **scale) == 0).all()
+                many = self.loss(zeros, zeros, rewards * np.array([1, 1, 1, 1 + 1e-5]), **scale)
+                assert (many != 0).all()
+
+    def test_whole_rewards_are_exact(self):
+        rewards = np.array([10_000_000, 10_000_001])
+        np.testing.assert_allclose(self.loss(np.zeros(2), np.zeros(2), rewards), [1, -1])
+
+    def test_an_infinite_reward_spoils_its_group_loudly(self):
+        for rewards in ([0, np.inf], [0, -np.inf], [np.inf, np.inf], [np.inf, -np.inf]):
+            assert np.isnan(self.loss(np.zeros(2), np.zeros(2), np.float32(rewards))).all()
+
     @pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (3.0, 7.0), (1e6, 0.0)])
     def test_scale_and_origin_of_rewards_do_not_count(self, scale, shift):
         want = self.loss(LOG_PROBS, OLD, ADVANTAGES)
@@ -144,5 +184,6 @@ class TestGroupRelative:
 
     @pytest.mark.parametrize("rewards", [np.ones(5), np.ones((6, 1)), np.float32(1)])
     def test_refuses_rewards_that_do_not_lead(self, rewards):
-        with pytest.raises(ValueError, match="Expected rewards"):
+        with pytest.raises(ValueError, match="Expected rewards") as refusal:
             self.loss(LOG_PROBS, OLD, rewards)
+        assert "per element" not in str(refusal.value)
