@@ -37,7 +37,7 @@ def still(*arrays: Array) -> list[Array]:
 
 def share(weight: Number, x: Array) -> Array:
     """The product, 0 where the weight is 0, of an infinite number, too: 0 log 0 is 0."""
-    return weight * jnp.where(jnp.equal(weight, 0) & jnp.isinf(x), 0, x)
+    return jnp.multiply(weight, jnp.where(jnp.equal(weight, 0) & jnp.isinf(x), 0, x))
 
 
 def root(x: Array) -> Array:
