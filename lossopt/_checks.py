@@ -37,17 +37,14 @@ def same_shape(**arrays: ArrayLike) -> list[Array]:
     return still(*floats(**arrays))
 
 
-def prefix_shape(
-    shape: tuple[int, ...],
-    wanted: str = "one number per example, or one per element",
-    **arrays: ArrayLike,
-) -> None:
+def prefix_shape(shape: tuple[int, ...], **arrays: ArrayLike) -> None:
     """Raises unless the named arrays index the leading axes of `shape`."""
     for name, array in arrays.items():
         got = jnp.shape(array)
         if shape[: len(got)] != got:
             raise ValueError(
-                f"Expected {name} to match the leading axes of {shape}, got {got}: {wanted}."
+                f"Expected {name} to match the leading axes of {shape}, got {got}: "
+                "one number per example, or one per element."
             )
 
 

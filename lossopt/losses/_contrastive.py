@@ -267,8 +267,10 @@ def _length(vectors):
     return largest * jnp.sqrt(jnp.sum(shares**2, axis=-1))
 
 
-# The slope by itself: by the chain rule it is multiplied by a length and divided again.
-_length.defjvp(lambda x, d: (_length(*x), jnp.sum(_direction(*x) * d[0], axis=-1)))
+@_length.defjvp
+def _slope(primals, tangents):
+    """By itself: the chain rule multiplies it by a length and divides again."""
+    return _length(*primals), jnp.sum(_direction(*primals) * tangents[0], axis=-1)
 
 
 def _direction(vectors):

@@ -227,7 +227,11 @@ def group_relative(
     """
     log_probs, old_log_probs = _checks.same_shape(log_probs=log_probs, old_log_probs=old_log_probs)
     _checks.rank_at_least(1, rewards=rewards)
-    _checks.prefix_shape(log_probs.shape, "one number per answer", rewards=rewards)
+    if log_probs.shape[: jnp.ndim(rewards)] != jnp.shape(rewards):
+        raise ValueError(
+            f"Expected rewards of shape [*batch, items], the leading axes of log_probs "
+            f"{log_probs.shape}, got {jnp.shape(rewards)}. Give one reward per answer."
+        )
     present = _checks.mask("items", items, jnp.shape(rewards))
     shape = present.shape + (1,) * (log_probs.ndim - present.ndim)
     advantages = _advantages(rewards, present, scale).reshape(shape)
