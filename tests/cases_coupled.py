@@ -134,9 +134,23 @@ _ROWS = [
         *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
         strength=0.3,
     ),
+    _row(
+        "identity_preference",
+        *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
+        strength=0.3,
+    ),
+    _row("sampled_kl", _OLD + _LOG_RATIOS, _OLD, estimator="k3"),
 ]
 
 _FURTHER = [
+    _row("sampled_kl/direct", _OLD + _LOG_RATIOS, _OLD, estimator="k1"),
+    _row("sampled_kl/squared", _OLD + _LOG_RATIOS, _OLD, estimator="k2"),
+    _row(
+        "direct_preference/smoothed",
+        *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
+        strength=0.3,
+        label_smoothing=0.2,
+    ),
     _row("clipped_surrogate/pair", _OLD + _LOG_RATIOS, _OLD, _ADVANTAGES, clip_range=(0.45, 0.7)),
     _row(
         "group_relative/pair",

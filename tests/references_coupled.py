@@ -175,9 +175,23 @@ def entropy(logits):
     return -np.sum(np.exp(log_p) * np.where(possible, log_p, 0.0), axis=-1)
 
 
-def direct_preference(chosen, rejected, reference_chosen, reference_rejected, *, strength):
-    lead = (chosen - rejected) - (reference_chosen - reference_rejected)
-    return np.logaddexp(0, -strength * lead)
+def sampled_kl(log_probs, reference_log_probs, *, estimator):
+    d = np.longdouble(reference_log_probs) - log_probs
+    with np.errstate(over="ignore"):
+        return {"k1": -d, "k2": d**2 / 2, "k3": np.expm1(d) - d}[estimator].astype(float)
+
+
+def direct_preference(
+    chosen, rejected, reference_chosen, reference_rejected, *, strength, label_smoothing=0.0
+):
+    h = (chosen - rejected) - (reference_chosen - reference_rejected)
+    right, wrong = np.logaddexp(0, -strength * h), np.logaddexp(0, strength * h)
+    return (1 - label_smoothing) * right + label_smoothing * wrong
+
+
+def identity_preference(chosen, rejected, reference_chosen, reference_rejected, *, strength):
+    h = (chosen - rejected) - (reference_chosen - reference_rejected)
+    return (h - 1 / (2 * strength)) ** 2
 
 
 def _pairwise(phi, scores, relevance, weights, items):

@@ -1,10 +1,11 @@
-"""Losses of a policy's log-probabilities: reinforcement learning and preferences.
+"""Losses of a policy's log-probabilities: reinforcement learning.
 
 Natural logarithms. What the algorithms hold constant (advantages, rewards, returns, old and
 reference log-probabilities) gets no gradient.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 
 Values = Float[ArrayLike, "*batch"]
 ClipRange = Number | tuple[Number, Number]
+SERIES = [1 / math.factorial(k) for k in range(15, 1, -1)]
 
 
 def policy_gradient(log_probs: Values, advantages: Values) -> Float[Array, "*batch"]:
@@ -135,46 +137,56 @@ def entropy(logits: Float[ArrayLike, "*batch classes"]) -> Float[Array, "*batch"
     return jnp.sum(jnp.exp(log_probs) * -log_probs, axis=-1)
 
 
-def direct_preference(
-    chosen: Values,
-    rejected: Values,
-    reference_chosen: Values,
-    reference_rejected: Values,
-    *,
-    strength: Number,
+def sampled_kl(
+    log_probs: Values, reference_log_probs: Values, *, estimator: Literal["k1", "k2", "k3"]
 ) -> Float[Array, "*batch"]:
-    r"""Prefers the chosen of two answers, measured from a reference policy (DPO).
+    r"""Divergence of a policy from a reference, estimated from the actions that it took.
 
-    $$\ell = \log(1 + e^{-\beta ((c - r) - (c_\text{ref} - r_\text{ref}))})$$
+    $$k_1 = -d, \qquad k_2 = \frac{d^2}{2}, \qquad k_3 = e^d - 1 - d, \qquad
+        d = \log \pi_\text{ref} - \log \pi$$
+
+    For actions drawn from $\pi$ itself, on average:
+
+    - $k_1$ is $\text{KL}(\pi ‖ \pi_\text{ref})$, but may be negative and varies most. Its gradient
+      is 0 on average: it is a number to report or to subtract from rewards, not to minimize.
+    - $k_2$ is biased, the more the policies differ, but its gradient is that of
+      $\text{KL}(\pi ‖ \pi_\text{ref})$.
+    - $k_3$ is $\text{KL}(\pi ‖ \pi_\text{ref})$ and never negative, but its gradient is that of the
+      reverse, $\text{KL}(\pi_\text{ref} ‖ \pi)$.
+
+    For actions of an older policy all are biased: multiply by the ratio of the policies.
 
     Args:
-      chosen: $c$, log-probability of the whole chosen answer, shape `[*batch]`.
-      rejected: $r$, log-probability of the whole rejected answer, shape `[*batch]`.
-      reference_chosen: $c_\text{ref}$, a constant to the gradient, shape `[*batch]`.
-      reference_rejected: $r_\text{ref}$, a constant to the gradient, shape `[*batch]`.
-      strength: $\beta > 0$, how strongly the policy is held to the reference.
+      log_probs: $\log \pi$ of the action taken, shape `[*batch]`.
+      reference_log_probs: $\log \pi_\text{ref}$, a constant to the gradient, shape `[*batch]`.
+      estimator: which of the three.
 
     Returns:
-      One loss per pair of answers, shape `[*batch]`.
+      One estimate per action in nats, shape `[*batch]`; NaN where both are `-inf`.
+
+    Raises:
+      ValueError: if the shapes differ, or if there is no such estimator.
 
     Examples:
-      >>> chosen, rejected = jnp.array([-3.0]), jnp.array([-5.0])
-      >>> lo.losses.direct_preference(chosen, rejected, chosen, chosen, strength=0.5).round(2)
-      Array([0.31], dtype=float32)
+      >>> log_probs, reference = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
+      >>> print(lo.losses.sampled_kl(log_probs, reference, estimator="k3").round(3))
+      [0.193 0.307]
 
     References:
-      Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
-      Model", 2023.
+      Schulman, "Approximating KL Divergence", 2020.
+      Tang and Munos, "On a Few Pitfalls in KL Divergence Gradient Estimation for RL", 2025.
     """
-    _checks.above(0, strength=strength)
-    chosen, rejected, reference_chosen, reference_rejected = _checks.same_shape(
-        chosen=chosen,
-        rejected=rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
+    log_probs, reference = _checks.same_shape(
+        log_probs=log_probs, reference_log_probs=reference_log_probs
     )
-    reference = jax.lax.stop_gradient(reference_chosen - reference_rejected)
-    return jax.nn.softplus(strength * (reference - (chosen - rejected)))
+    lead = jax.lax.stop_gradient(reference) - log_probs
+    if estimator == "k1":
+        return -lead
+    if estimator == "k2":
+        return lead**2 / 2
+    if estimator == "k3":
+        return _excess(lead)
+    raise ValueError(f"Expected estimator 'k1', 'k2' or 'k3', got {estimator!r}.")
 
 
 def group_relative(
@@ -266,6 +278,14 @@ def _bounds(clip_range):
         _checks.above(0, clip_range=bound)
     _checks.at_most(1, clip_range=bounds[0])
     return bounds
+
+
+def _excess(x):
+    """exp(x) - 1 - x, near 0 by its series, because there nothing is left of the difference."""
+    near = jnp.clip(x, -0.5, 0.5)
+    series = near**2 * jnp.polyval(jnp.array(SERIES, x.dtype), near)
+    far = _ratio(x) - 1 - jnp.minimum(x, -NO_LOGIT[x.dtype])
+    return jnp.where(jnp.abs(x) < 0.5, series, far)
 
 
 @jax.custom_jvp
