@@ -12,6 +12,8 @@ from lossopt.losses._contrastive import info_nce as info_nce
 from lossopt.losses._contrastive import sigmoid_pairs as sigmoid_pairs
 from lossopt.losses._contrastive import supervised_contrastive as supervised_contrastive
 from lossopt.losses._contrastive import triplet as triplet
+from lossopt.losses._crps import ensemble_crps as ensemble_crps
+from lossopt.losses._crps import gaussian_crps as gaussian_crps
 from lossopt.losses._decisions import cost_sensitive as cost_sensitive
 from lossopt.losses._decisions import decide as decide
 from lossopt.losses._decisions import hinge as hinge

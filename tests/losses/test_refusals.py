@@ -34,7 +34,7 @@ WRONG = {  # just outside, or the open end itself; NaN is wrong everywhere
     "identity_preference": {"strength": [0.0]},
     "sampled_kl": {"estimator": ["k4"]},
 }
-NO_RANGE = {"items", "where", "ignore_index", "epsilon"}  # no numbers, or of either sign
+NO_RANGE = {"items", "where", "ignore_index", "epsilon", "fair"}  # no numbers, or of either sign
 
 
 @pytest.mark.parametrize("row", cases.LOSSES.values(), ids=cases.LOSSES)
