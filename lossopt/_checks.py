@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
-from lossopt._numerics import wide
+from lossopt._numerics import still, wide
 from lossopt._typing import Array, ArrayLike, PyTree
 
 
@@ -45,12 +45,15 @@ def floats(**arrays: ArrayLike) -> list[Array]:
 
 
 def same_shape(**arrays: ArrayLike) -> list[Array]:
-    """The named arrays as `floats`, all of one shape, because broadcasting hides bugs."""
+    """The named arrays as `floats`, all of one shape, because broadcasting hides bugs.
+
+    They have no slope where one of them is infinite, as padding may be.
+    """
     shapes = {name: shape(name, array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"Expected equal shapes, got {got}. Reshape one of them explicitly.")
-    return floats(**arrays)
+    return still(*floats(**arrays))
 
 
 def prefix_shape(leading: tuple[int, ...], **arrays: ArrayLike) -> None:

@@ -1,11 +1,14 @@
-"""Where numbers end: the dtype of sums, the lowest logit, the root at 0, bits without a trace."""
+"""Where numbers end: the dtype of sums, infinity, the root at 0, bits without a trace."""
+
+import operator
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lossopt._typing import Array, ArrayLike
+from lossopt._typing import Array, ArrayLike, Number
 
 ROUNDS = (16, 0x7FEB352D), (15, 0x846CA68B)
 SUMS = jnp.dtype("float32"), jnp.dtype("float64")
@@ -31,6 +34,20 @@ def wide(*xs: DTypeLike | ArrayLike) -> np.dtype:
 def zeros(x: ArrayLike) -> Array:
     """Zeros of its shape for sums, in float32 or wider."""
     return jnp.zeros_like(x, dtype=wide(x))
+
+
+def still(*arrays: Array) -> list[Array]:
+    """The arrays, of one shape, constants where one of them is infinite.
+
+    No slope there is a number that one could follow. Multiplied by a weight of 0 it would be NaN.
+    """
+    endless = reduce(operator.or_, map(jnp.isinf, arrays))
+    return [jnp.where(endless, jax.lax.stop_gradient(x), x) for x in arrays]
+
+
+def share(weight: Number, x: Array) -> Array:
+    """The product, 0 where the weight is 0, of an infinite number, too: 0 log 0 is 0."""
+    return jnp.multiply(weight, jnp.where(jnp.equal(weight, 0) & jnp.isinf(x), 0, x))
 
 
 def root(x: Array) -> Array:

@@ -11,7 +11,7 @@ import lossopt as lo
 from tests import references
 from tests.case import Loss, drawn, normal
 from tests.cases_coupled import COUPLED as COUPLED
-from tests.cases_coupled import COUPLED_LISTS
+from tests.cases_coupled import COUPLED_LISTS, COUPLED_VARIANTS
 from tests.schedule_cases import SCHEDULES as SCHEDULES
 from tests.transform_cases import TRANSFORMS as TRANSFORMS
 
@@ -126,6 +126,8 @@ _REGRESSION = [
 ]
 _LIKELIHOOD = [
     _row("gaussian_nll", _PREDICTIONS, _TARGETS, _floats(0.2, -1.5, 2.0, 0.7, -3.0, 0.0)),
+    _row("gaussian_crps", _PREDICTIONS, _TARGETS, _floats(0.2, -1.5, 2.0, 0.7, -3.0, 0.0)),
+    _row("ensemble_crps", normal(6, 5, scale=2.0), _TARGETS, fair=True),
     _row("poisson_nll", _LOG_MEANS, _COUNTS),
     _row("gamma_nll", _LOG_MEANS, _POSITIVE, shape=2.5),
     _row("tweedie_deviance", _LOG_MEANS, _COUNTS, power=1.3),
@@ -159,6 +161,8 @@ _FURTHER = [
     _row("gamma_nll/flat", _LOG_MEANS, _POSITIVE, shape=0.3),
     _row("tweedie_deviance/nearly_poisson", _LOG_MEANS, _COUNTS, power=1.05),
     _row("tweedie_deviance/nearly_gamma", _LOG_MEANS, _COUNTS, power=1.95),
+    _row("ensemble_crps/as_it_is", normal(6, 5, scale=2.0), _TARGETS, fair=False),
+    _row("ensemble_crps/table", normal(6, 2, 3), normal(6, 2), fair=True),
     _row("cox/booleans", normal(6, 6), _TIMES, _EVENTS == 1),
     _row("softmax_cross_entropy/tokens", normal(6, 2, 4), np.stack([_CLASSES] * 2, axis=1)),
     _row("softmax_cross_entropy/distributions", _LOGITS, _SHARES),
@@ -205,7 +209,7 @@ _FURTHER = [
 ALONE = {row.name: row for row in [*_REGRESSION, *_LIKELIHOOD, *_CLASSIFICATION]}
 
 LOSSES = ALONE | COUPLED
-VARIANTS = {row.name: row for row in _FURTHER}
+VARIANTS = {row.name: row for row in _FURTHER} | COUPLED_VARIANTS
 DECISIONS = {"decide": _costly_row("decide", _LOGITS, costs=_COSTS[:, :3])}
 LISTS = COUPLED_LISTS | {"cox": LOSSES["cox"]}
 

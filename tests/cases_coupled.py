@@ -10,8 +10,8 @@ from tests.case import Loss, drawn, normal, unit
 
 
 def _row(name, *inputs, **numbers):
-    fn = partial(getattr(lo.losses, name), **numbers)
-    reference = partial(getattr(references, name), **numbers)
+    loss = name.split("/")[0]
+    fn, reference = (partial(getattr(room, loss), **numbers) for room in (lo.losses, references))
     return Loss(name, fn, drawn(name, *inputs), reference)
 
 
@@ -134,9 +134,42 @@ _ROWS = [
         *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
         strength=0.3,
     ),
+    _row(
+        "identity_preference",
+        *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
+        strength=0.3,
+    ),
+    _row("sampled_kl", _OLD + _LOG_RATIOS, _OLD, estimator="k3"),
+]
+
+_FURTHER = [
+    _row("sampled_kl/direct", _OLD + _LOG_RATIOS, _OLD, estimator="k1"),
+    _row("sampled_kl/squared", _OLD + _LOG_RATIOS, _OLD, estimator="k2"),
+    _row(
+        "direct_preference/smoothed",
+        *[_log_probabilities(6, scale=5.0, most=-5)] * 4,
+        strength=0.3,
+        label_smoothing=0.2,
+    ),
+    _row("clipped_surrogate/pair", _OLD + _LOG_RATIOS, _OLD, _ADVANTAGES, clip_range=(0.45, 0.7)),
+    _row(
+        "group_relative/pair",
+        lambda rng: _OLD_TOKENS + normal(6, 5, 3, scale=0.4)(rng),
+        _OLD_TOKENS,
+        _REWARDS,
+        clip_range=(0.3, 0.45),
+    ),
+    _row(
+        "group_relative/scaled",
+        lambda rng: _OLD_TOKENS + normal(6, 5, 3, scale=0.4)(rng),
+        _OLD_TOKENS,
+        _REWARDS,
+        scale=2.5,
+    ),
 ]
 
 COUPLED = {row.name: row for row in _ROWS}
+COUPLED_VARIANTS = {row.name: row for row in _FURTHER}
 
 COUPLED_LISTS = {
     name: COUPLED[name]

@@ -7,6 +7,7 @@ from functools import partial, wraps
 
 import numpy as np
 from scipy.special import gammaln, log_softmax, logsumexp
+from scipy.stats import norm
 
 
 def per_example(signature=None):
@@ -124,6 +125,20 @@ def cosine_distance(p, t):
 @per_example()
 def gaussian_nll(m, t, s):
     return (np.log(2 * np.pi) + s + (t - m) ** 2 / np.exp(s)) / 2
+
+
+@per_example()
+def gaussian_crps(m, t, s):
+    width = np.exp(s / 2)
+    z = (t - m) / width
+    return width * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+
+
+@per_example("(n),()->()")
+def ensemble_crps(x, t, *, fair):
+    n = len(x)
+    k = n - 1 if fair else n
+    return abs(x - t).mean() - sum(abs(a - b) for a in x for b in x) / (2 * n * k)
 
 
 @per_example()

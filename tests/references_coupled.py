@@ -141,17 +141,19 @@ def policy_gradient(log_probs, advantages):
 
 
 def clipped_surrogate(log_probs, old_log_probs, advantages, *, clip_range=0.2):
+    low, high = np.broadcast_to(clip_range, 2)
     with np.errstate(over="ignore"):
         ratio = np.exp(log_probs - old_log_probs)
-    clipped = np.clip(ratio, 1 - clip_range, 1 + clip_range)
+    clipped = np.clip(ratio, 1 - low, 1 + high)
     with np.errstate(invalid="ignore"):  # infinity times an advantage of 0
         loss = -np.minimum(ratio * advantages, clipped * advantages)
     return np.where(advantages == 0, 0.0, loss)
 
 
-def group_relative(log_probs, old_log_probs, rewards, *, clip_range=0.2, items=None):
+def group_relative(log_probs, old_log_probs, rewards, *, clip_range=0.2, scale=None, items=None):
     def formula(new, old, rewards):
         spread = np.sqrt(np.mean((rewards - np.mean(rewards)) ** 2)) if len(rewards) else 0.0
+        spread = spread if scale is None else scale
         equal = len(set(rewards.tolist())) < 2
         advantages = 0.0 * rewards if equal else (rewards - np.mean(rewards)) / spread
         advantages = advantages.reshape(advantages.shape + (1,) * (new.ndim - 1))
@@ -173,9 +175,23 @@ def entropy(logits):
     return -np.sum(np.exp(log_p) * np.where(possible, log_p, 0.0), axis=-1)
 
 
-def direct_preference(chosen, rejected, reference_chosen, reference_rejected, *, strength):
-    lead = (chosen - rejected) - (reference_chosen - reference_rejected)
-    return np.logaddexp(0, -strength * lead)
+def sampled_kl(log_probs, reference_log_probs, *, estimator):
+    d = np.longdouble(reference_log_probs) - log_probs
+    with np.errstate(over="ignore"):
+        return {"k1": -d, "k2": d**2 / 2, "k3": np.expm1(d) - d}[estimator].astype(float)
+
+
+def direct_preference(
+    chosen, rejected, reference_chosen, reference_rejected, *, strength, label_smoothing=0.0
+):
+    h = (chosen - rejected) - (reference_chosen - reference_rejected)
+    right, wrong = np.logaddexp(0, -strength * h), np.logaddexp(0, strength * h)
+    return (1 - label_smoothing) * right + label_smoothing * wrong
+
+
+def identity_preference(chosen, rejected, reference_chosen, reference_rejected, *, strength):
+    h = (chosen - rejected) - (reference_chosen - reference_rejected)
+    return (h - 1 / (2 * strength)) ** 2
 
 
 def _pairwise(phi, scores, relevance, weights, items):

@@ -13,6 +13,8 @@ from lossopt.losses._contrastive import info_nce as info_nce
 from lossopt.losses._contrastive import sigmoid_pairs as sigmoid_pairs
 from lossopt.losses._contrastive import supervised_contrastive as supervised_contrastive
 from lossopt.losses._contrastive import triplet as triplet
+from lossopt.losses._crps import ensemble_crps as ensemble_crps
+from lossopt.losses._crps import gaussian_crps as gaussian_crps
 from lossopt.losses._decisions import cost_sensitive as cost_sensitive
 from lossopt.losses._decisions import decide as decide
 from lossopt.losses._decisions import hinge as hinge
@@ -29,11 +31,13 @@ from lossopt.losses._likelihood import tweedie_deviance as tweedie_deviance
 from lossopt.losses._overlap import dice as dice
 from lossopt.losses._overlap import tversky as tversky
 from lossopt.losses._policy import clipped_surrogate as clipped_surrogate
-from lossopt.losses._policy import direct_preference as direct_preference
 from lossopt.losses._policy import entropy as entropy
 from lossopt.losses._policy import group_relative as group_relative
 from lossopt.losses._policy import policy_gradient as policy_gradient
+from lossopt.losses._policy import sampled_kl as sampled_kl
 from lossopt.losses._policy import value_clipped as value_clipped
+from lossopt.losses._preference import direct_preference as direct_preference
+from lossopt.losses._preference import identity_preference as identity_preference
 from lossopt.losses._ranking import approximate_ndcg as approximate_ndcg
 from lossopt.losses._ranking import lambda_rank as lambda_rank
 from lossopt.losses._ranking import list_mle as list_mle

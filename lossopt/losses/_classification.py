@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, log_softmax, logsumexp, softplus
 
 from lossopt import _checks
-from lossopt._numerics import NO_LOGIT
+from lossopt._numerics import NO_LOGIT, share, still
 from lossopt._typing import Array, ArrayLike, Bool, Float, Int, Number
 from lossopt.losses import _labels
 
@@ -40,7 +40,7 @@ def sigmoid_cross_entropy(
     """
     logits, labels = _checks.same_shape(logits=logits, labels=labels)
     labels, valid = _labels.probabilities("sigmoid_cross_entropy", labels)
-    loss = labels * softplus(-logits) + (1 - labels) * softplus(logits)
+    loss = share(labels, softplus(-logits)) + share(1 - labels, softplus(logits))
     return jnp.where(valid, loss, jnp.nan)
 
 
@@ -96,7 +96,7 @@ def softmax_cross_entropy(
         total = jnp.sum(jnp.where(kept, logits, 0), axis=-1)
         count = jnp.sum(kept, axis=-1, dtype=logits.dtype)
         uniform = logsumexp(logits, axis=-1) - total / jnp.maximum(count, 1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+        loss = share(1 - label_smoothing, loss) + share(label_smoothing, uniform)
     return jnp.where(valid, loss, jnp.nan)
 
 
@@ -266,7 +266,7 @@ def sigmoid_poly(
 def _read(name, logits, labels, where, ignore_index):
     """Logits less the highest, safe labels, classes kept, valid rows; masked logits are lowest."""
     _checks.rank_at_least(1, logits=logits)
-    (logits,) = _checks.floats(logits=logits)
+    (logits,) = still(*_checks.floats(logits=logits))
     kept = _checks.mask("where", where, logits.shape, logits.shape[-1:])
     labels, valid = _labels.classes(name, logits, labels, kept=kept, ignore_index=ignore_index)
     top = jnp.max(logits, axis=-1, keepdims=True, where=kept, initial=NO_LOGIT[logits.dtype])
@@ -295,5 +295,4 @@ def _mixed_surprise(log_p, labels):
     certain = labels >= 1
     log_rest = jnp.log1p(-jnp.where(certain, 0, labels))
     log_missed = jnp.where(certain, NO_LOGIT[log_p.dtype], log_rest + log_p)
-    log_p = jnp.where((labels == 0) & jnp.isneginf(log_p), 0, log_p)  # 0 log 0 is 0
-    return -jnp.sum(labels * log_p, axis=-1), logsumexp(log_missed, axis=-1)
+    return -jnp.sum(share(labels, log_p), axis=-1), logsumexp(log_missed, axis=-1)

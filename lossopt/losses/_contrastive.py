@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
-from lossopt._numerics import NO_LOGIT, root
+from lossopt._numerics import NO_LOGIT, root, share
 from lossopt._typing import Array, ArrayLike, Bool, Float, Int, Num, Number
 
 Vectors = Float[ArrayLike, "*batch features"]
@@ -46,9 +46,8 @@ def contrastive(
     low, high = jnp.min(labels, initial=0), jnp.max(labels, initial=1)
     message = "contrastive: expected labels in [0, 1], got {low} to {high}."
     _checks.condition(known, message, low=low, high=high)
-    labels, squared = jnp.where(known, labels, 0), _squared_distance(a, b)
-    apart = (1 - labels) * jnp.maximum(0, margin - root(squared)) ** 2
-    loss = labels * squared + apart
+    labels, squared = jnp.where(known, labels, 0), jnp.sum((a - b) ** 2, axis=-1)
+    loss = share(labels, squared) + (1 - labels) * jnp.maximum(0, margin - _length(a - b)) ** 2
     return jnp.where(known, loss, jnp.nan)
 
 
@@ -82,8 +81,7 @@ def triplet(
         anchors=anchors, positives=positives, negatives=negatives
     )
     _checks.rank_at_least(1, anchors=anchors)
-    near = root(_squared_distance(anchors, positives))
-    far = root(_squared_distance(anchors, negatives))
+    near, far = _length(anchors - positives), _length(anchors - negatives)
     return jnp.maximum(0, near - far + margin)
 
 
@@ -265,5 +263,25 @@ def _cross_entropy(logits, others):
     return jax.nn.softplus(rivals - _diagonal(logits))
 
 
-def _squared_distance(a, b):
-    return jnp.sum((a - b) ** 2, axis=-1)
+@jax.custom_jvp
+def _length(vectors):
+    largest, shares = _scaled(vectors)
+    return largest * jnp.sqrt(jnp.sum(shares**2, axis=-1))
+
+
+@_length.defjvp
+def _slope(primals, tangents):
+    """By itself: the chain rule multiplies it by a length and divides again."""
+    return _length(*primals), jnp.sum(_direction(*primals) * tangents[0], axis=-1)
+
+
+def _direction(vectors):
+    _, shares = _scaled(vectors)
+    length = root(jnp.sum(shares**2, axis=-1, keepdims=True))
+    return shares / jnp.where(length == 0, 1, length)
+
+
+def _scaled(vectors):
+    """The largest entry and its multiples: squares of very long or short vectors are lost."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, initial=0))
+    return largest, vectors / jnp.where(largest == 0, 1, largest)[..., None]

@@ -5,7 +5,7 @@ from jax import lax
 from jax.nn import one_hot, relu, softmax, softplus
 
 from lossopt import _checks
-from lossopt._numerics import NO_LOGIT
+from lossopt._numerics import NO_LOGIT, still
 from lossopt._typing import Array, ArrayLike, Float, Int, Number
 from lossopt.losses import _labels
 
@@ -226,7 +226,7 @@ def decide(
 def _scored(name, ignore_index, labels, extra=0, **scores):
     """Scores in float32 or wider, one per class but `extra`; safe labels; valid rows."""
     _checks.rank_at_least(1, **scores)
-    (x,) = _checks.floats(**scores)
+    (x,) = still(*_checks.floats(**scores))
     *batch, count = x.shape
     labels, valid = _labels.numbers(
         name, labels, shape=tuple(batch), classes=count + extra, ignore_index=ignore_index

@@ -10,7 +10,7 @@ from jax.nn import log_softmax
 from jax.scipy.special import gammaln
 
 from lossopt import _checks
-from lossopt._numerics import NO_LOGIT
+from lossopt._numerics import NO_LOGIT, share
 from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 from lossopt.losses import _labels
 
@@ -76,7 +76,8 @@ def poisson_nll(log_rate: Values, targets: Values) -> Float[Array, "*batch"]:
     """
     log_rate, targets = _checks.same_shape(log_rate=log_rate, targets=targets)
     targets, valid = _targets("poisson_nll", ">= 0", targets, targets >= 0)
-    loss = jnp.exp(log_rate) - targets * log_rate + gammaln(targets + 1)
+    rate = jnp.exp(log_rate)
+    loss = jnp.where(jnp.isinf(rate), rate, rate - share(targets, log_rate)) + gammaln(targets + 1)
     return jnp.where(valid, loss, jnp.nan)
 
 
@@ -109,7 +110,7 @@ def gamma_nll(log_mean: Values, targets: Values, *, shape: Number) -> Float[Arra
     log_mean, targets = _checks.same_shape(log_mean=log_mean, targets=targets)
     targets, valid = _targets("gamma_nll", "> 0", targets, targets > 0)
     log_targets = jnp.log(targets)
-    gap = log_mean - log_targets
+    gap = jnp.maximum(log_mean - log_targets, NO_LOGIT[log_mean.dtype])  # a mean of 0 is +inf
     loss = shape * (gap + jnp.exp(-gap)) + log_targets + gammaln(shape) - shape * jnp.log(shape)
     return jnp.where(valid, loss, jnp.nan)
 
@@ -149,7 +150,8 @@ def tweedie_deviance(log_mean: Values, targets: Values, *, power: Number) -> Flo
     targets, valid = _targets("tweedie_deviance", ">= 0", targets, targets >= 0)
     positive, a, b = targets > 0, 2 - power, 1 - power
     log_targets = jnp.log(jnp.where(positive, targets, 1))
-    first = _difference(a * log_mean, jnp.where(positive, a * log_targets, -jnp.inf)) / a
+    lowest = NO_LOGIT[log_mean.dtype]  # its exponential is 0
+    first = _difference(a * log_mean, jnp.where(positive, a * log_targets, lowest)) / a
     second = _difference(b * jnp.where(positive, log_mean, 0), b * log_targets) / b
     return jnp.where(valid, 2 * (first - targets * second), jnp.nan)
 
@@ -274,9 +276,9 @@ _difference.defjvp(lambda x, d: (_difference(*x), jnp.exp(x[0]) * d[0] - jnp.exp
 def _distributions(name, logits, targets):
     """The softmax p, log(t / p), finite targets t, and the rows in which these add up to 1."""
     _checks.rank_at_least(1, logits=logits)
-    logits, _ = _checks.same_shape(logits=logits, targets=targets)
     safe, valid = _labels.distributions(name, targets)
-    log_probs, targets = log_softmax(logits, axis=-1), safe.astype(logits.dtype)
+    logits, targets = _checks.same_shape(logits=logits, targets=safe)
+    log_probs = log_softmax(logits, axis=-1)
     gap = jnp.log(jnp.where(targets > 0, targets, 1)) - log_probs
     return jnp.exp(log_probs), jnp.where(targets > 0, gap, -jnp.inf), targets, valid
 

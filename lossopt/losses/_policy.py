@@ -1,17 +1,22 @@
-"""Losses of a policy's log-probabilities: reinforcement learning and preferences.
+"""Losses of a policy's log-probabilities: reinforcement learning.
 
 Natural logarithms. What the algorithms hold constant (advantages, rewards, returns, old and
 reference log-probabilities) gets no gradient.
 """
 
+import math
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
-from lossopt._numerics import NO_LOGIT
+from lossopt._numerics import NO_LOGIT, share, still
 from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 
 Values = Float[ArrayLike, "*batch"]
+ClipRange = Number | tuple[Number, Number]
+SERIES = [1 / math.factorial(k) for k in range(15, 1, -1)]
 
 
 def policy_gradient(log_probs: Values, advantages: Values) -> Float[Array, "*batch"]:
@@ -35,15 +40,15 @@ def policy_gradient(log_probs: Values, advantages: Values) -> Float[Array, "*bat
       Learning", 1992.
     """
     log_probs, advantages = _checks.same_shape(log_probs=log_probs, advantages=advantages)
-    return -log_probs * jax.lax.stop_gradient(advantages)
+    return share(jax.lax.stop_gradient(advantages), -log_probs)
 
 
 def clipped_surrogate(
-    log_probs: Values, old_log_probs: Values, advantages: Values, *, clip_range: Number = 0.2
+    log_probs: Values, old_log_probs: Values, advantages: Values, *, clip_range: ClipRange = 0.2
 ) -> Float[Array, "*batch"]:
     r"""Policy gradient that stops where the policy has moved far enough (PPO).
 
-    $$\ell = -\min(\rho A, \; \text{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A), \qquad
+    $$\ell = -\min(\rho A, \; \text{clip}(\rho, 1 - \epsilon_-, 1 + \epsilon_+) A), \qquad
         \rho = \frac{\pi(a \mid s)}{\pi_\text{old}(a \mid s)}$$
 
     Args:
@@ -51,11 +56,12 @@ def clipped_surrogate(
       old_log_probs: $\log \pi_\text{old}$, a constant to the gradient, shape `[*batch]`. In the
         first step after sampling they are `log_probs` themselves.
       advantages: $A$, a constant to the gradient, shape `[*batch]`.
-      clip_range: $\epsilon$ in (0, 1].
+      clip_range: $\epsilon$ in (0, 1], or a pair of $\epsilon_-$ in (0, 1] and
+        $\epsilon_+ > 0$.
 
     Returns:
       One loss per action, shape `[*batch]`; 0 where the advantage is 0; `inf` where the ratio of
-      an action of negative advantage overflows.
+      an action of negative advantage overflows; NaN where both log-probabilities are `-inf`.
 
     Examples:
       >>> log_probs, old = jnp.log(jnp.array([0.6, 0.6])), jnp.log(jnp.array([0.4, 0.4]))
@@ -64,6 +70,7 @@ def clipped_surrogate(
 
     References:
       Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+      Yu et al., "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", 2025 (the pair).
     """
     log_probs, old_log_probs, advantages = _checks.same_shape(
         log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
@@ -96,6 +103,7 @@ def value_clipped(
     References:
       Schulman et al., "Proximal Policy Optimization Algorithms", 2017 (in its implementation).
     """
+    _checks.exact_shape((), clip_range=clip_range)
     _checks.above(0, clip_range=clip_range)
     values, old, returns = _checks.same_shape(values=values, old_values=old_values, returns=returns)
     old, returns = jax.lax.stop_gradient((old, returns))
@@ -122,53 +130,63 @@ def entropy(logits: Float[ArrayLike, "*batch classes"]) -> Float[Array, "*batch"
     References:
       Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016.
     """
-    (logits,) = _checks.floats(logits=logits)
+    (logits,) = still(*_checks.floats(logits=logits))
     _checks.rank_at_least(1, logits=logits)
     finite = jnp.maximum(logits, NO_LOGIT[logits.dtype])  # no 0 * inf for impossible classes
     log_probs = jax.nn.log_softmax(finite, axis=-1)
     return jnp.sum(jnp.exp(log_probs) * -log_probs, axis=-1)
 
 
-def direct_preference(
-    chosen: Values,
-    rejected: Values,
-    reference_chosen: Values,
-    reference_rejected: Values,
-    *,
-    strength: Number,
+def sampled_kl(
+    log_probs: Values, reference_log_probs: Values, *, estimator: Literal["k1", "k2", "k3"]
 ) -> Float[Array, "*batch"]:
-    r"""Prefers the chosen of two answers, measured from a reference policy (DPO).
+    r"""Divergence of a policy from a reference, estimated from the actions that it took.
 
-    $$\ell = \log(1 + e^{-\beta ((c - r) - (c_\text{ref} - r_\text{ref}))})$$
+    $$k_1 = -d, \qquad k_2 = \frac{d^2}{2}, \qquad k_3 = e^d - 1 - d, \qquad
+        d = \log \pi_\text{ref} - \log \pi$$
+
+    For actions drawn from $\pi$ itself, on average:
+
+    - $k_1$ is $\text{KL}(\pi ‖ \pi_\text{ref})$, but may be negative and varies most. Its gradient
+      is 0 on average: it is a number to report or to subtract from rewards, not to minimize.
+    - $k_2$ is biased, the more the policies differ, but its gradient is that of
+      $\text{KL}(\pi ‖ \pi_\text{ref})$.
+    - $k_3$ is $\text{KL}(\pi ‖ \pi_\text{ref})$ and never negative, but its gradient is that of the
+      reverse, $\text{KL}(\pi_\text{ref} ‖ \pi)$.
+
+    For actions of an older policy all are biased: multiply by the ratio of the policies.
 
     Args:
-      chosen: $c$, log-probability of the whole chosen answer, shape `[*batch]`.
-      rejected: $r$, log-probability of the whole rejected answer, shape `[*batch]`.
-      reference_chosen: $c_\text{ref}$, a constant to the gradient, shape `[*batch]`.
-      reference_rejected: $r_\text{ref}$, a constant to the gradient, shape `[*batch]`.
-      strength: $\beta > 0$, how strongly the policy is held to the reference.
+      log_probs: $\log \pi$ of the action taken, shape `[*batch]`.
+      reference_log_probs: $\log \pi_\text{ref}$, a constant to the gradient, shape `[*batch]`.
+      estimator: which of the three.
 
     Returns:
-      One loss per pair of answers, shape `[*batch]`.
+      One estimate per action in nats, shape `[*batch]`; NaN where both are `-inf`.
+
+    Raises:
+      ValueError: if the shapes differ, or if there is no such estimator.
 
     Examples:
-      >>> chosen, rejected = jnp.array([-3.0]), jnp.array([-5.0])
-      >>> lo.losses.direct_preference(chosen, rejected, chosen, chosen, strength=0.5).round(2)
-      Array([0.31], dtype=float32)
+      >>> log_probs, reference = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
+      >>> print(lo.losses.sampled_kl(log_probs, reference, estimator="k3").round(3))
+      [0.193 0.307]
 
     References:
-      Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward
-      Model", 2023.
+      Schulman, "Approximating KL Divergence", 2020.
+      Tang and Munos, "On a Few Pitfalls in KL Divergence Gradient Estimation for RL", 2025.
     """
-    _checks.above(0, strength=strength)
-    chosen, rejected, reference_chosen, reference_rejected = _checks.same_shape(
-        chosen=chosen,
-        rejected=rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
+    log_probs, reference = _checks.same_shape(
+        log_probs=log_probs, reference_log_probs=reference_log_probs
     )
-    reference = jax.lax.stop_gradient(reference_chosen - reference_rejected)
-    return jax.nn.softplus(strength * (reference - (chosen - rejected)))
+    lead = jax.lax.stop_gradient(reference) - log_probs
+    if estimator == "k1":
+        return -lead
+    if estimator == "k2":
+        return lead**2 / 2
+    if estimator == "k3":
+        return _excess(lead)
+    raise ValueError(f"Expected estimator 'k1', 'k2' or 'k3', got {estimator!r}.")
 
 
 def group_relative(
@@ -176,18 +194,21 @@ def group_relative(
     old_log_probs: Float[ArrayLike, "*batch_items_tokens"],
     rewards: Num[ArrayLike, "*batch items"],
     *,
-    clip_range: Number = 0.2,
+    clip_range: ClipRange = 0.2,
+    scale: Number | None = None,
     items: Bool[ArrayLike, "*batch items"] | None = None,
 ) -> Float[Array, "*batch_items_tokens"]:
     r"""Clipped surrogate whose advantages are rewards relative to the answers' group (GRPO).
 
-    $$\ell = -\min(\rho A_i, \; \text{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A_i), \quad
-        \rho = e^{\log \pi - \log \pi_\text{old}}, \quad
-        A_i = \frac{R_i - \bar R}{\sqrt{\frac{1}{n} \sum_j (R_j - \bar R)^2}}$$
+    $$\ell = -\min(\rho A_i, \; \text{clip}(\rho, 1 - \epsilon_-, 1 + \epsilon_+) A_i), \quad
+        \rho = e^{\log \pi - \log \pi_\text{old}}, \quad A_i = \frac{R_i - \bar R}{s}, \quad
+        s = \sqrt{\frac{1}{n} \sum_j (R_j - \bar R)^2}$$
 
     $\bar R$ is the mean over the n items of the group; nothing is added to the denominator. In a
-    group of equal rewards all advantages are 0. There is no penalty on the distance to a
-    reference policy: return one as a term of its own.
+    group of equal rewards all advantages are 0: rewards are equal if they differ by no more than
+    $8 \epsilon \max_j |R_j|$, where $\epsilon$ is the epsilon of float32, or of float64 if rewards
+    have that, or 0 if they are integers. There is no penalty on the distance to a reference policy:
+    return one as a term of its own, with `sampled_kl`.
 
     Args:
       log_probs: $\log \pi$ of each answer, shape `[*batch, items]`, or of each token,
@@ -195,7 +216,10 @@ def group_relative(
       old_log_probs: $\log \pi_\text{old}$, a constant to the gradient, shaped as `log_probs`.
       rewards: $R$, one per answer, a constant to the gradient, shape `[*batch, items]`; items is
         the group of answers to one question.
-      clip_range: $\epsilon$ in (0, 1].
+      clip_range: $\epsilon$ in (0, 1], or a pair of $\epsilon_-$ in (0, 1] and
+        $\epsilon_+ > 0$.
+      scale: $s > 0$ instead of the group's standard deviation, one number, the units of rewards.
+        1 leaves the division out.
       items: shape `[*batch, items]`, False for answers that do not exist, which are never read.
 
     Returns:
@@ -211,14 +235,21 @@ def group_relative(
     References:
       Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
       Models", 2024.
+      Liu et al., "Understanding R1-Zero-Like Training: A Critical Perspective", 2025 (scale 1).
     """
     log_probs, old_log_probs = _checks.same_shape(log_probs=log_probs, old_log_probs=old_log_probs)
     _checks.rank_at_least(1, rewards=rewards)
-    _checks.prefix_shape(log_probs.shape, rewards=rewards)
-    log_probs, rewards = _checks.floats(log_probs=log_probs, rewards=rewards)
-    present = _checks.mask("items", items, rewards.shape)
-    shape = rewards.shape + (1,) * (log_probs.ndim - rewards.ndim)
-    advantages = _advantages(rewards, present).reshape(shape)
+    if log_probs.shape[: jnp.ndim(rewards)] != jnp.shape(rewards):
+        raise ValueError(
+            f"Expected rewards of shape [*batch, items], the leading axes of log_probs "
+            f"{log_probs.shape}, got {jnp.shape(rewards)}. Give one reward per answer."
+        )
+    present = _checks.mask("items", items, jnp.shape(rewards))
+    shape = present.shape + (1,) * (log_probs.ndim - present.ndim)
+    advantages = _advantages(rewards, present, scale).reshape(shape)
+    log_probs, old_log_probs, advantages = _checks.floats(
+        log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
     present = present.reshape(shape)
     log_probs, old_log_probs = (jnp.where(present, x, 0) for x in (log_probs, old_log_probs))
     loss = _surrogate(log_probs, old_log_probs, advantages, clip_range)
@@ -226,23 +257,67 @@ def group_relative(
 
 
 def _surrogate(log_probs, old_log_probs, advantages, clip_range):
-    _checks.above(0, clip_range=clip_range)
-    _checks.at_most(1, clip_range=clip_range)
+    low, high = _bounds(clip_range)
     old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
+    # Without an advantage there is a NaN, but no slope, which a weight of 0 would not mask.
+    log_probs = jnp.where(jnp.isfinite(advantages), log_probs, jax.lax.stop_gradient(log_probs))
     log_ratio = log_probs - old_log_probs
     # Clipped before it is exponentiated, on the one side that the advantage's sign leaves: what
-    # overflows is then never multiplied by 0, in the gradient neither.
-    below = jnp.minimum(log_ratio, jnp.log1p(clip_range))
-    above = jnp.maximum(log_ratio, jnp.log1p(-clip_range))
-    return -advantages * jnp.exp(jnp.where(advantages < 0, above, below))
+    # overflows is then never multiplied by an advantage of 0.
+    below = jnp.minimum(log_ratio, jnp.log1p(high))
+    above = jnp.maximum(log_ratio, jnp.log1p(jnp.negative(low)))
+    return -advantages * _ratio(jnp.where(advantages < 0, above, below))
 
 
-def _advantages(rewards, present):
+def _bounds(clip_range):
+    bounds = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+    if len(bounds) != 2:
+        raise ValueError(f"Expected clip_range as a number or a pair (low, high), got {bounds}.")
+    for bound in bounds:
+        _checks.exact_shape((), clip_range=bound)
+        _checks.above(0, clip_range=bound)
+    _checks.at_most(1, clip_range=bounds[0])
+    return bounds
+
+
+def _excess(x):
+    """exp(x) - 1 - x, near 0 by its series, because there nothing is left of the difference."""
+    near = jnp.clip(x, -0.5, 0.5)
+    series = near**2 * jnp.polyval(jnp.array(SERIES, x.dtype), near)
+    far = _ratio(x) - 1 - jnp.minimum(x, -NO_LOGIT[x.dtype])
+    return jnp.where(jnp.abs(x) < 0.5, series, far)
+
+
+@jax.custom_jvp
+def _ratio(log_ratio):
+    """Its slope is infinite where it overflows, and yet 0 when multiplied by a weight of 0."""
+    return jnp.exp(log_ratio)
+
+
+@_ratio.defjvp
+def _slope(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    root = jnp.exp(jnp.minimum(x / 2, math.floor(math.log(jnp.finfo(x.dtype).max))))
+    return _ratio(x), root * (root * tangent)
+
+
+def _advantages(rewards, present, scale):
+    whole = jnp.issubdtype(jnp.result_type(rewards), jnp.integer)
+    (rewards,) = _checks.floats(rewards=rewards)
+    rewards = jnp.where(present, rewards, 0)
+    rounding = 0 if whole else 8 * jnp.finfo(rewards.dtype).eps
+    noise = rounding * jnp.max(jnp.abs(rewards), axis=-1, keepdims=True, initial=0)
     low = jnp.min(rewards, axis=-1, keepdims=True, initial=jnp.inf, where=present)
-    rewards = jnp.where(present, rewards - low, 0)  # exactly 0 in a group of equal rewards
+    rewards = jnp.where(present, rewards - low, 0)
     reach = jnp.max(rewards, axis=-1, keepdims=True, initial=0)
-    rewards = rewards / jnp.where(reach == 0, 1, reach)  # their scale does not count
+    equal = (reach <= noise) & (reach < jnp.inf)
+    unit = jnp.where(equal, 1, reach)  # of which the deviations are shares: no square overflows
     count = jnp.maximum(1, jnp.sum(present, axis=-1, keepdims=True, dtype=rewards.dtype))
+    rewards = rewards / unit
     deviations = rewards - jnp.sum(rewards, axis=-1, keepdims=True) / count
     variance = jnp.sum(deviations**2, axis=-1, keepdims=True, where=present) / count
-    return jnp.where(variance == 0, 0, deviations / jnp.sqrt(variance))
+    if scale is None:
+        return jnp.where(equal, 0, deviations / jnp.sqrt(jnp.where(equal, 1, variance)))
+    _checks.exact_shape((), scale=scale)
+    _checks.above(0, scale=scale)
+    return jnp.where(equal, 0, deviations * unit / scale)

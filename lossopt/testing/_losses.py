@@ -158,7 +158,7 @@ LAWS = (
 
 def _measured(fn, mask, *inputs):
     """Losses, and the slopes of the sum of those that the mask takes, as arrays of numpy."""
-    return jax.tree.map(np.asarray, _program(fn)(mask, *inputs))
+    return jax.tree.map(np.asarray, _program(fn)(np.float32(mask), *inputs))
 
 
 @cache

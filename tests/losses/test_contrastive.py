@@ -72,6 +72,24 @@ class TestTriplet:
         np.testing.assert_array_equal(gradients, 0)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_distances_of_any_size_are_exact(size):
+    """A right triangle with sides of 3, 4 and 5; numbers in proportion to it."""
+    anchor, near, far = np.float32([[0, 0], [3, 4], [0, 4]]) * np.float32(size)
+    margin = 2 * size
+    value, slopes = compiled(jax.value_and_grad(triplet, argnums=(0, 1, 2)))(
+        anchor, near, far, margin=margin
+    )
+    np.testing.assert_allclose(value, 3 * size, rtol=1e-6)
+    np.testing.assert_allclose(slopes, [[-0.6, 0.2], [0.6, 0.8], [0, -1]], rtol=1e-5, atol=1e-6)
+    apart = compiled(jax.value_and_grad(contrastive))
+    assert apart(anchor, near, 0, margin=margin) == (0, pytest.approx(np.zeros(2)))
+    _, slope = apart(anchor, near, 0, margin=10 * size)  # of (10 - 5)^2
+    np.testing.assert_allclose(slope, np.float32([6, 8]) * np.float32(size), rtol=1e-5)
+    _, slope = apart(anchor, near, 1)
+    np.testing.assert_allclose(slope, np.float32([-6, -8]) * np.float32(size), rtol=1e-6)
+
+
 class TestInBatch:
     @in_batch
     def test_masked_items_are_nan_and_never_read(self, loss):

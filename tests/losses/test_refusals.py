@@ -27,12 +27,14 @@ WRONG = {  # just outside, or the open end itself; NaN is wrong everywhere
     "triplet": {"margin": [-0.1]},
     "info_nce": {"temperature": [0.0]},
     "supervised_contrastive": {"temperature": [0.0]},
-    "clipped_surrogate": {"clip_range": [0.0, 1.1]},
-    "group_relative": {"clip_range": [0.0, 1.1]},
-    "value_clipped": {"clip_range": [0.0]},
-    "direct_preference": {"strength": [0.0]},
+    "clipped_surrogate": {"clip_range": [0.0, 1.1, (1.1, 0.2), (0.2, 0.0), (0.2,)]},
+    "group_relative": {"clip_range": [0.0, 1.1, (1.1, 0.2), (0.2, 0.0)], "scale": [0.0]},
+    "value_clipped": {"clip_range": [0.0, np.float32([0.1, 0.2])]},
+    "direct_preference": {"strength": [0.0], "label_smoothing": [-0.1, 0.6]},
+    "identity_preference": {"strength": [0.0]},
+    "sampled_kl": {"estimator": ["k4"]},
 }
-NO_RANGE = {"items", "where", "ignore_index", "epsilon"}  # no numbers, or of either sign
+NO_RANGE = {"items", "where", "ignore_index", "epsilon", "fair"}  # no numbers, or of either sign
 
 
 @pytest.mark.parametrize("row", cases.LOSSES.values(), ids=cases.LOSSES)
