@@ -33,7 +33,7 @@ WORD = re.compile(r'<span title="((?:lossopt\.(?:\w+\.)?_|optax\.)[\w.]+)"')
 
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
-FUNCTION = r"\\(?:cos|exp|log|max|min|sin)(?![a-z])"
+FUNCTION = r"\\(?:cos|exp|log|max|min|sin|tanh)(?![a-z])"
 
 
 def on_page_content(content: str, page, **_) -> str:
@@ -92,4 +92,4 @@ def _spelled(tex):
     """What latex2mathml does not know: `arg`, and the thin spaces around functions."""
     tex = tex.replace(r"\arg", r"\operatorname{arg}")
     tex = re.sub(rf"(?<=[\w)}}])\s*({FUNCTION})", r"\\, \1", tex)
-    return re.sub(rf"({FUNCTION})\s+(?=[\w\\])", r"\1 \\, ", tex)
+    return re.sub(rf"({FUNCTION}(?:\^\w)?)\s+(?=[\w\\])", r"\1 \\, ", tex)
