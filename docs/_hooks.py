@@ -28,12 +28,13 @@ APART = re.compile(r"(?<=,)\s*\\q?quad\b")
 # Bars around a number or a norm have no space of their own.
 BAR = re.compile(r'<mo(?: \w+="false")*>(?=&#x0007C;|&#x02016;)')
 
-# A word of a signature that leads nowhere.
-WORD = re.compile(r'<span title="((?:lossopt\.(?:\w+\.)?_|optax\.)[\w.]+)"')
+# A word of a signature that no page documents as a member.
+WORD = re.compile(r'<span title="(?:lossopt\.(?:\w+\.)?_|optax\.)[\w.]*?(\w+)">(.*?)</span>')
+EXPLAINED = re.compile(r"<td><code>(?=(\w+))")
 
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
-FUNCTION = r"\\(?:cos|exp|log|max|min|sin)(?![a-z])"
+FUNCTION = r"\\(?:cos|exp|log|max|min|sin|tanh)(?![a-z])"
 
 
 def on_page_content(content: str, page, **_) -> str:
@@ -52,7 +53,14 @@ def on_page_content(content: str, page, **_) -> str:
             raise PluginError(f"{page.file.src_uri}: this formula cannot be rendered: {tex}")
         return math
 
+    if page.file.src_uri == "signatures.md":
+        content = EXPLAINED.sub(r'<td id="\1"><code>', content)
     return CELL.sub(_breakable, FORMULA.sub(formula, content))
+
+
+def on_post_page(output: str, **_) -> str:
+    """Words of signatures lead to the page that explains them."""
+    return WORD.sub(r'<a href="../signatures/#\1">\2</a>', output)
 
 
 def on_post_build(config, **_) -> None:
@@ -63,10 +71,11 @@ def on_post_build(config, **_) -> None:
     missing = sorted(public_names() - documented)
     if missing:
         raise PluginError(f"Undocumented public names: {', '.join(missing)}.")
-    pages = Path(config.site_dir).glob("*/index.html")
-    bare = sorted({word for page in pages for word in WORD.findall(page.read_text())})
-    if bare:
-        raise PluginError(f"Words of signatures without an anchor in signatures.md: {bare}.")
+    pages = {page.parent.name: page.read_text() for page in Path(config.site_dir).glob("*/*.html")}
+    used = {word for page in pages.values() for word in re.findall(r"signatures/#(\w+)", page)}
+    unexplained = sorted(used - set(re.findall(r'<td id="(\w+)"', pages["signatures"])))
+    if unexplained:
+        raise PluginError(f"Not explained in signatures.md: {', '.join(unexplained)}.")
 
 
 def public_names() -> set[str]:
@@ -92,4 +101,4 @@ def _spelled(tex):
     """What latex2mathml does not know: `arg`, and the thin spaces around functions."""
     tex = tex.replace(r"\arg", r"\operatorname{arg}")
     tex = re.sub(rf"(?<=[\w)}}])\s*({FUNCTION})", r"\\, \1", tex)
-    return re.sub(rf"({FUNCTION})\s+(?=[\w\\])", r"\1 \\, ", tex)
+    return re.sub(rf"({FUNCTION}(?:\^\w)?)\s+(?=[\w\\])", r"\1 \\, ", tex)
