@@ -275,7 +275,7 @@ _difference.defjvp(lambda x, d: (_difference(*x), jnp.exp(x[0]) * d[0] - jnp.exp
 
 def _distributions(name, logits, targets):
     """The softmax p, log(t / p), finite targets t, and the rows in which these add up to 1."""
-    _checks.rank_at_least(1, logits=logits)
+    _checks.rank_at_least(1, logits=logits, targets=targets)
     safe, valid = _labels.distributions(name, targets)
     logits, targets = _checks.same_shape(logits=logits, targets=safe)
     log_probs = log_softmax(logits, axis=-1)
