@@ -47,7 +47,7 @@ def floats(**arrays: ArrayLike) -> list[Array]:
 def same_shape(**arrays: ArrayLike) -> list[Array]:
     """The named arrays as `floats`, all of one shape, because broadcasting hides bugs.
 
-    They have no slope where one of them is infinite, as padding may be.
+    They have no slope where one of them is -inf, as padding may be.
     """
     shapes = {name: shape(name, array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:

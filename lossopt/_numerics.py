@@ -37,12 +37,12 @@ def zeros(x: ArrayLike) -> Array:
 
 
 def still(*arrays: Array) -> list[Array]:
-    """The arrays, of one shape, constants where one of them is infinite.
+    """The arrays, of one shape, constants where one of them is the log of 0.
 
-    No slope there is a number that one could follow. Multiplied by a weight of 0 it would be NaN.
+    A slope there would be infinite, or none, and NaN when multiplied by a weight of 0.
     """
-    endless = reduce(operator.or_, map(jnp.isinf, arrays))
-    return [jnp.where(endless, jax.lax.stop_gradient(x), x) for x in arrays]
+    impossible = reduce(operator.or_, map(jnp.isneginf, arrays))
+    return [jnp.where(impossible, jax.lax.stop_gradient(x), x) for x in arrays]
 
 
 def share(weight: Number, x: Array) -> Array:

@@ -148,6 +148,12 @@ _CLASSIFICATION = [
     _row("ordinal", _LOGITS, np.array([0, 4, 1, 2, 3, 4], np.int32)),
     _costly_row("cost_sensitive", _LOGITS, _CLASSES, costs=_COSTS),
     _row("dice", normal(6, 5, scale=2.0), _MASKS, smooth=0.6),
+    _row(
+        "softmax_dice",
+        normal(6, 5, 4, scale=2.0),
+        np.stack([_CLASSES, _CLASSES, 0 * _CLASSES, 3 - _CLASSES, _CLASSES // 2], axis=1),
+        smooth=0.6,
+    ),
     _row("tversky", normal(6, 5, scale=2.0), _MASKS, alpha=0.3, beta=1.7, smooth=0.4),
 ]
 _FURTHER = [
@@ -163,6 +169,14 @@ _FURTHER = [
     _row("tweedie_deviance/nearly_gamma", _LOG_MEANS, _COUNTS, power=1.95),
     _row("ensemble_crps/as_it_is", normal(6, 5, scale=2.0), _TARGETS, fair=False),
     _row("ensemble_crps/table", normal(6, 2, 3), normal(6, 2), fair=True),
+    _row("kl_divergence/tokens", normal(6, 2, 4), np.stack([_SHARES] * 2, axis=1)),
+    _masked_row("kl_divergence/masked", _LOGITS, _KEPT_SHARES, _KEPT),
+    _row(
+        "kl_divergence/kept",
+        normal(6, 3),
+        np.stack([_ANSWERS / 2, 0 * _ANSWERS, 1 - _ANSWERS / 2], axis=1),
+        where=np.array([1, 0, 1], bool),
+    ),
     _row("cox/booleans", normal(6, 6), _TIMES, _EVENTS == 1),
     _row("softmax_cross_entropy/tokens", normal(6, 2, 4), np.stack([_CLASSES] * 2, axis=1)),
     _row("softmax_cross_entropy/distributions", _LOGITS, _SHARES),
@@ -202,6 +216,14 @@ _FURTHER = [
     _row("ordinal/ignoring", _LOGITS, _CLASSES, ignore_index=-1),
     _costly_row("cost_sensitive/ignoring", _LOGITS, _CLASSES, costs=_COSTS, ignore_index=-1),
     _row("dice/rough", normal(6, 5, scale=2.0), _MASKS, smooth=0.0),
+    _row("softmax_dice/shares", normal(6, 3, 4), np.stack([_SHARES] * 3, axis=1)),
+    _row(
+        "softmax_dice/ignoring",
+        normal(6, 3, 4),
+        np.stack([_CLASSES, _CLASSES // 2, 3 - _CLASSES], axis=1),
+        ignore_index=1,
+    ),
+    _row("softmax_dice/rough", normal(6, 2, 4), np.stack([_CLASSES] * 2, axis=1), smooth=0.0),
     _row("tversky/rough", normal(6, 5), _MASKS, alpha=0.5, beta=0.5, smooth=0.0),
     _row("tversky/recall", normal(6, 5), _MASKS, alpha=0.0, beta=1.0),
 ]

@@ -94,6 +94,7 @@ _ROWS = [
         margin=0.4,
     ),
     _row("info_nce", unit(6, 5, 4), unit(6, 5, 4), temperature=0.3),
+    _row("nt_xent", unit(6, 5, 4), unit(6, 5, 4), temperature=0.3),
     _row("clip", unit(6, 5, 4), unit(6, 5, 4), scale=3.5),
     _row("sigmoid_pairs", unit(6, 5, 4), unit(6, 5, 4), scale=5.0, bias=-2.0),
     _row(
@@ -182,6 +183,7 @@ COUPLED_LISTS = {
         "lambda_rank",
         "approximate_ndcg",
         "info_nce",
+        "nt_xent",
         "clip",
         "sigmoid_pairs",
         "supervised_contrastive",

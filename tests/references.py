@@ -165,11 +165,9 @@ def tweedie_deviance(z, t, *, power):
     return 2 * (first - t * (mean_to(1 - power) - t ** (1 - power)) / (1 - power))
 
 
-@per_example("(n),(n)->()")
-def kl_divergence(z, t):
-    if _distribution(t, np.ones(len(t), bool)) is None:
-        return np.nan
-    return sum(t_j * (np.log(t_j) - l_j) for t_j, l_j in zip(t, log_softmax(z)) if t_j > 0)
+@per_distribution
+def kl_divergence(log_p, t):
+    return sum(t_j * (np.log(t_j) - l_j) for t_j, l_j in zip(t, log_p) if t_j > 0)
 
 
 @per_example("(n),(n)->()")
@@ -290,6 +288,20 @@ def tversky(z, y, *, alpha, beta, smooth=1.0):
     both, only_p, only_y = _sigmoid(z) @ y, _sigmoid(z) @ (1 - y), _sigmoid(-z) @ y
     size = both + alpha * only_p + beta * only_y + smooth
     return 0 if size < 1e-12 else 1 - (both + smooth) / size
+
+
+def softmax_dice(logits, labels, *, smooth=1.0, ignore_index=None):
+    loss, classes = np.empty(logits.shape[:-2]), np.ones(logits.shape[-1], bool)
+    for row in np.ndindex(loss.shape):
+        counted = [i for i, y in enumerate(labels[row]) if y.ndim or y != ignore_index]
+        y = np.array([_distribution(labels[row][i], classes) for i in counted])
+        p = np.exp(log_softmax(logits[row][counted], axis=-1))
+        shares = []
+        for j in range(logits.shape[-1]):
+            size = p[:, j].sum() / 2 + y[:, j].sum() / 2 + smooth
+            shares.append(0 if size < 1e-12 else 1 - (p[:, j] @ y[:, j] + smooth) / size)
+        loss[row] = np.mean(shares)
+    return loss
 
 
 @per_example("(n),(n)->()")

@@ -101,6 +101,19 @@ def info_nce(queries, keys, *, temperature, items=None):
     return _per_item(formula, np.shape(queries)[:-1], items, queries, keys)
 
 
+def nt_xent(a, b, *, temperature, items=None):
+    def formula(a, b):
+        views = np.concatenate([a, b])
+        n, losses = len(a), []
+        for i in range(2 * n):
+            z = views @ views[i] / temperature
+            other = (i + n) % (2 * n)
+            losses.append(_log_sum_exp(np.delete(z, i)) - z[other])
+        return [(losses[i] + losses[i + n]) / 2 for i in range(n)]
+
+    return _per_item(formula, np.shape(a)[:-1], items, a, b)
+
+
 def clip(a, b, scale, *, items=None):
     def formula(a, b):
         z = scale * a @ b.T

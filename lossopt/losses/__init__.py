@@ -10,6 +10,7 @@ from lossopt.losses._classification import softmax_cross_entropy as softmax_cros
 from lossopt.losses._contrastive import clip as clip
 from lossopt.losses._contrastive import contrastive as contrastive
 from lossopt.losses._contrastive import info_nce as info_nce
+from lossopt.losses._contrastive import nt_xent as nt_xent
 from lossopt.losses._contrastive import sigmoid_pairs as sigmoid_pairs
 from lossopt.losses._contrastive import supervised_contrastive as supervised_contrastive
 from lossopt.losses._contrastive import triplet as triplet
@@ -29,6 +30,7 @@ from lossopt.losses._likelihood import kl_divergence as kl_divergence
 from lossopt.losses._likelihood import poisson_nll as poisson_nll
 from lossopt.losses._likelihood import tweedie_deviance as tweedie_deviance
 from lossopt.losses._overlap import dice as dice
+from lossopt.losses._overlap import softmax_dice as softmax_dice
 from lossopt.losses._overlap import tversky as tversky
 from lossopt.losses._policy import clipped_surrogate as clipped_surrogate
 from lossopt.losses._policy import entropy as entropy

@@ -118,6 +118,44 @@ def info_nce(
     return jnp.where(present, loss, jnp.nan)
 
 
+def nt_xent(
+    a: Embeddings, b: Embeddings, *, temperature: Number, items: Mask = None
+) -> Float[Array, "*batch items"]:
+    r"""Picks each view's other view among all views of all items (SimCLR).
+
+    $$\ell_i = \frac{1}{2} \big(\ell(a_i, b_i) + \ell(b_i, a_i)\big), \qquad
+        \ell(u, v) = -\log \frac{e^{u \cdot v / T}}
+        {e^{u \cdot v / T} + \sum_{j \ne i} (e^{u \cdot a_j / T} + e^{u \cdot b_j / T})}$$
+
+    Args:
+      a: one view of each item, shape `[*batch, items, features]`, used as given: normalize them
+        first for cosine similarities.
+      b: the other view, shape `[*batch, items, features]`.
+      temperature: $T > 0$, the units of the inner products.
+      items: shape `[*batch, items]`, False for items that do not exist, which are never read.
+
+    Returns:
+      One loss per item, the mean over its two views, shape `[*batch, items]`; NaN where masked, so
+      average them with `lo.mean(loss, items)`. Microbatches never cut a list of items.
+
+    Examples:
+      >>> lo.losses.nt_xent(jnp.eye(2), jnp.eye(2), temperature=0.5).round(4)
+      Array([0.2395, 0.2395], dtype=float32)
+
+    References:
+      Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020.
+    """
+    _checks.above(0, temperature=temperature)
+    a, b, present, others = _items(items, a=a, b=b)
+    across = _products(a, b) / temperature
+    own, loss = _diagonal(across), 0
+    for view, pairs in ((a, across), (b, jnp.swapaxes(across, -1, -2))):
+        rivals = jnp.concatenate([_products(view, view) / temperature, pairs], axis=-1)
+        both = jnp.concatenate([others, others], axis=-1)
+        loss += jax.nn.softplus(jax.nn.logsumexp(_keep(rivals, both), axis=-1) - own)
+    return jnp.where(present, loss / 2, jnp.nan)
+
+
 def clip(
     a: Embeddings, b: Embeddings, scale: Number, *, items: Mask = None
 ) -> Float[Array, "*batch items"]:

@@ -25,7 +25,8 @@ def numbers(
     labels = labels.astype(common(labels.dtype, jnp.int32))  # int8 may not hold classes
     ignored = jnp.zeros(shape, bool) if ignore_index is None else _ignored(labels, ignore_index)
     known = (labels >= 0) & (labels < classes)
-    _state(f"{name}: expected labels from 0 to {classes - 1}", labels, known | ignored)
+    advice = " Name those of padding by ignore_index."
+    _state(f"{name}: expected labels from 0 to {classes - 1}", labels, known | ignored, advice)
     return jnp.where(known & ~ignored, labels, 0), known & ~ignored
 
 
@@ -100,8 +101,9 @@ def _ignored(labels, ignore_index):
     return labels == jnp.asarray(ignore_index, labels.dtype)
 
 
-def _state(wanted, labels, holds):
+def _state(wanted, labels, holds, advice=""):
     """A condition that shows between which bounds lies what violates it."""
     strays = jnp.where(holds, 0, labels)
     low, high = jnp.min(strays, initial=0), jnp.max(strays, initial=0)
-    _checks.condition(holds, wanted + ", got some between {low} and {high}.", low=low, high=high)
+    message = wanted + ", got some between {low} and {high}." + advice
+    _checks.condition(holds, message, low=low, high=high)

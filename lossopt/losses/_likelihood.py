@@ -18,6 +18,7 @@ Values = Num[ArrayLike, "*batch"]
 Classes = Num[ArrayLike, "*batch classes"]
 Lists = Num[ArrayLike, "*batch items"]
 Mask = Bool[ArrayLike, "*batch items"] | None
+Kept = Bool[ArrayLike, "*batch classes"] | Bool[ArrayLike, " classes"] | None
 
 
 def gaussian_nll(mean: Values, targets: Values, log_variance: Values) -> Float[Array, "*batch"]:
@@ -156,20 +157,27 @@ def tweedie_deviance(log_mean: Values, targets: Values, *, power: Number) -> Flo
     return jnp.where(valid, 2 * (first - targets * second), jnp.nan)
 
 
-def kl_divergence(logits: Classes, targets: Classes) -> Float[Array, "*batch"]:
+def kl_divergence(
+    logits: Classes, targets: Classes, *, where: Kept = None
+) -> Float[Array, "*batch"]:
     r"""Cross entropy less what no model could save: the entropy of the targets.
 
-    $$\ell = \sum_j t_j (\log t_j - \log p_j), \qquad p_j = \frac{e^{z_j}}{\sum_k e^{z_k}}$$
+    $$\ell = \sum_{j \in C} t_j (\log t_j - \log p_j), \qquad
+        p_j = \frac{e^{z_j}}{\sum_{k \in C} e^{z_k}}$$
 
-    That is KL(targets ‖ softmax), with $0 \log 0 = 0$ and natural logarithms.
+    That is KL(targets ‖ softmax) over the classes $C$ that `where` keeps, with $0 \log 0 = 0$ and
+    natural logarithms.
 
     Args:
       logits: $z$, shape `[*batch, classes]`.
       targets: distributions $t$, shape `[*batch, classes]`.
+      where: True for classes to keep, shape `[*batch, classes]` or `[classes]`; None keeps all.
+        Masked logits are not read, even if NaN, and have gradient 0.
 
     Returns:
-      One loss per row in nats, shape `[*batch]`: NaN where a target is negative or where they add
-      up to something further from 1 than 1e-3 (or than the epsilon of their dtype, if larger).
+      One loss per row in nats, shape `[*batch]`: NaN where a target is negative, or not 0 on a
+      masked class, or where they add up to something further from 1 than 1e-3 (or than the epsilon
+      of their dtype, if larger).
 
     Examples:
       >>> logits, targets = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.array([0.5, 0.5, 0.0])
@@ -179,7 +187,7 @@ def kl_divergence(logits: Classes, targets: Classes) -> Float[Array, "*batch"]:
     References:
       Kullback and Leibler, "On Information and Sufficiency", 1951.
     """
-    _, gap, targets, valid = _distributions("kl_divergence", logits, targets)
+    _, gap, targets, valid = _distributions("kl_divergence", logits, targets, where)
     terms = targets * jnp.where(targets > 0, gap, 0)
     return jnp.where(valid, jnp.sum(terms, axis=-1), jnp.nan)
 
@@ -273,12 +281,17 @@ def _difference(x, y):
 _difference.defjvp(lambda x, d: (_difference(*x), jnp.exp(x[0]) * d[0] - jnp.exp(x[1]) * d[1]))
 
 
-def _distributions(name, logits, targets):
+def _distributions(name, logits, targets, where=None):
     """The softmax p, log(t / p), finite targets t, and the rows in which these add up to 1."""
     _checks.rank_at_least(1, logits=logits, targets=targets)
-    safe, valid = _labels.distributions(name, targets)
-    logits, targets = _checks.same_shape(logits=logits, targets=safe)
-    log_probs = log_softmax(logits, axis=-1)
+    kept = _checks.mask("where", where, jnp.shape(logits), jnp.shape(logits)[-1:])
+    logits, _ = _checks.same_shape(logits=logits, targets=targets)
+    safe, valid = _labels.distributions(name, targets, kept)
+    logits, targets = _checks.same_shape(logits=jnp.where(kept, logits, 0), targets=safe)
+    lowest = NO_LOGIT[logits.dtype]
+    top = jnp.max(logits, axis=-1, keepdims=True, where=kept, initial=lowest)
+    logits = logits - jax.lax.stop_gradient(top)
+    log_probs = log_softmax(jnp.where(kept, logits, lowest), axis=-1)
     gap = jnp.log(jnp.where(targets > 0, targets, 1)) - log_probs
     return jnp.exp(log_probs), jnp.where(targets > 0, gap, -jnp.inf), targets, valid
 

@@ -1,10 +1,11 @@
 """Losses between masks: what two sets of pixels fail to share."""
 
 import jax.numpy as jnp
-from jax.nn import sigmoid
+from jax.nn import one_hot, sigmoid, softmax
 
 from lossopt import _checks
-from lossopt._typing import Array, ArrayLike, Float, Number
+from lossopt._numerics import still
+from lossopt._typing import Array, ArrayLike, Float, Int, Number
 from lossopt.losses import _labels
 
 
@@ -85,14 +86,72 @@ def tversky(
     return _mismatch("tversky", logits, labels, alpha, beta, smooth)
 
 
+def softmax_dice(
+    logits: Float[ArrayLike, "*batch pixels classes"],
+    labels: Int[ArrayLike, "*batch pixels"] | Float[ArrayLike, "*batch pixels classes"],
+    *,
+    smooth: Number = 1.0,
+    ignore_index: Number | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Share by which the masks of several classes fail to overlap: the mean of `dice` over them.
+
+    $$\ell(z, y) = \frac{1}{K} \sum_{j=1}^K \left(1 - \frac{\sum_i p_{ij} y_{ij} + s}
+        {\frac12 \sum_i p_{ij} + \frac12 \sum_i y_{ij} + s}\right), \quad
+        p_{ij} = \frac{e^{z_{ij}}}{\sum_k e^{z_{ik}}}$$
+
+    A class counts as much as any other, however few its pixels.
+
+    Args:
+      logits: $z$, shape `[*batch, pixels, classes]`.
+      labels: class numbers, shape `[*batch, pixels]`, or distributions $y$, shape
+        `[*batch, pixels, classes]`, valid as in `softmax_cross_entropy`; NaN is the loss of a mask
+        with a pixel that is not.
+      smooth: $s$, at least 0, in pixels. Where a denominator is below 1e-12 its class adds 0.
+      ignore_index: an integer label whose pixels do not count; they are not read, even if NaN.
+
+    Returns:
+      One loss per example, shape `[*batch]`.
+
+    Raises:
+      ValueError: if the shapes do not match, `smooth` is negative, or `ignore_index` is given with
+        distributions.
+      TypeError: if labels are neither integers nor floats.
+
+    Examples:
+      >>> logits, labels = 9 * jnp.eye(3)[jnp.array([0, 0, 1, 2])], jnp.array([0, 1, 1, 2])
+      >>> print(np.array(lo.losses.softmax_dice(logits, labels)).round(3))
+      0.133
+
+    References:
+      Sudre et al., "Generalised Dice Overlap as a Deep Learning Loss Function for Highly Unbalanced
+      Segmentations", 2017.
+    """
+    _checks.at_least(0, smooth=smooth)
+    _checks.rank_at_least(2, logits=logits)
+    (logits,) = still(*_checks.floats(logits=logits))
+    kept = jnp.ones(logits.shape, bool)
+    y, valid = _labels.classes("softmax_dice", logits, labels, kept=kept, ignore_index=ignore_index)
+    ignored = False if ignore_index is None else jnp.asarray(labels) == ignore_index
+    if y.ndim < logits.ndim:
+        y = one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    counted = jnp.broadcast_to(~jnp.asarray(ignored), valid.shape)[..., None]
+    p = softmax(jnp.where(counted, logits, 0), axis=-1)
+    p, q, y = (jnp.swapaxes(jnp.where(counted, x, 0), -1, -2) for x in (p, 1 - p, y))
+    loss = jnp.mean(_share(p, q, y, 0.5, 0.5, smooth), axis=-1)
+    return jnp.where(jnp.all(valid | ignored, axis=-1), loss, jnp.nan)
+
+
 def _mismatch(name, logits, labels, alpha, beta, smooth):
     _checks.at_least(0, alpha=alpha, beta=beta, smooth=smooth)
     _checks.rank_at_least(1, logits=logits)
     logits, labels = _checks.same_shape(logits=logits, labels=labels)
     labels, valid = _labels.probabilities(name, labels)
-    inside, outside = sigmoid(logits), sigmoid(-logits)
+    loss = _share(sigmoid(logits), sigmoid(-logits), labels, alpha, beta, smooth)
+    return jnp.where(jnp.all(valid, axis=-1), loss, jnp.nan)
+
+
+def _share(inside, outside, labels, alpha, beta, smooth):
     hit = jnp.sum(inside * labels, axis=-1) + smooth
     miss = jnp.sum(alpha * inside * (1 - labels) + beta * outside * labels, axis=-1)
     nothing = hit + miss < 1e-12  # whose third power, in second derivatives, is still a float32
-    loss = jnp.where(nothing, 0, miss) / jnp.where(nothing, 1, hit + miss)
-    return jnp.where(jnp.all(valid, axis=-1), loss, jnp.nan)
+    return jnp.where(nothing, 0, miss) / jnp.where(nothing, 1, hit + miss)

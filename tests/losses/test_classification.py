@@ -134,6 +134,14 @@ class TestLabels:
         assert abs(float(labels.astype(jnp.float32).sum()) - 1) > 1e-3
         close(softmax_cross_entropy(jnp.zeros((1, 2)), labels), np.log([2.0]), rtol=2e-3)
 
+    def test_a_preflight_of_padding_says_how_to_name_it(self):
+        labels = np.where(numbers == 0, -100, numbers)
+        message = lambda **named: checkify.checkify(
+            jax.jit(partial(lo.losses.softmax_cross_entropy, **named))
+        )(logits, labels)[0].get()
+        assert "got some between -100 and 0. Name those of padding by ignore_index" in message()
+        assert message(ignore_index=-100) is None
+
     @pytest.mark.parametrize(
         ("labels", "message"),
         [

@@ -15,6 +15,7 @@ from tests.compiled import compiled
 clip = compiled(lo.losses.clip)
 contrastive = compiled(lo.losses.contrastive)
 info_nce = compiled(lo.losses.info_nce)
+nt_xent = compiled(lo.losses.nt_xent)
 sigmoid_pairs = compiled(lo.losses.sigmoid_pairs)
 supervised_contrastive = compiled(lo.losses.supervised_contrastive)
 triplet = compiled(lo.losses.triplet)
@@ -24,6 +25,7 @@ A, B, C = RNG.normal(size=(3, 5, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 0, 2, 0])
 IN_BATCH = {
     "info_nce": partial(info_nce, temperature=0.5),
+    "nt_xent": partial(nt_xent, temperature=0.5),
     "clip": lambda a, b, items=None: clip(a, b, 2.0, items=items),
     "sigmoid_pairs": lambda a, b, items=None: sigmoid_pairs(a, b, 2.0, -1.0, items=items),
     "supervised_contrastive": lambda a, b, items=None: supervised_contrastive(
@@ -126,7 +128,7 @@ class TestInBatch:
         with pytest.raises(ValueError, match="Expected items of shape"):
             loss(A, B, items=np.ones((5, 1), bool))
 
-    @pytest.mark.parametrize("name", ["info_nce", "clip"])
+    @pytest.mark.parametrize("name", ["info_nce", "nt_xent", "clip"])
     def test_a_single_item_has_nothing_to_confuse(self, name):
         single = np.arange(5) == 2
         assert IN_BATCH[name](A, B, items=single)[2] == 0
@@ -141,6 +143,14 @@ def test_info_nce_is_precise_near_zero():
 def test_clip_is_info_nce_both_ways():
     there, back = (info_nce(*pair, temperature=0.25) for pair in ((A, B), (B, A)))
     np.testing.assert_allclose(clip(A, B, 4.0), (there + back) / 2, rtol=1e-5)
+
+
+def test_nt_xent_has_one_number_per_item_of_that_of_optax():
+    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (A, B))
+    loss = nt_xent(a, b, temperature=0.4)
+    assert loss.shape == (5,)
+    want = optax.ntxent(np.concatenate([a, b]), np.tile(np.arange(5), 2), 0.4)
+    np.testing.assert_allclose(loss.mean(), want, rtol=1e-5)
 
 
 def test_sigmoid_pairs_sums_binary_losses():

@@ -20,6 +20,8 @@ WRONG = {  # just outside, or the open end itself; NaN is wrong everywhere
     "focal": {"gamma": [-0.1]},
     "sigmoid_focal": {"gamma": [-0.1], "alpha": [-0.1, 1.1]},
     "dice": {"smooth": [-0.1]},
+    "softmax_dice": {"smooth": [-0.1]},
+    "nt_xent": {"temperature": [0.0]},
     "tversky": {"alpha": [-0.1], "beta": [-0.1], "smooth": [-0.1]},
     "approximate_ndcg": {"temperature": [0.0]},
     "margin_ranking": {"margin": [-0.1]},
