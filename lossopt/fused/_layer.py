@@ -82,7 +82,7 @@ class Layer(NamedTuple):
     ) -> "Layer":
         """The layer of arrays that fit; `prefix` is what their names begin with in messages."""
         for name, array in (("features", features), ("kernel", kernel)):
-            if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            if not jnp.issubdtype(_checks.dtype(f"{prefix}{name}", array), jnp.floating):
                 raise ValueError(
                     f"Expected floating {prefix}{name}, got {jnp.result_type(array)}. "
                     "Convert them first."
@@ -135,7 +135,9 @@ class Layer(NamedTuple):
         """The `Mean`, or the loss of each token; `rows` holds weights and labels, as of tokens."""
         if rows["weights"] is not None:
             _checks.prefix_shape(self.tokens, weights=rows["weights"])
+            _checks.fits(weights=rows["weights"])
             _checks.at_least(0, weights=jnp.min(jnp.asarray(rows["weights"]), initial=0))
+        _checks.fits(ignore_index=-1 if ignore_index is None else ignore_index)
         tiles, shards = self.tiles(how, criterion.copies)
         kind, size = (Rows, tiles.rows) if tiles.whole else (Columns, tiles.columns)
         walk = kind(self.matrix, criterion, size, tiles.together)

@@ -218,12 +218,13 @@ def class_numbers(
     labels: Int[ArrayLike, "*tokens"], tokens: tuple[int, ...], name: str = "labels"
 ) -> ArrayLike:
     """The labels, which must be integers of this shape."""
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    if not jnp.issubdtype(_checks.dtype(name, labels), jnp.integer):
         raise ValueError(
             f"Expected integer {name}, got {jnp.result_type(labels)}. Convert class numbers with "
             "astype(int). (linear_softmax_cross_entropy takes a teacher as (features, kernel).)"
         )
     _checks.exact_shape(tokens, **{name: labels})
+    _checks.fits(**{name: labels})
     return labels
 
 
