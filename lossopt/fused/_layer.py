@@ -102,8 +102,9 @@ class Layer(NamedTuple):
         if soft_cap is not None:
             _checks.exact_shape((), soft_cap=soft_cap)
             _checks.above(0, soft_cap=soft_cap)
-        matrix = InnerProduct(transposed)
-        return cls(features, kernel, matrix, bias, soft_cap, tuple(tokens), classes)
+        return cls(
+            features, kernel, InnerProduct(transposed), bias, soft_cap, tuple(tokens), classes
+        )
 
     def tiles(self, how: How, copies: int) -> tuple[Tiles, int]:
         """The tiles of one device, and over how many devices the tokens are spread."""
@@ -137,7 +138,6 @@ class Layer(NamedTuple):
             _checks.prefix_shape(self.tokens, weights=rows["weights"])
             _checks.fits(weights=rows["weights"])
             _checks.at_least(0, weights=jnp.min(jnp.asarray(rows["weights"]), initial=0))
-        _checks.fits(ignore_index=-1 if ignore_index is None else ignore_index)
         tiles, shards = self.tiles(how, criterion.copies)
         kind, size = (Rows, tiles.rows) if tiles.whole else (Columns, tiles.columns)
         walk = kind(self.matrix, criterion, size, tiles.together)

@@ -94,6 +94,7 @@ def linear_softmax_cross_entropy(
     name, rows = "linear_softmax_cross_entropy", {"weights": weights}
     if not isinstance(labels, tuple | list):
         rows |= {"labels": class_numbers(labels, layer.tokens)}
+        _checks.fits(ignore_index=-1 if ignore_index is None else ignore_index)
         criterion, more = Softmax(), {"numbers": numbers, "ignore_index": ignore_index}
         return layer.loss(name, criterion, how, per_example, rows, **more)
     if "label_smoothing" in numbers or ignore_index is not None:
