@@ -102,9 +102,8 @@ class Layer(NamedTuple):
         if soft_cap is not None:
             _checks.exact_shape((), soft_cap=soft_cap)
             _checks.above(0, soft_cap=soft_cap)
-        return cls(
-            features, kernel, InnerProduct(transposed), bias, soft_cap, tuple(tokens), classes
-        )
+        matrix = InnerProduct(transposed)
+        return cls(features, kernel, matrix, bias, soft_cap, tuple(tokens), classes)
 
     def tiles(self, how: How, copies: int) -> tuple[Tiles, int]:
         """The tiles of one device, and over how many devices the tokens are spread."""
@@ -155,8 +154,7 @@ class Layer(NamedTuple):
             if per_example:
                 each = jnp.where(valid, values(walk, operands, facts, how.form), jnp.nan)
                 return jnp.where(weights == 0, 0, each).reshape(self.tokens)
-            readable = jnp.where(valid, weights, 0)
-            total = average(walk, operands, facts, readable, how.form).total
+            total = average(walk, operands, facts, jnp.where(valid, weights, 0), how.form).total
             wrong = jnp.any(~valid & (weights != 0))
             return Mean(total + jnp.where(wrong, jnp.nan, 0), jnp.sum(weights))
 
