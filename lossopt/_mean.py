@@ -78,6 +78,7 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Mean:
 
     Raises:
       ValueError: if `weights` do not index the leading axes of `values`.
+      TypeError: for lists, and for complex values.
 
     Examples:
       >>> mask = jnp.array([True, True, False])

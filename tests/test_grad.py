@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,35 @@ class TestExactness:
         want, want_grads = regression.reference(regression.params(), batch)
         close(value, want)
         jax.tree.map(close, grads, want_grads)
+
+    @pytest.mark.parametrize("count", [1, 2, 9])
+    def test_any_number_of_terms(self, count):
+        x, weights = np.arange(7.0), np.random.default_rng(0).uniform(size=(7, count))
+        objective = lambda w, batch: [
+            lo.mean((w - batch[0]) ** 2, batch[1][:, k]) for k in range(count)
+        ]
+        batch = np.float32(x), np.float32(weights)
+        (value, _), grad = lo.value_and_grad(objective, microbatches=3)(1.5, batch)
+        shares = weights / weights.sum(axis=0)
+        close(value, ((1.5 - x) ** 2 @ shares).sum())
+        close(grad, (2 * (1.5 - x) @ shares).sum())
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda a, b: (a, b),
+            lambda a, b: {"a": a, "b": {"c": [b, None]}},
+            lambda a, b: optax.MaskedState({"x": (a,), "y": b}),
+        ],
+    )
+    @pytest.mark.parametrize("verb", [lo.measure, lo.value_and_grad])
+    def test_any_tree_of_means(self, verb, make):
+        objective = lambda w, x: make(lo.mean((w - x) ** 2), lo.constant(w**2))
+        got = verb(objective, microbatches=2)(1.0, jnp.array([0.0, 2.0, 4.0]))
+        value, means = got if verb is lo.measure else got[0]
+        close(value, 11 / 3 + 1)
+        term = lo.constant(1.0)
+        assert jax.tree.structure(means) == jax.tree.structure(make(term, term))
 
     def test_the_mean_of_microbatch_means_is_another_number(self):
         params, batch = regression.params(), regression.batch()

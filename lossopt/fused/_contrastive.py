@@ -290,4 +290,5 @@ def _integers(labels, count):
             "astype(int)."
         )
     _checks.exact_shape((count,), labels=labels)
+    _checks.fits(labels=labels)
     return jnp.asarray(labels)

@@ -82,7 +82,7 @@ class Layer(NamedTuple):
     ) -> "Layer":
         """The layer of arrays that fit; `prefix` is what their names begin with in messages."""
         for name, array in (("features", features), ("kernel", kernel)):
-            if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            if not jnp.issubdtype(_checks.dtype(f"{prefix}{name}", array), jnp.floating):
                 raise ValueError(
                     f"Expected floating {prefix}{name}, got {jnp.result_type(array)}. "
                     "Convert them first."
@@ -135,6 +135,7 @@ class Layer(NamedTuple):
         """The `Mean`, or the loss of each token; `rows` holds weights and labels, as of tokens."""
         if rows["weights"] is not None:
             _checks.prefix_shape(self.tokens, weights=rows["weights"])
+            _checks.fits(weights=rows["weights"])
             _checks.at_least(0, weights=jnp.min(jnp.asarray(rows["weights"]), initial=0))
         tiles, shards = self.tiles(how, criterion.copies)
         kind, size = (Rows, tiles.rows) if tiles.whole else (Columns, tiles.columns)
@@ -153,8 +154,7 @@ class Layer(NamedTuple):
             if per_example:
                 each = jnp.where(valid, values(walk, operands, facts, how.form), jnp.nan)
                 return jnp.where(weights == 0, 0, each).reshape(self.tokens)
-            readable = jnp.where(valid, weights, 0)
-            total = average(walk, operands, facts, readable, how.form).total
+            total = average(walk, operands, facts, jnp.where(valid, weights, 0), how.form).total
             wrong = jnp.any(~valid & (weights != 0))
             return Mean(total + jnp.where(wrong, jnp.nan, 0), jnp.sum(weights))
 

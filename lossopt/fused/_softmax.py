@@ -94,6 +94,7 @@ def linear_softmax_cross_entropy(
     name, rows = "linear_softmax_cross_entropy", {"weights": weights}
     if not isinstance(labels, tuple | list):
         rows |= {"labels": class_numbers(labels, layer.tokens)}
+        _checks.fits(ignore_index=-1 if ignore_index is None else ignore_index)
         criterion, more = Softmax(), {"numbers": numbers, "ignore_index": ignore_index}
         return layer.loss(name, criterion, how, per_example, rows, **more)
     if "label_smoothing" in numbers or ignore_index is not None:
@@ -218,12 +219,13 @@ def class_numbers(
     labels: Int[ArrayLike, "*tokens"], tokens: tuple[int, ...], name: str = "labels"
 ) -> ArrayLike:
     """The labels, which must be integers of this shape."""
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    if not jnp.issubdtype(_checks.dtype(name, labels), jnp.integer):
         raise ValueError(
             f"Expected integer {name}, got {jnp.result_type(labels)}. Convert class numbers with "
             "astype(int). (linear_softmax_cross_entropy takes a teacher as (features, kernel).)"
         )
     _checks.exact_shape(tokens, **{name: labels})
+    _checks.fits(**{name: labels})
     return labels
 
 

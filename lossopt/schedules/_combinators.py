@@ -96,7 +96,8 @@ def join(schedules: Sequence[optax.Schedule], boundaries: Sequence[Number]) -> o
         count = jnp.maximum(_ramps.unwrapped(count), 0)
         value = _value(first, count)
         for boundary, schedule in zip(boundaries, later):
-            value = jnp.where(count < boundary, value, _since(boundary, schedule, count))
+            now, begin = _ramps.alike(count, boundary)
+            value = jnp.where(now < begin, value, _since(boundary, schedule, count))
         return value
 
     return joined
@@ -163,7 +164,8 @@ def per_epoch(schedule: optax.Schedule, steps_per_epoch: Number) -> optax.Schedu
 
 def _since(boundary, schedule, count):
     """The schedule at the count from `boundary` on, in whole numbers if both are; 0 before it."""
-    return _value(schedule, jnp.maximum(_ramps.unwrapped(count), boundary) - boundary)
+    count, boundary = _ramps.alike(count, boundary)
+    return _value(schedule, jnp.maximum(count, boundary) - boundary)
 
 
 def _value(schedule, count):

@@ -1,7 +1,9 @@
 """Shapes that rise and fall, once or again and again."""
 
+import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from lossopt import _checks
 from lossopt._typing import Number
@@ -175,10 +177,16 @@ def _rest(steps, warmup, decay):
     """What warmup and decay leave of the steps."""
     steps, warmup, decay = map(_ramps.unwrapped, (steps, warmup, decay))
     _checks.at_least(0, warmup=warmup, decay=decay)
+    steps, warmup, decay = map(_float, (steps, warmup, decay))
     rest = steps - warmup - decay
-    rounding = 1e-6 * steps  # of parts of the steps, which are to add up to them
-    _checks.at_least(0, **{"steps - warmup - decay": rest + (rest > -rounding) * rounding})
+    if not isinstance(rest, Tracer) and rest < -1e-6 * steps:  # more than parts of them round to
+        _checks.at_least(0, **{"steps - warmup - decay": rest})
     return rest
+
+
+def _float(length):
+    """As a float, on the host where it is known."""
+    return _ramps.number(length) if isinstance(length, jax.Array) else float(length)
 
 
 def _phase(t, steps, factor):
@@ -195,5 +203,5 @@ def _phase(t, steps, factor):
     whole = (steps == jnp.round(steps)) & (factor == jnp.round(factor))
     early = sums(nearest) * (1 - 8 * jnp.finfo(t.dtype).eps)
     restart = steps * jnp.where(whole, jnp.round(sums(nearest)), early)
-    n = nearest - (t < restart)
+    n = jnp.where(t < restart, nearest - 1, nearest)
     return jnp.clip((t - steps * sums(n)) / (steps * jnp.exp(n * rate)), 0, 1)

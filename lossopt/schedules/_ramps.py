@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _checks
-from lossopt._numerics import wide
+from lossopt._numerics import common, wide
 
 
 def unwrapped(x):
@@ -20,6 +20,15 @@ def unwrapped(x):
         return x
     fits = np.all(np.abs(whole) <= jnp.iinfo(jnp.result_type(int)).max)
     return whole.astype(np.int64 if fits else float)[()]
+
+
+def alike(*xs):
+    """Whole numbers as integers of a dtype that holds them all, if there is one; else floats."""
+    xs = list(map(unwrapped, xs))
+    dtype = common(*xs)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    whole = whole and all(np.can_cast(jnp.result_type(x), dtype) for x in xs)
+    return [jnp.asarray(x, dtype) if whole else number(x) for x in xs]
 
 
 def number(x):

@@ -15,9 +15,7 @@ def words(seed: Number) -> Array:
     """The two words of a seed that is a whole number of 32 bits, perhaps traced."""
     if not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(f"Expected seed as a whole number, got {seed}. Round it.")
-    exact = (
-        seed if isinstance(seed, jax.Array) else np.asarray(seed, float)
-    )  # jax has no such integers
+    exact = seed if isinstance(seed, jax.Array) else np.asarray(seed, float)  # beyond int32
     _checks.at_least(0, seed=exact)
     _checks.at_most(2**32 - 1.0, seed=exact)
     word = jnp.asarray(seed, jnp.uint32)

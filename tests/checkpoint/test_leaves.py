@@ -27,6 +27,7 @@ import lossopt as lo
 from lossopt.checkpoint import _leaves
 from lossopt.checkpoint._store import Store
 from tests.checkpoint.test_digest import DTYPES, random_bits
+from tests.transform_cases import TRANSFORMS
 
 PARAMS = {"w": np.zeros(4096, np.float32), "b": np.zeros(4, jnp.bfloat16)}
 KEY_WORDS = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
@@ -92,7 +93,9 @@ def _optimizers():
         "kahan": _optimizer(transforms.kahan(adam)),
         "rounding": _optimizer(transforms.stochastic_rounding(adam, _key())),
         "nested": _optimizer(transforms.accumulate(transforms.skip_spikes(adam), 4)),
-        "plateau": _optimizer(transforms.reduce_on_plateau()),
+        "every one": {
+            name: _optimizer(row.make(**row.numbers)) for name, row in TRANSFORMS.items()
+        },
     }
 
 

@@ -75,6 +75,17 @@ def test_whole_counts_stay_whole_and_are_never_negative():
     assert largest(jnp.int32(2**31 - 1)) == 2
 
 
+def test_a_boundary_of_low_precision_rounds_no_count():
+    """1001 is 1000 in bfloat16, and 300 is 44 in 8 bits."""
+    parts = [schedules.constant(0.0), lambda count: count]
+    for boundary in (jnp.bfloat16(4), np.uint8(4), jnp.int8(4)):
+        assert schedules.join(parts, [boundary])(jnp.int32(1001)) == 997
+        assert schedules.warmup(parts[1], boundary)(300) == 296
+    assert schedules.join(parts, [4])(jnp.uint8(250)) == 246
+    assert schedules.join(parts, [300])(jnp.uint8(250)) == 0
+    assert schedules.join(parts, [4])(jnp.uint32(2**32 - 4)) == 2.0**32
+
+
 def test_values_are_floats():
     whole = lambda count: 2
     for schedule in (

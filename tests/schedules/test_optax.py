@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from lossopt import schedules
+from tests.schedule_cases import SCHEDULES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
 TABLE = PAGE.split("## From optax")[1].split("\n\nA warmup")[0]
@@ -39,3 +41,26 @@ def test_no_schedule_of_optax_is_left_out():
 def test_a_length_of_zero():
     assert optax.linear_schedule(1.0, 0.1, 0)(5) == 1.0
     assert schedules.linear(1.0, 0.1, 0)(5) == np.float32(0.1)
+
+
+def test_every_schedule_of_optax_works_in_ours():
+    for theirs, _ in ROWS:
+        inner = _schedule(theirs, optax.schedules)
+        warmed = schedules.per_epoch(schedules.scale(schedules.warmup(inner, 3), 2.0), 0.5)
+        got = jax.jit(jax.vmap(warmed))(np.array([0, 1, 2, 5]))
+        first, later, last = (float(inner(count)) for count in (0, 1, 7))
+        np.testing.assert_allclose(got, [2 / 3 * first, 2 * first, 2 * later, 2 * last], rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", SCHEDULES.values(), ids=SCHEDULES)
+def test_every_schedule_of_ours_works_in_optax(case):
+    ours = case.make(**case.arguments)
+    optimizer = optax.sgd(optax.join_schedules([optax.constant_schedule(0.0), ours], [2]))
+
+    def step(state, _):
+        update, state = optimizer.update(jnp.ones(()), state)
+        return state, update
+
+    _, updates = jax.lax.scan(step, optimizer.init(jnp.zeros(())), length=8)
+    want = [0, 0, *(-case.reference(count) for count in range(6))]
+    np.testing.assert_allclose(updates, want, rtol=1e-5, atol=1e-7)

@@ -54,6 +54,16 @@ def test_float64_stays_float64(case):
             np.testing.assert_allclose(value, case.reference(7), rtol=1e-14)
 
 
+def test_jax_may_be_told_to_promote_nothing(case):
+    kinds = lambda x: (x, np.asarray(x), jnp.asarray(x), jnp.bfloat16(x))
+    with jax.numpy_dtype_promotion("strict"):
+        for i in range(4):
+            numbers = {name: kinds(x)[i] for name, x in case.arguments.items()}
+            assert jax.eval_shape(case.make(**numbers), jnp.int32(3)).dtype == jnp.float32
+            of_traced = lambda count, numbers: case.make(**numbers)(count)
+            assert jax.eval_shape(of_traced, jnp.int32(3), numbers).dtype == jnp.float32
+
+
 def test_bfloat16_is_widened(case):
     narrow = {k: jnp.bfloat16(v) for k, v in case.arguments.items()}
     wide = {k: jnp.float32(v) for k, v in narrow.items()}
