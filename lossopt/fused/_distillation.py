@@ -10,7 +10,8 @@ from jax import lax
 from lossopt import _checks
 from lossopt._numerics import NO_LOGIT, wide
 from lossopt._typing import Array
-from lossopt.fused._layer import InnerProduct, Layer, log_sum, logits
+from lossopt.fused._layer import InnerProduct, Layer
+from lossopt.fused._logits import LogSum, joined, log_sum, logits
 from lossopt.fused._walk import Facts, Operands
 
 
@@ -31,8 +32,8 @@ def teacher_of(student: Layer, pair: Any) -> Layer:
 class Divergence(NamedTuple):
     """Logs of the sums of exponentials; divergence of the shares within these columns."""
 
-    student: Array
-    teacher: Array
+    student: LogSum
+    teacher: LogSum
     divergence: Array
 
 
@@ -47,7 +48,7 @@ class Distillation:
         """See `Divergence`."""
         student, teacher = self._both(logits(tile, operands.columns, operands.numbers), facts)
         own, others = log_sum(student), log_sum(teacher)
-        terms, _ = _compare(student, teacher, own[:, None], others[:, None])
+        terms, _ = _compare(-own.over(student), -others.over(teacher))
         return Divergence(own, others, jnp.sum(terms, axis=-1))
 
     def pull(
@@ -56,29 +57,29 @@ class Distillation:
         """By the student's shares, and how far these are from the teacher's."""
         z, back = jax.vjp(logits, tile, operands.columns, operands.numbers)
         student, teacher = self._both(z, facts)
-        sums = seen.student[:, None], seen.teacher[:, None]
-        _, excess = _compare(student, teacher, *sums)
-        slope = jnp.exp(student - sums[0]) * asked.student[:, None]
+        student, teacher = -seen.student.over(student), -seen.teacher.over(teacher)
+        _, excess = _compare(student, teacher)
+        slope = jnp.exp(student) * asked.student.rest[:, None]
         return back((slope + excess * asked.divergence[:, None]).astype(z.dtype))
 
     def close(self, seen: Divergence, numbers: dict) -> Array:
         """The divergence, and the z-loss of the student."""
-        z_loss = numbers["z_loss"] * seen.student**2 if "z_loss" in numbers else 0
-        return seen.divergence + z_loss
+        log_sum = sum(seen.student)
+        return seen.divergence + (numbers["z_loss"] * log_sum**2 if "z_loss" in numbers else 0)
 
     def nothing(self, rows: int, dtype: Any) -> Divergence:
         """No column."""
-        lowest = jnp.full(rows, NO_LOGIT[dtype], dtype)
-        return Divergence(lowest, lowest, jnp.zeros(rows, dtype))
+        zeros = jnp.zeros(rows, dtype)
+        nothing = LogSum(zeros + NO_LOGIT[dtype], zeros)
+        return Divergence(nothing, nothing, zeros)
 
     def merge(self, one: Divergence, other: Divergence) -> Divergence:
         """The chain rule: divergence between the sets, and the average of those within."""
-        student = jnp.logaddexp(one.student, other.student)
-        teacher = jnp.logaddexp(one.teacher, other.teacher)
+        student, teacher = joined(one.student, other.student), joined(one.teacher, other.teacher)
 
         def share(part):
-            between, _ = _compare(part.student, part.teacher, student, teacher)
-            size = jnp.exp(part.teacher - teacher)
+            own, others = student.log_share(part.student), teacher.log_share(part.teacher)
+            (between, _), size = _compare(own, others), jnp.exp(others)
             return between + size * jnp.where(size == 0, 0, part.divergence)
 
         return Divergence(student, teacher, share(one) + share(other))
@@ -90,9 +91,8 @@ class Distillation:
         return student.astype(dtype), lax.stop_gradient(teacher.astype(dtype))
 
 
-def _compare(student, teacher, student_sum, teacher_sum):
+def _compare(student, teacher):
     r"""Terms $q (\delta + e^{-\delta} - 1)$ of the divergence, all positive, and $p - q$."""
-    student, teacher = student - student_sum, teacher - teacher_sum
     shares, own = jnp.exp(teacher), jnp.exp(student)
     near = jnp.abs(teacher - student) < 1
     log_ratio = jnp.where(near, teacher - student, 0)

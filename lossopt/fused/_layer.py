@@ -9,7 +9,7 @@ from jax import lax
 
 from lossopt import _checks
 from lossopt._mean import Mean
-from lossopt._numerics import NO_LOGIT, wide
+from lossopt._numerics import wide
 from lossopt._typing import Array, ArrayLike, Float, Num, Number
 from lossopt.fused import _devices
 from lossopt.fused._columns import Columns
@@ -168,26 +168,6 @@ class Layer(NamedTuple):
         if on_mesh(self.features, self.kernel):
             return _devices.automatic(compute, rows, columns, numbers, shards)
         return compute(rows, columns, numbers)
-
-
-def logits(tile: Array, columns: dict, numbers: dict) -> Array:
-    """With bias and soft cap."""
-    z = tile + columns["bias"][None, :] if "bias" in columns else tile
-    if "soft_cap" in numbers:
-        z = numbers["soft_cap"] * jnp.tanh(z / numbers["soft_cap"])
-    return z
-
-
-def log_sum(logits: Array, where: ArrayLike = True, *, after: ArrayLike = -jnp.inf) -> Array:
-    """The log of the sum of exponentials of each row.
-
-    Of a sum that underflows beside a masked logit it returns a bound, still e^-87 below that.
-    `after` is no more than the highest logit: it makes the compiler wait, and drop its tile, first.
-    """
-    top = lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), after))
-    top = jnp.maximum(top, NO_LOGIT[logits.dtype])
-    total = jnp.sum(jnp.where(where, jnp.exp(logits - top[:, None]), 0), axis=-1)
-    return top + jnp.log(jnp.maximum(total, jnp.finfo(logits.dtype).tiny))
 
 
 def _read(name, rows, tokens, classes, ignore_index):

@@ -11,7 +11,8 @@ from jax.nn import sigmoid, softplus
 from lossopt import _checks
 from lossopt._typing import Array, ArrayLike, Float, Num, Number
 from lossopt.fused._how import Form, How, MeanOrValues, Memory
-from lossopt.fused._layer import Features, Kernel, Layer, Weights, logits
+from lossopt.fused._layer import Features, Kernel, Layer, Weights
+from lossopt.fused._logits import logits
 from lossopt.fused._walk import Facts, Operands
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.nn import softplus
 
 from lossopt import _checks
@@ -12,7 +13,8 @@ from lossopt._numerics import NO_LOGIT
 from lossopt._typing import Array, ArrayLike, Float, Int, Number
 from lossopt.fused._distillation import Distillation, teacher_of
 from lossopt.fused._how import Form, How, MeanOrValues, Memory
-from lossopt.fused._layer import Features, Kernel, Layer, Weights, log_sum, logits
+from lossopt.fused._layer import Features, Kernel, Layer, Weights
+from lossopt.fused._logits import LogSum, joined, log_sum, logits
 from lossopt.fused._walk import Facts, Operands
 
 
@@ -163,11 +165,19 @@ def sequence_log_probs(
 
 
 class Surprise(NamedTuple):
-    """Log of the sum of the other exponentials; the label's logit; the sum of all logits."""
+    """What is seen of the logits of each row.
 
-    rivals: Array
+    Attributes:
+      rivals: the log-sum of all but the label's, below the top of all.
+      own: the label's.
+      gap: the sum of what they lack to the top.
+      count: how many there are.
+    """
+
+    rivals: LogSum
     own: Array
-    total: Array
+    gap: Array
+    count: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,35 +193,40 @@ class Softmax:
         classes, labels = facts.columns["classes"], facts.rows["labels"]
         here = (labels >= classes[0]) & (labels <= classes[-1])
         rivals = log_sum(z, ~own, after=jnp.where(here, label, -jnp.inf))
-        return Surprise(rivals, label, jnp.sum(z, axis=-1))
+        count = jnp.full_like(label, z.shape[-1])
+        return Surprise(rivals, label, _gap(rivals.top, z, count), count)
 
     def pull(
         self, tile: Array, operands: Operands, facts: Facts, seen: Surprise, asked: Surprise
     ) -> tuple[Array, dict, dict]:
-        """By the shares among the rivals, 1 at the label, 1 everywhere."""
+        """By the shares among the rivals, 1 at the label, -1 everywhere."""
         z, back = jax.vjp(logits, tile, operands.columns, operands.numbers)
-        shares = jnp.where(_own(facts), 0, jnp.exp(z - seen.rivals[:, None]))
-        label = _own(facts).astype(z.dtype) * asked.own[:, None]
-        return back(shares * asked.rivals[:, None] + label + asked.total[:, None])
+        top, rest = seen.rivals
+        shares = jnp.exp(z - top[:, None]) * (jnp.exp(-rest) * asked.rivals.rest)[:, None]
+        slope = jnp.where(_own(facts), asked.own[:, None], shares)
+        return back(slope - asked.gap[:, None])
 
     def close(self, seen: Surprise, numbers: dict) -> Array:
         """The lead of the rivals through softplus, exact near 0; smoothing; z-loss."""
-        loss = softplus(seen.rivals - seen.own)
-        log_sum = jnp.logaddexp(seen.rivals, seen.own)
+        loss, short = softplus(seen.rivals.over(seen.own)), seen.rivals.top - seen.own
         if "label_smoothing" in numbers:
-            uniform = log_sum - seen.total / numbers["classes"]
-            loss += numbers["label_smoothing"] * (uniform - loss)
-        return loss + (numbers["z_loss"] * log_sum**2 if "z_loss" in numbers else 0)
+            loss += numbers["label_smoothing"] * (seen.gap / numbers["classes"] - short)
+        if "z_loss" in numbers:
+            log_sum = seen.rivals.top + jnp.logaddexp(seen.rivals.rest, -short)
+            loss += numbers["z_loss"] * log_sum**2
+        return loss
 
     def nothing(self, rows: int, dtype: Any) -> Surprise:
         """No rival, no label."""
         zeros = jnp.zeros(rows, dtype)
-        return Surprise(jnp.full(rows, NO_LOGIT[dtype], dtype), zeros, zeros)
+        return Surprise(LogSum(zeros + NO_LOGIT[dtype], zeros), zeros, zeros, zeros)
 
     def merge(self, one: Surprise, other: Surprise) -> Surprise:
-        """Sums."""
-        rivals = jnp.logaddexp(one.rivals, other.rivals)
-        return Surprise(rivals, one.own + other.own, one.total + other.total)
+        """Sums, below the higher top."""
+        rivals = joined(one.rivals, other.rivals)
+        one_gap, other_gap = (x.gap + x.count * (rivals.top - x.rivals.top) for x in (one, other))
+        count = one.count + other.count
+        return Surprise(rivals, one.own + other.own, one_gap + other_gap, count)
 
 
 def class_numbers(
@@ -225,6 +240,13 @@ def class_numbers(
         )
     _checks.exact_shape(tokens, **{name: labels})
     return labels
+
+
+def _gap(top, z, count):
+    """The sum of `top - z`, by way of the middle, around which a sum keeps its digits."""
+    middle = lax.stop_gradient(jnp.sum(z, axis=-1) / count)
+    middle = jnp.maximum(middle, NO_LOGIT[z.dtype])
+    return count * (top - middle) + jnp.sum(middle[:, None] - z, axis=-1)
 
 
 def _own(facts):

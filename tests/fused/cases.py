@@ -206,3 +206,23 @@ MEMBERS = {name: row for name, row in LOSSES.items() if " " not in name}
 _FLAT = {"pairwise_hinge", "lambda_rank"}  # their second derivatives are 0, or as the logistic's
 RICHEST = {name: row for name, row in LOSSES.items() if f"{name} with all" not in LOSSES}
 RICHEST = {x: row for x, row in RICHEST.items() if "all" in x or x in MEMBERS.keys() - _FLAT}
+
+
+def shifted(inputs, more):
+    """The inputs with one feature more, by which `more` of each row comes to all its logits."""
+    (left, *right) = (name for name, x in inputs.items() if x.ndim == 2)
+    pair = {left: jnp.concatenate([inputs[left], more[:, None]], axis=1)}
+    for name in right:
+        x, axis = inputs[name], 0 if name == "kernel" else 1
+        ones = jnp.ones_like(jnp.take(x, jnp.array([0]), axis))
+        pair[name] = jnp.concatenate([x, ones], axis)
+    return inputs | pair
+
+
+_SMOOTHED = {"label_smoothing": np.float32(0.5)}
+SHIFTED = [
+    *(LOSSES[f"{_CROSS_ENTROPY}{more}"] for more in ("", " with bias", " of a teacher")),
+    _linear(f"{_CROSS_ENTROPY} with smoothing", _LABELS, _softmax, _PAIR | _SMOOTHED),
+    LOSSES["clip"],
+]
+SHIFTED = {row.name: row for row in SHIFTED}
