@@ -4,6 +4,7 @@ from lossopt.fused._cache import cached_value_and_grad as cached_value_and_grad
 from lossopt.fused._contrastive import clip as clip
 from lossopt.fused._contrastive import sigmoid_pairs as sigmoid_pairs
 from lossopt.fused._contrastive import supervised_contrastive as supervised_contrastive
+from lossopt.fused._distillation import Teacher as Teacher
 from lossopt.fused._how import Chunks as Chunks
 from lossopt.fused._lists import approximate_ndcg as approximate_ndcg
 from lossopt.fused._lists import lambda_rank as lambda_rank

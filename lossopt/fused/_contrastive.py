@@ -15,8 +15,7 @@ from lossopt._numerics import wide
 from lossopt._typing import ArrayLike, Float, Int, Num, Number
 from lossopt.fused import _devices
 from lossopt.fused._how import Axis, Form, How, MeanOrValues, Memory, on_mesh
-from lossopt.fused._layer import InnerProduct
-from lossopt.fused._logits import LogSum, joined
+from lossopt.fused._logits import InnerProduct, LogSum, joined
 from lossopt.fused._rivals import Rivals, belonging, likeness
 from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
 

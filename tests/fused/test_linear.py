@@ -76,6 +76,39 @@ def test_classes_that_a_bias_excludes():
         near(got, want, 2e-6)
 
 
+@pytest.mark.parametrize("memory", CUTS)
+def test_a_label_of_no_class_is_nan(memory):
+    where, labels = np.arange(37) < 30, LABELS % 30
+    labels[[2, 5]] = 30, 36
+
+    def fn(features, weights=None, **options):
+        return loss(features, KERNEL, labels, weights, where=where, memory=memory, **options)
+
+    values = run(partial(fn, per_example=True), FEATURES)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(values)), [2, 5])
+    gradient = jax.value_and_grad(lambda *args: fn(*args).total)
+    (whole, slope), (_, want) = (
+        run(gradient, FEATURES),
+        run(gradient, FEATURES, 1.0 * (labels < 30)),
+    )
+    assert np.isnan(whole)
+    near(slope, want, 1e-6)
+
+
+@pytest.mark.parametrize("cap", [np.inf, np.finfo(np.float32).max, 1e30])
+def test_a_cap_without_end_is_none(cap):
+    def both(features, cap):
+        capped = lambda x, cap: loss(x, KERNEL, LABELS, soft_cap=cap).total
+        return jax.value_and_grad(capped, (0, 1))(features, cap)
+
+    features = 1e-3 * FEATURES
+    value, (slope, to_cap) = run(both, features, np.float32(cap))
+    want = run(jax.value_and_grad(lambda x: loss(x, KERNEL, LABELS).total), features)
+    near((value, slope), want, 1e-6)
+    assert to_cap == 0
+    near(loss(features, KERNEL, LABELS, soft_cap=cap).total, value, 1e-6)
+
+
 def test_small_integers_are_labels_too():
     kernel = np.tile(KERNEL, (1, 8))  # 296 classes, which int8 cannot count
     want = loss(FEATURES, kernel, LABELS)
@@ -272,6 +305,10 @@ def test_weights_have_a_slope_even_from_zero():
         ({"soft_cap": np.ones(1)}, r"soft_cap of shape \(\), got \(1,\)"),
         ({"label_smoothing": np.ones(23)}, "label_smoothing of shape"),
         ({"labels": (FEATURES,)}, "a teacher as"),
+        ({"labels": (FEATURES, KERNEL, np.ones(5))}, r"teacher_bias of shape \(37,\)"),
+        ({"labels": (FEATURES, KERNEL, None, 0.0)}, "teacher_soft_cap > 0"),
+        ({"temperature": 0.0}, "temperature > 0"),
+        ({"where": np.ones(5, bool)}, r"where of shape \(37,\), got \(5,\)"),
         ({"memory": 100}, "The least that works is 2368 bytes"),
         ({"memory": "1 elephant"}, "bytes such as"),
         ({"memory": lo.fused.Chunks()}, "Chunks of rows or of columns"),
