@@ -139,8 +139,9 @@ class Layer(NamedTuple):
             numbers = {key: x.astype(dtype(x)) for key, x in numbers.items()}
             operands, facts = Operands(left, right, columns, numbers), Facts(rows, known)
             if per_example:
-                each = jnp.where(valid, values(walk, operands, facts, how.form), jnp.nan)
-                return jnp.where(weights == 0, 0, each).reshape(self.tokens)
+                known_or_nan = lambda x: jnp.where(weights == 0, 0, jnp.where(valid, x, jnp.nan))
+                each = jax.tree.map(known_or_nan, values(walk, operands, facts, how.form))
+                return jax.tree.map(lambda x: x.reshape(self.tokens), each)
             readable = jnp.where(valid, weights, 0)
             total = average(walk, operands, facts, readable, how.form).total
             wrong = jnp.any(~valid & (weights != 0))

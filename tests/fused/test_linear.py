@@ -253,6 +253,77 @@ def test_log_probs_are_those_of_the_dense_softmax():
     near(run(both(fused), spoiled), run(both(dense), clean), 2e-6)
 
 
+def test_entropies_come_with_log_probs():
+    weights, where = LABELS % 3 != 0, np.arange(37) != 30
+    inputs = {"bias": KERNEL[0], "soft_cap": np.float32(4), "temperature": np.float32(1.7)}
+    inputs |= {"features": FEATURES, "kernel": KERNEL}
+    labels, along = np.where(LABELS == 30, 0, LABELS), jax.tree.map(np.cos, inputs)
+
+    def dense(inputs):
+        z = inputs["features"] @ inputs["kernel"] + inputs["bias"][None, :]
+        z = inputs["soft_cap"] * jnp.tanh(z / inputs["soft_cap"]) / inputs["temperature"]
+        logs = jax.nn.log_softmax(jnp.where(where[None, :], z, -1e9))
+        both = logs[np.arange(23), labels], -jnp.sum(jnp.exp(logs) * logs, axis=1)
+        return [jnp.where(weights, x, 0) for x in both]
+
+    def fused(memory, form):
+        def fn(inputs):
+            inputs = inputs | {"where": where, "memory": memory, "differentiable": form}
+            pair = inputs.pop("features"), inputs.pop("kernel")
+            return list(lo.fused.sequence_log_probs(*pair, labels, weights, entropy=True, **inputs))
+
+        return fn
+
+    def gradient(fn, inputs):
+        def total(inputs):
+            shown = fn(inputs)
+            return sum(jnp.vdot(jnp.cos(jnp.arange(23) + i), x) for i, x in enumerate(shown)), shown
+
+        return jax.grad(total, has_aux=True)(inputs)
+
+    curve = lambda fn, *args: jax.jvp(partial(gradient, fn), args[:1], args[1:])
+
+    with jax.enable_x64(True):
+        args = wide((inputs, along))
+        want = run(partial(curve, dense), *args)
+        near(run(partial(curve, fused(CUTS[1], "vjp")), *args), want, 1e-10)
+        for how in ((CUTS[0], "vjp"), (CUTS[1], "jvp")):
+            near(run(partial(gradient, fused(*how)), args[0]), want[0], 1e-11)
+
+
+@pytest.mark.parametrize("memory", CUTS)
+def test_entropies_near_zero_keep_their_digits(memory):
+    logits = np.zeros((4, 37), np.float32)
+    logits[np.arange(4), 3] = 5, 20, 50, 20
+    logits[3] += 1e6
+    fn = lambda bias: lo.fused.sequence_log_probs(
+        jnp.zeros(1), jnp.zeros((1, 37)), 3, bias=bias, memory=memory, entropy=True
+    )[1]
+    got, slope = run(jax.vmap(jax.value_and_grad(fn)), logits)
+    others = 36 * np.exp(-np.float64([5, 20, 50, 20]))
+    share = others / (1 + others)
+    want = np.log1p(others) - share * np.log(others / 36)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    fall = -(np.log1p(-share) + want) / (1 + others)  # of the label's logit
+    np.testing.assert_allclose(slope[:, 3], fall, rtol=1e-4)
+
+
+@pytest.mark.parametrize("memory", CUTS)
+def test_an_impossible_token_leaves_the_entropy_of_the_others(memory):
+    bias = np.where(np.arange(37) == 3, -np.inf, KERNEL[0]).astype(np.float32)
+
+    def both(bias):
+        more = {"bias": bias, "memory": memory, "entropy": True}
+        return lo.fused.sequence_log_probs(FEATURES[0], KERNEL, 3, **more)
+
+    log_prob, entropy = run(both, bias)
+    assert log_prob == -np.inf
+    logits = np.delete(FEATURES[0].astype(np.float64) @ KERNEL + bias, 3)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(entropy, -(shares * np.log(shares)).sum(), rtol=1e-6)
+    assert np.isfinite(run(jax.grad(lambda bias: both(bias)[1]), bias)).all()
+
+
 def test_objectives_microbatches_and_remat():
     batch = {"x": FEATURES, "y": LABELS, "w": (LABELS % 5).astype(np.float32)}
 

@@ -74,6 +74,7 @@ def test_a_kernel_may_lie_the_other_way_and_sizes_may_be_given():
     for given in (
         {"soft_cap": 30.0},
         {"loss": "teacher"},
+        {"loss": "entropy"},
         {"differentiable": "jvp"},
     ):  # temporaries
         assert lo.fused.plan(*shapes(4096, 32_768), **given).tiles > 8
