@@ -76,6 +76,8 @@ def clip(
     how = How(memory, differentiable, axis_name)
 
     def loss(operands, facts, weights, shards):
+        if not len(weights):
+            return _closed(weights, weights, per_example)
         walk = _walk(partial(Rivals, MATRIX), how, operands, shards, copies=3)
         in_rows, in_columns, own = values(walk, operands, facts, how.form)
         in_columns = _pooled(how, in_columns, shards)
@@ -226,6 +228,8 @@ def _in_rows(
     formula: Callable, copies, how, per_example, operands, facts, weights, shards
 ) -> MeanOrValues:
     """The loss whose rows do not depend on each other."""
+    if not len(weights):
+        return _closed(weights, weights, per_example)
     walk = _walk(partial(Rows, MATRIX, Formula(formula)), how, operands, shards, copies)
     if per_example:
         return _closed(values(walk, operands, facts, how.form), weights, per_example)
