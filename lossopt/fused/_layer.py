@@ -174,7 +174,8 @@ def _read(name, rows, tokens, known, ignore_index):
     count, labels = len(rows["features"]), rows.get("labels")
     weights, valid = rows.pop("weights", jnp.ones(count, bool)), jnp.ones(count, bool)
     weights = weights.astype(wide(weights.dtype))
-    _checks.nonnegative(name, weights=weights)
+    if masked:
+        _checks.nonnegative(name, weights=weights)
     if labels is not None and labels.ndim == 1:
         labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 may not hold all
         if ignore_index is not None:  # a negative one is no unsigned label

@@ -136,8 +136,8 @@ class Surprise(NamedTuple):
     Attributes:
       rivals: the log-sum of all but the label's, below the top of all.
       own: the label's.
-      gap: the sum of what they lack to the top.
-      count: how many there are.
+      gap: the sum of what they lack to the top, where labels are smoothed.
+      count: how many there are, likewise.
     """
 
     rivals: LogSum
@@ -154,13 +154,17 @@ class Softmax:
 
     def look(self, tile: Array, operands: Operands, facts: Facts) -> Surprise:
         """See `Surprise`."""
-        exist, own = facts.columns.get("exist"), _own(facts)
+        exist, classes = facts.columns.get("exist"), facts.columns["classes"]
+        labels = facts.rows["labels"]
+        own = labels[:, None] == classes[None, :]
         z = logits(exist, tile, operands.columns, operands.numbers)
         label = jnp.sum(jnp.where(own, z, 0), axis=-1)
-        classes, labels = facts.columns["classes"], facts.rows["labels"]
         here = (labels >= classes[0]) & (labels <= classes[-1])
         rivals = log_sum(z, ~own, after=jnp.where(here, label, -jnp.inf))
-        return Surprise(rivals, label, *_gap(rivals.top, z, exist))
+        gap = count = jnp.zeros_like(label)
+        if "label_smoothing" in operands.numbers:
+            gap, count = _gap(rivals.top, z, exist)
+        return Surprise(rivals, label, gap, count)
 
     def pull(
         self, tile: Array, operands: Operands, facts: Facts, seen: Surprise, asked: Surprise
@@ -170,7 +174,8 @@ class Softmax:
         z, back = jax.vjp(fn, tile, operands.columns, operands.numbers)
         top, rest = seen.rivals
         shares = jnp.exp(z - top[:, None]) * (jnp.exp(-rest) * asked.rivals.rest)[:, None]
-        slope = jnp.where(_own(facts), asked.own[:, None], shares)
+        own = facts.rows["labels"][:, None] == facts.columns["classes"][None, :]
+        slope = jnp.where(own, asked.own[:, None], shares)
         return back(slope - asked.gap[:, None])
 
     def close(self, seen: Surprise, numbers: dict) -> Array:
@@ -217,7 +222,3 @@ def _gap(top, z, exist):
     middle = lax.stop_gradient(add(z) / jnp.maximum(1, count))
     middle = jnp.maximum(middle, NO_LOGIT[z.dtype])
     return count * (top - middle) + add(middle[:, None] - z), count
-
-
-def _own(facts):
-    return facts.rows["labels"][:, None] == facts.columns["classes"][None, :]
