@@ -11,7 +11,7 @@ from lossopt import _jax
 from lossopt._numerics import wide
 from lossopt._pieces import contiguous
 from lossopt._pieces import walk as over
-from lossopt._typing import Array, PyTree
+from lossopt._typing import PyTree
 from lossopt.fused._walk import Criterion, Facts, Matrix, Operands, zeros
 
 
@@ -44,7 +44,7 @@ class Columns:
     together: int = 1
     one_pass: bool = False
 
-    def forward(self, operands: Operands, facts: Facts) -> tuple[Array, PyTree]:
+    def forward(self, operands: Operands, facts: Facts) -> tuple[PyTree, PyTree]:
         """One value per row, and what was seen of it."""
 
         @jax.checkpoint
@@ -60,7 +60,7 @@ class Columns:
         return self.criterion.close(seen, operands.numbers), seen
 
     def backward(
-        self, operands: Operands, facts: Facts, residuals: PyTree, cotangents: Array
+        self, operands: Operands, facts: Facts, residuals: PyTree, cotangents: PyTree
     ) -> tuple[Operands, None]:
         """The gradient, of another look at each tile."""
         _, close = jax.vjp(self.criterion.close, residuals, operands.numbers)

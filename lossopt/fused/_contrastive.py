@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.nn import logsumexp, softplus
+from jax.nn import softplus
 
 from lossopt import _checks, _jax
 from lossopt._mean import mean
@@ -15,7 +15,7 @@ from lossopt._numerics import wide
 from lossopt._typing import ArrayLike, Float, Int, Num, Number
 from lossopt.fused import _devices
 from lossopt.fused._how import Axis, Form, How, MeanOrValues, Memory, on_mesh
-from lossopt.fused._layer import InnerProduct
+from lossopt.fused._logits import InnerProduct, LogSum, joined
 from lossopt.fused._rivals import Rivals, belonging, likeness
 from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
 
@@ -76,10 +76,12 @@ def clip(
     how = How(memory, differentiable, axis_name)
 
     def loss(operands, facts, weights, shards):
+        if not len(weights):
+            return _closed(weights, weights, per_example)
         walk = _walk(partial(Rivals, MATRIX), how, operands, shards, copies=3)
         in_rows, in_columns, own = values(walk, operands, facts, how.form)
         in_columns = _pooled(how, in_columns, shards)
-        losses = (softplus(in_rows - own) + softplus(in_columns - own)) / 2
+        losses = (softplus(in_rows.over(own)) + softplus(in_columns.over(own))) / 2
         return _closed(losses, weights, per_example)
 
     return _of_items("clip", how, loss, weights, {"scale": scale}, a=a, b=b)
@@ -226,6 +228,8 @@ def _in_rows(
     formula: Callable, copies, how, per_example, operands, facts, weights, shards
 ) -> MeanOrValues:
     """The loss whose rows do not depend on each other."""
+    if not len(weights):
+        return _closed(weights, weights, per_example)
     walk = _walk(partial(Rows, MATRIX, Formula(formula)), how, operands, shards, copies)
     if per_example:
         return _closed(values(walk, operands, facts, how.form), weights, per_example)
@@ -248,10 +252,11 @@ def _closed(losses, weights, per_example):
 
 def _pooled(how, log_sums, shards):
     """The log-sums of the columns that live here, over the rows of all devices."""
-    if how.axis is None:
-        return logsumexp(log_sums.reshape(shards, -1), axis=0)
-    parts = log_sums.reshape(lax.axis_size(how.axis), -1)
-    return logsumexp(lax.all_to_all(parts, how.axis, 0, 0, tiled=True), axis=0)
+    count = shards if how.axis is None else lax.axis_size(how.axis)
+    parts = [x.reshape(count, -1) for x in log_sums]
+    if how.axis is not None:
+        parts = [lax.all_to_all(x, how.axis, 0, 0, tiled=True) for x in parts]
+    return joined(*map(LogSum, *parts))
 
 
 def _everywhere(how, x):

@@ -1,51 +1,25 @@
 """A linear layer over many classes that is never applied: its arrays, and how a loss reads them."""
 
-import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lossopt import _checks
 from lossopt._mean import Mean
-from lossopt._numerics import NO_LOGIT, wide
-from lossopt._typing import Array, ArrayLike, Float, Num, Number
+from lossopt._numerics import wide
+from lossopt._typing import ArrayLike, Float, Num, Number
 from lossopt.fused import _devices
 from lossopt.fused._columns import Columns
 from lossopt.fused._how import How, Tiles, on_mesh
+from lossopt.fused._logits import InnerProduct
 from lossopt.fused._walk import Facts, Operands, Rows, average, values
 
 Features = Float[ArrayLike, "*tokens depth"]
 Kernel = Float[ArrayLike, "depth classes"]  # [classes, depth] if transposed
 Weights = Num[ArrayLike, "*tokens"] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class InnerProduct:
-    """Tiles of `left @ right`; `transposed` is for a `right` of shape `[columns, depth]`.
-
-    Products of low precision are summed in float32. The cotangent of a tile is rounded once, to
-    the dtype of the operands, and both of its products are float32 again.
-    """
-
-    transposed: bool
-
-    @property
-    def axis(self) -> int:
-        """The axis of `right` along which the columns lie."""
-        return 0 if self.transposed else -1
-
-    def tile(self, left: Array, right: Array) -> Array:
-        """Shape `[rows, columns]`."""
-        return _dot(left, right, 1, 1 if self.transposed else 0)
-
-    def pull(self, left: Array, right: Array, slope: Array) -> tuple[Array, Array]:
-        """The gradients of `left` and `right`, in float32 or wider, from that of the tile."""
-        slope = slope.astype(jnp.result_type(left, right))
-        to_left = _dot(slope, right, 1, 0 if self.transposed else 1)
-        pair = (slope, left) if self.transposed else (left, slope)
-        return to_left, _dot(*pair, 0, 0)
 
 
 class Layer(NamedTuple):
@@ -55,8 +29,9 @@ class Layer(NamedTuple):
       features: `[*tokens, depth]`.
       kernel: `[depth, classes]`.
       matrix: how the two are multiplied.
-      bias: `[classes]`, or None.
-      soft_cap: the largest size of a logit, or None.
+      columns: the bias, `[classes]`, where there is one.
+      exist: which classes exist, `[classes]`, or None.
+      numbers: soft cap and temperature, where there are such.
       tokens: their shape.
       classes: how many there are.
     """
@@ -64,8 +39,9 @@ class Layer(NamedTuple):
     features: Any
     kernel: Any
     matrix: InnerProduct
-    bias: ArrayLike | None
-    soft_cap: Number | None
+    columns: dict[str, ArrayLike]
+    exist: ArrayLike | None
+    numbers: dict[str, Number]
     tokens: tuple[int, ...]
     classes: int
 
@@ -77,7 +53,9 @@ class Layer(NamedTuple):
         *,
         transposed: bool,
         bias: ArrayLike | None = None,
+        where: ArrayLike | None = None,
         soft_cap: Number | None = None,
+        temperature: Number | None = None,
         prefix: str = "",
     ) -> "Layer":
         """The layer of arrays that fit; `prefix` is what their names begin with in messages."""
@@ -97,13 +75,17 @@ class Layer(NamedTuple):
                 f"got {shape}. Say by transposed=True or False how it lies."
             )
         classes = shape[0 if transposed else 1]
-        if bias is not None:
-            _checks.exact_shape((classes,), bias=bias)
-        if soft_cap is not None:
-            _checks.exact_shape((), soft_cap=soft_cap)
-            _checks.above(0, soft_cap=soft_cap)
-        matrix = InnerProduct(transposed)
-        return cls(features, kernel, matrix, bias, soft_cap, tuple(tokens), classes)
+        columns, numbers = {"bias": bias}, {"soft_cap": soft_cap, "temperature": temperature}
+        columns, numbers = (
+            {k: x for k, x in y.items() if x is not None} for y in (columns, numbers)
+        )
+        named = lambda given: {f"{prefix}{name}": x for name, x in given.items()}
+        _checks.exact_shape((classes,), **named(columns))
+        _checks.exact_shape((), **named(numbers))
+        _checks.above(0, **named(numbers))
+        exist = None if where is None else _checks.mask("where", where, (classes,))
+        matrix, tokens = InnerProduct(transposed), tuple(tokens)
+        return cls(features, kernel, matrix, columns, exist, numbers, tokens, classes)
 
     def tiles(self, how: How, copies: int) -> tuple[Tiles, int]:
         """The tiles of one device, and over how many devices the tokens are spread."""
@@ -115,7 +97,7 @@ class Layer(NamedTuple):
             count // shards,
             self.classes // parts,
             wide(jnp.result_type(self.features, self.kernel)),
-            copies=copies + 2 * (self.soft_cap is not None) + (how.form == "jvp"),
+            copies=copies + 2 * ("soft_cap" in self.numbers) + (how.form == "jvp"),
             by_columns=parts == 1,
         )
         return tiles, shards
@@ -128,11 +110,14 @@ class Layer(NamedTuple):
         per_example: bool,
         rows: dict[str, Any],
         *,
-        teacher: ArrayLike | None = None,
         numbers: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
         ignore_index: Number | None = None,
     ) -> Any:
-        """The `Mean`, or the loss of each token; `rows` holds weights and labels, as of tokens."""
+        """The `Mean`, or the loss of each token.
+
+        `rows` holds weights and labels, as of tokens, and `teacher` its kernel and bias.
+        """
         if rows["weights"] is not None:
             _checks.prefix_shape(self.tokens, weights=rows["weights"])
             _checks.fits(weights=rows["weights"])
@@ -143,26 +128,31 @@ class Layer(NamedTuple):
         walk = walk if shards == 1 else _devices.Grouped(walk, shards, tiles.together)
 
         def compute(rows, columns, numbers):
-            weights, valid = _read(name, rows, self.tokens, self.classes, ignore_index)
-            left, right = rows.pop("features"), columns.pop("kernel")
             known = {"classes": jnp.arange(self.classes, dtype=jnp.int32)}
-            known |= {"teacher": columns.pop("teacher")} if "teacher" in columns else {}
+            if (exist := columns.pop("exist", None)) is not None:
+                columns = jax.tree.map(partial(_zeroed, exist, self.matrix.axis), columns)
+                known, numbers = known | {"exist": exist}, numbers | {"classes": jnp.sum(exist)}
+            weights, valid = _read(name, rows, self.tokens, known, ignore_index)
+            left, right = rows.pop("features"), columns.pop("kernel")
+            known |= {"teacher": columns.pop("teacher")} if teacher else {}
             columns = {key: x.astype(wide(x.dtype)) for key, x in columns.items()}
             dtype = lambda x: wide(jnp.result_type(left, right, x))
             numbers = {key: x.astype(dtype(x)) for key, x in numbers.items()}
             operands, facts = Operands(left, right, columns, numbers), Facts(rows, known)
             if per_example:
-                each = jnp.where(valid, values(walk, operands, facts, how.form), jnp.nan)
-                return jnp.where(weights == 0, 0, each).reshape(self.tokens)
-            total = average(walk, operands, facts, jnp.where(valid, weights, 0), how.form).total
+                known_or_nan = lambda x: jnp.where(weights == 0, 0, jnp.where(valid, x, jnp.nan))
+                each = jax.tree.map(known_or_nan, values(walk, operands, facts, how.form))
+                return jax.tree.map(lambda x: x.reshape(self.tokens), each)
+            readable = jnp.where(valid, weights, 0)
+            total = average(walk, operands, facts, readable, how.form).total
             wrong = jnp.any(~valid & (weights != 0))
             return Mean(total + jnp.where(wrong, jnp.nan, 0), jnp.sum(weights))
 
         rows = {"features": self.features} | rows
-        columns = {"kernel": self.kernel, "bias": self.bias, "teacher": teacher}
-        numbers = {"soft_cap": self.soft_cap, "classes": float(self.classes)} | (numbers or {})
+        columns = {"kernel": self.kernel, "teacher": teacher, "exist": self.exist} | self.columns
+        numbers = {"classes": float(self.classes)} | self.numbers | (numbers or {})
         rows, columns, numbers = (
-            {key: jnp.asarray(x) for key, x in arrays.items() if x is not None}
+            {key: jax.tree.map(jnp.asarray, x) for key, x in arrays.items() if x is not None}
             for arrays in (rows, columns, numbers)
         )
         if on_mesh(self.features, self.kernel):
@@ -170,27 +160,12 @@ class Layer(NamedTuple):
         return compute(rows, columns, numbers)
 
 
-def logits(tile: Array, columns: dict, numbers: dict) -> Array:
-    """With bias and soft cap."""
-    z = tile + columns["bias"][None, :] if "bias" in columns else tile
-    if "soft_cap" in numbers:
-        z = numbers["soft_cap"] * jnp.tanh(z / numbers["soft_cap"])
-    return z
+def _zeroed(exist, axis, x):
+    """A kernel or bias with zeros for classes that do not exist."""
+    return jnp.where(exist if x.ndim == 1 else jnp.expand_dims(exist, -1 - axis), x, 0)
 
 
-def log_sum(logits: Array, where: ArrayLike = True, *, after: ArrayLike = -jnp.inf) -> Array:
-    """The log of the sum of exponentials of each row.
-
-    Of a sum that underflows beside a masked logit it returns a bound, still e^-87 below that.
-    `after` is no more than the highest logit: it makes the compiler wait, and drop its tile, first.
-    """
-    top = lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), after))
-    top = jnp.maximum(top, NO_LOGIT[logits.dtype])
-    total = jnp.sum(jnp.where(where, jnp.exp(logits - top[:, None]), 0), axis=-1)
-    return top + jnp.log(jnp.maximum(total, jnp.finfo(logits.dtype).tiny))
-
-
-def _read(name, rows, tokens, classes, ignore_index):
+def _read(name, rows, tokens, known, ignore_index):
     """Weights, and which rows can be read; makes `rows` flat, and safe to compute with."""
     masked = "weights" in rows or ignore_index is not None
     for key, x in rows.items():  # weights of leading axes are spread over the others
@@ -200,17 +175,23 @@ def _read(name, rows, tokens, classes, ignore_index):
     count, labels = len(rows["features"]), rows.get("labels")
     weights, valid = rows.pop("weights", jnp.ones(count, bool)), jnp.ones(count, bool)
     weights = weights.astype(wide(weights.dtype))
-    _checks.nonnegative(name, weights=weights)
+    if masked:
+        _checks.nonnegative(name, weights=weights)
     if labels is not None and labels.ndim == 1:
         labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 may not hold all
         if ignore_index is not None:  # a negative one is no unsigned label
             same_sign = (labels < 0) == (jnp.asarray(ignore_index) < 0)
             weights = jnp.where((labels == ignore_index) & same_sign, 0, weights)
-        valid = (labels >= 0) & (labels < classes)
-        strays = jnp.where(valid | (weights == 0), 0, labels)
+        classes = len(known["classes"])
+        valid, message = (labels >= 0) & (labels < classes), f"labels from 0 to {classes - 1}"
+        if "exist" in known:
+            valid &= known["exist"][jnp.where(valid, labels, 0)]
+            message += " of classes that exist"
+        fits = valid | (weights == 0)
+        strays = jnp.where(fits, 0, labels)
         low, high = jnp.min(strays, initial=0), jnp.max(strays, initial=0)
-        message = f"{name}: expected labels from 0 to {classes - 1}, got {{low}} to {{high}}."
-        _checks.condition(strays == 0, message, low=low, high=high)
+        message = f"{name}: expected {message}, got {{low}} to {{high}}."
+        _checks.condition(fits, message, low=low, high=high)
         rows["labels"] = jnp.where(valid, labels, 0).astype(jnp.int32)
     for key in ("features", "teacher") if masked else ():
         if key in rows:
@@ -219,8 +200,3 @@ def _read(name, rows, tokens, classes, ignore_index):
             rows[key] = jnp.where(safe[:, None], rows[key], 0)
             valid &= safe
     return weights, valid
-
-
-def _dot(a, b, axis_a, axis_b):
-    axes = (((axis_a,), (axis_b,)), ((), ()))
-    return lax.dot_general(a, b, axes, preferred_element_type=wide(jnp.result_type(a, b)))

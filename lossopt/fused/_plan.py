@@ -10,6 +10,7 @@ from lossopt._typing import Number
 from lossopt.fused._distillation import Distillation
 from lossopt.fused._how import Form, How, Memory
 from lossopt.fused._layer import Layer
+from lossopt.fused._log_probs import Entropy
 from lossopt.fused._sigmoid import Sigmoid
 from lossopt.fused._softmax import Softmax
 
@@ -60,7 +61,7 @@ def plan(
     features: Shaped,
     kernel: Shaped,
     *,
-    loss: Literal["softmax", "teacher", "sigmoid"] = "softmax",
+    loss: Literal["softmax", "entropy", "teacher", "sigmoid"] = "softmax",
     soft_cap: Number | None = None,
     transposed: bool = False,
     memory: Memory = "auto",
@@ -73,8 +74,9 @@ def plan(
     Args:
       features: shape `[*tokens, depth]`; a `jax.ShapeDtypeStruct` will do.
       kernel: shape `[depth, classes]`, likewise.
-      loss: `"softmax"` for class numbers, `"teacher"`, or `"sigmoid"` for many labels. The latter
-        two hold more temporaries at a time.
+      loss: `"softmax"` for class numbers, `"entropy"` where it is returned with log-probabilities,
+        `"teacher"`, or `"sigmoid"` for many labels. All but the first hold more temporaries at a
+        time.
       soft_cap: as given to the loss; it, too, needs more temporaries.
       transposed: whether the kernel has shape `[classes, depth]`.
       memory: `"auto"`; a budget for the tile and temporaries of its shape in bytes, as a number
@@ -101,13 +103,15 @@ def plan(
     layer = Layer.of(features, kernel, transposed=transposed, soft_cap=soft_cap)
     criteria = {
         "softmax": Softmax(),
+        "entropy": Entropy(),
         "teacher": Distillation(layer.matrix),
         "sigmoid": Sigmoid(),
     }
     if loss not in criteria:
         raise ValueError(f"Expected loss to be one of {', '.join(criteria)}; got {loss!r}.")
     tiles, shards = layer.tiles(how, criteria[loss].copies)
-    count, again = math.prod(layer.tokens), per_example or how.form == "jvp" or not tiles.whole
+    count, again = math.prod(layer.tokens), per_example or loss == "entropy" or not tiles.whole
+    again |= how.form == "jvp"
     return Plan(
         rows=tiles.rows,
         columns=tiles.columns,

@@ -11,6 +11,7 @@ from lossopt._numerics import NO_LOGIT, wide
 from lossopt._pieces import contiguous
 from lossopt._pieces import walk as over
 from lossopt._typing import Array, PyTree
+from lossopt.fused._logits import LogSum
 from lossopt.fused._walk import Facts, Matrix, Operands, zeros
 
 
@@ -38,7 +39,7 @@ class Rivals:
             tile = self.matrix.tile(left, operands.right)
             logits, own = self._look(tile, operands.numbers, known, facts.columns)
             top = lax.stop_gradient(jnp.max(logits, axis=1))
-            rows = top + jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=1))
+            rows = LogSum(top, jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=1)))
             old, total = carry
             top = lax.stop_gradient(jnp.maximum(old, jnp.max(logits, axis=0)))
             total = total * jnp.exp(old - top)
@@ -50,29 +51,32 @@ class Rivals:
         pieces = contiguous((operands.left, facts.rows), self.size)
         (top, total), out = over(body, (none + NO_LOGIT[dtype], none), pieces)
         rows, own = out.joined()
-        columns = top + jnp.log(total)
+        columns = LogSum(top, jnp.log(total))
         return (rows, columns, own), (rows, columns)
 
     def backward(
         self, operands: Operands, facts: Facts, residuals: PyTree, cotangents: PyTree
     ) -> tuple[Operands, None]:
         """The gradient."""
-        to_rows, to_columns, to_own = cotangents
+        *to_sums, to_own = cotangents
         rows, columns = residuals
+        to_rows, to_columns = (
+            to.rest * jnp.exp(-sums.rest) for to, sums in zip(to_sums, residuals, strict=True)
+        )
 
         @jax.checkpoint
         def body(carry, number, piece):
-            left, known, row, to_row, to_own = piece
+            left, known, top, to_row, to_own = piece
             look = lambda tile, numbers: self._look(tile, numbers, known, facts.columns)
             tile = self.matrix.tile(left, operands.right)
             (logits, _), pull = jax.vjp(look, tile, operands.numbers)
-            slope = to_row[:, None] * jnp.exp(logits - row[:, None])
-            slope += to_columns[None, :] * jnp.exp(logits - columns[None, :])
+            slope = to_row[:, None] * jnp.exp(logits - top[:, None])
+            slope += to_columns[None, :] * jnp.exp(logits - columns.top[None, :])
             slope, to_numbers = pull((slope, to_own))
             to_left, to_right = self.matrix.pull(left, operands.right, slope)
             return jax.tree.map(jnp.add, carry, (to_right, to_numbers)), to_left
 
-        pieces = contiguous((operands.left, facts.rows, rows, to_rows, to_own), self.size)
+        pieces = contiguous((operands.left, facts.rows, rows.top, to_rows, to_own), self.size)
         carry, left = over(body, zeros((operands.right, operands.numbers)), pieces)
         right, numbers = carry
         return Operands(left.joined(), right, {}, numbers), None

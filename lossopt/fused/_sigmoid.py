@@ -1,6 +1,7 @@
 """Cross entropy of a linear layer with many labels each, without its logits. Natural logarithms."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ from jax import lax
 from jax.nn import sigmoid, softplus
 
 from lossopt import _checks
-from lossopt._typing import Array, ArrayLike, Float, Num, Number
+from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 from lossopt.fused._how import Form, How, MeanOrValues, Memory
-from lossopt.fused._layer import Features, Kernel, Layer, Weights, logits
+from lossopt.fused._layer import Features, Kernel, Layer, Weights
+from lossopt.fused._logits import logits
 from lossopt.fused._walk import Facts, Operands
 
 
@@ -22,6 +24,7 @@ def linear_sigmoid_cross_entropy(
     weights: Weights = None,
     *,
     bias: Float[ArrayLike, " classes"] | None = None,
+    where: Bool[ArrayLike, " classes"] | None = None,
     soft_cap: Number | None = None,
     transposed: bool = False,
     memory: Memory = "auto",
@@ -34,7 +37,7 @@ def linear_sigmoid_cross_entropy(
     $$\ell = \frac{1}{V} \sum_j -y_j \log p_j - (1 - y_j) \log(1 - p_j), \qquad
         p = \frac{1}{1 + e^{-z}}$$
 
-    with $z$ as in `linear_softmax_cross_entropy`.
+    over the $V$ classes that exist, with $z$ as in `linear_softmax_cross_entropy`.
 
     Args:
       features: shape `[*tokens, depth]`.
@@ -43,7 +46,8 @@ def linear_sigmoid_cross_entropy(
         and small integers take the least memory. Outside of $[0, 1]$ the loss is NaN.
       weights: as in `linear_softmax_cross_entropy`.
       bias: shape `[classes]`.
-      soft_cap: the largest size of a logit, above 0.
+      where: as in `linear_softmax_cross_entropy`; labels of other classes are not read either.
+      soft_cap: as in `linear_softmax_cross_entropy`.
       transposed: whether the kernel has shape `[classes, depth]`.
       memory: as in `linear_softmax_cross_entropy`.
       per_example: as in `linear_softmax_cross_entropy`.
@@ -57,6 +61,7 @@ def linear_sigmoid_cross_entropy(
     Raises:
       ValueError: if shapes do not fit, weights are negative, `soft_cap` is not positive, or the
         budget is below one tile.
+      TypeError: if `where` is not boolean.
 
     Examples:
       >>> features, kernel = jnp.eye(2), jnp.array([[2.0, -1.0], [0.0, 3.0]])
@@ -68,7 +73,9 @@ def linear_sigmoid_cross_entropy(
       Cox, "The Regression Analysis of Binary Sequences", 1958.
     """
     how = How(memory, differentiable, shards=token_shards)
-    layer = Layer.of(features, kernel, transposed=transposed, bias=bias, soft_cap=soft_cap)
+    layer = Layer.of(
+        features, kernel, transposed=transposed, bias=bias, where=where, soft_cap=soft_cap
+    )
     _checks.exact_shape((*layer.tokens, layer.classes), labels=labels)
     rows = {"weights": weights, "labels": labels}
     return layer.loss("linear_sigmoid_cross_entropy", Sigmoid(), how, per_example, rows)
@@ -82,7 +89,7 @@ class Sigmoid:
 
     def look(self, tile: Array, operands: Operands, facts: Facts) -> Array:
         """The sum over these columns."""
-        z = logits(tile, operands.columns, operands.numbers)
+        z = logits(facts.columns.get("exist"), tile, operands.columns, operands.numbers)
         labels, valid = self._labels(z, facts)
         # softplus(z) - y z cancels where the label is likely.
         loss = labels * softplus(-z) + (1 - labels) * softplus(z)
@@ -93,7 +100,8 @@ class Sigmoid:
     ) -> tuple[Array, dict, dict]:
         """By the probability less the label, without cancellation."""
         del seen
-        z, back = jax.vjp(logits, tile, operands.columns, operands.numbers)
+        fn = partial(logits, facts.columns.get("exist"))
+        z, back = jax.vjp(fn, tile, operands.columns, operands.numbers)
         labels, valid = self._labels(z, facts)
         slope = jnp.where(valid, (1 - labels) * sigmoid(z) - labels * sigmoid(-z), 0)
         return back(slope * asked[:, None])
@@ -113,5 +121,7 @@ class Sigmoid:
     def _labels(self, z, facts):
         classes = facts.columns["classes"]
         block = lax.dynamic_slice_in_dim(facts.rows["labels"], classes[0], len(classes), axis=1)
+        if "exist" in facts.columns:
+            block = jnp.where(facts.columns["exist"][None, :], block, 0)
         valid = (block >= 0) & (block <= 1)
         return jnp.where(valid, block, 0).astype(z.dtype), valid

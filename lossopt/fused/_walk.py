@@ -192,8 +192,8 @@ class Criterion(Protocol):
         """The gradients of tile, columns and numbers: `asked` of what was `seen` of whole rows."""
         ...
 
-    def close(self, seen: PyTree, numbers: dict) -> Array:
-        """One value per row, of what was seen of all its columns."""
+    def close(self, seen: PyTree, numbers: dict) -> PyTree:
+        """One value per row, or some, of what was seen of all its columns."""
         ...
 
 
@@ -241,7 +241,7 @@ class Rows:
     together: int = 1
     one_pass: bool = True
 
-    def forward(self, operands: Operands, facts: Facts) -> tuple[Array, None]:
+    def forward(self, operands: Operands, facts: Facts) -> tuple[PyTree, None]:
         """One value per row, and nothing to remember."""
 
         @jax.checkpoint
@@ -255,8 +255,8 @@ class Rows:
         return over(body, (), pieces)[1].joined(), None
 
     def backward(
-        self, operands: Operands, facts: Facts, residuals: None, cotangents: Array
-    ) -> tuple[Operands, Array]:
+        self, operands: Operands, facts: Facts, residuals: None, cotangents: PyTree
+    ) -> tuple[Operands, PyTree]:
         """The gradient, and the values, of one look at each tile."""
         del residuals
         _, *whole = operands
@@ -268,7 +268,8 @@ class Rows:
             tile = self.matrix.tile(left, operands.right)
             seen = self.criterion.look(tile, operands, known)
             values, close = jax.vjp(self.criterion.close, seen, operands.numbers)
-            asked, closing = close(cotangent.astype(values.dtype))
+            alike = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, values)
+            asked, closing = close(alike)
             slope, to_columns, looking = self.criterion.pull(tile, operands, known, seen, asked)
             to_left, to_right = self.matrix.pull(left, operands.right, slope)
             to_whole = [to_right, to_columns, jax.tree.map(jnp.add, closing, looking)]

@@ -1,6 +1,7 @@
 """One row per fused loss and option: the fused form, and the dense one as its reference."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -50,14 +51,24 @@ _PAIR = {"features": normal(ROWS, DEPTH), "kernel": normal(DEPTH, CLASSES)}
 _BIAS, _CAP = {"bias": normal(CLASSES)}, {"soft_cap": np.float32(4.0)}
 _NUMBERS = {"label_smoothing": np.float32(0.1), "z_loss": np.float32(0.01)}
 _TEACHER = normal(ROWS, 3), normal(3, CLASSES)
+_CAPPED = lo.fused.Teacher(*_TEACHER, bias=normal(CLASSES), soft_cap=np.float32(2.0))
+_SOFT = {"temperature": np.float32(1.7)}
 _LABELS = rng.integers(0, CLASSES, ROWS)
 _MANY = rng.random((ROWS, CLASSES)) < 0.2
+_EXIST = rng.random(CLASSES) < 0.5
+_EXIST[_LABELS] = True
 _CUTS = lo.fused.Chunks(rows=8), lo.fused.Chunks(columns=16)  # the last one is smaller
 
 
-def _linear(name, labels, values, inputs):
+def _linear(name, labels, values, inputs, where=None):
+    """`where` says which classes exist; what others have is NaN."""
+
     def fn(inputs, weights, **options):
         inputs = dict(inputs)
+        if where is not None:
+            options |= {"where": where}
+            for x in {"kernel", "bias"} & inputs.keys():
+                inputs[x] = jnp.where(jnp.broadcast_to(where, inputs[x].shape), inputs[x], jnp.nan)
         pair = inputs.pop("features"), inputs.pop("kernel")
         if options.get("transposed"):
             pair = pair[0], jnp.swapaxes(pair[1], 0, 1)
@@ -65,9 +76,10 @@ def _linear(name, labels, values, inputs):
         function = getattr(lo.fused, name.split()[0])
         return function(*pair, known, weights, **inputs, **options)
 
-    size = ROWS * CLASSES
-    dense = lambda inputs, weights: lo.mean(values(inputs, weights), weights)
-    return Fused(name, fn, inputs, WEIGHTS, values, dense, ("features",), size, _CUTS)
+    exist = np.flatnonzero(np.ones(CLASSES, bool) if where is None else where)
+    whole = lambda inputs, weights: values(inputs, weights, exist)
+    dense = lambda inputs, weights: lo.mean(whole(inputs, weights), weights)
+    return Fused(name, fn, inputs, WEIGHTS, whole, dense, ("features",), ROWS * CLASSES, _CUTS)
 
 
 def _as(x, like):
@@ -75,35 +87,37 @@ def _as(x, like):
     return jnp.asarray(x, like.dtype) if x.dtype == np.float32 else x
 
 
-def _logits(inputs):
+def _logits(inputs, exist):
     logits = jnp.matmul(inputs["features"], inputs["kernel"])
     logits += inputs["bias"][None, :] if "bias" in inputs else 0
-    return (
-        inputs["soft_cap"] * jnp.tanh(logits / inputs["soft_cap"])
-        if "soft_cap" in inputs
-        else logits
-    )
+    if "soft_cap" in inputs:
+        logits = inputs["soft_cap"] * jnp.tanh(logits / inputs["soft_cap"])
+    return logits[:, exist] / inputs.get("temperature", 1)
 
 
-def _softmax(inputs, weights):
+def _softmax(inputs, weights, exist):
     del weights
-    logits, smoothing = _logits(inputs), inputs.get("label_smoothing", 0.0)
-    loss = lo.losses.softmax_cross_entropy(logits, _LABELS, label_smoothing=smoothing)
+    logits, smoothing = _logits(inputs, exist), inputs.get("label_smoothing", 0.0)
+    labels = np.searchsorted(exist, _LABELS)
+    loss = lo.losses.softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
     return loss + inputs.get("z_loss", 0) * jax.nn.logsumexp(logits, axis=-1) ** 2
 
 
-def _divergence(inputs, weights):
+def _divergence(inputs, weights, exist, teacher=_TEACHER):
     del weights
-    logits, pair = _logits(inputs), [_as(x, inputs["features"]) for x in _TEACHER]
-    teacher = jax.nn.log_softmax(jnp.matmul(*pair))
-    loss = jnp.sum(jnp.exp(teacher) * (teacher - jax.nn.log_softmax(logits)), axis=-1)
+    names = "features", "kernel", "bias", "soft_cap"
+    given = {x: y for x, y in zip(names, teacher, strict=False) if y is not None}
+    teacher = {x: _as(y, inputs["features"]) for x, y in given.items()}
+    teacher |= {"temperature": jax.lax.stop_gradient(inputs.get("temperature", 1.0))}
+    logits, known = _logits(inputs, exist), jax.nn.log_softmax(_logits(teacher, exist))
+    loss = jnp.sum(jnp.exp(known) * (known - jax.nn.log_softmax(logits)), axis=-1)
     return loss + inputs.get("z_loss", 0) * jax.nn.logsumexp(logits, axis=-1) ** 2
 
 
-def _sigmoid(inputs, weights):
+def _sigmoid(inputs, weights, exist):
     del weights
-    labels = jnp.asarray(_MANY, inputs["features"].dtype)
-    return jnp.mean(lo.losses.sigmoid_cross_entropy(_logits(inputs), labels), axis=-1)
+    labels = jnp.asarray(_MANY[:, exist], inputs["features"].dtype)
+    return jnp.mean(lo.losses.sigmoid_cross_entropy(_logits(inputs, exist), labels), axis=-1)
 
 
 _CROSS_ENTROPY, _BINARY = "linear_softmax_cross_entropy", "linear_sigmoid_cross_entropy"
@@ -112,16 +126,24 @@ LINEAR = [
     _linear(f"{_CROSS_ENTROPY} with bias", _LABELS, _softmax, _PAIR | _BIAS),
     _linear(f"{_CROSS_ENTROPY} with soft cap", _LABELS, _softmax, _PAIR | _CAP),
     _linear(f"{_CROSS_ENTROPY} with numbers", _LABELS, _softmax, _PAIR | _NUMBERS),
-    _linear(f"{_CROSS_ENTROPY} with all", _LABELS, _softmax, _PAIR | _BIAS | _CAP | _NUMBERS),
+    _linear(f"{_CROSS_ENTROPY} with padding", _LABELS, _softmax, _PAIR | _NUMBERS, _EXIST),
+    _linear(
+        f"{_CROSS_ENTROPY} with all",
+        _LABELS,
+        _softmax,
+        _PAIR | _BIAS | _CAP | _NUMBERS | _SOFT,
+        _EXIST,
+    ),
     _linear(f"{_CROSS_ENTROPY} of a teacher", _TEACHER, _divergence, _PAIR),
     _linear(
         f"{_CROSS_ENTROPY} of a teacher with all",
-        _TEACHER,
-        _divergence,
-        _PAIR | _BIAS | _CAP | {"z_loss": np.float32(0.01)},
+        _CAPPED,
+        partial(_divergence, teacher=_CAPPED),
+        _PAIR | _BIAS | _CAP | _SOFT | {"z_loss": np.float32(0.01)},
+        _EXIST,
     ),
     _linear(_BINARY, _MANY, _sigmoid, _PAIR),
-    _linear(f"{_BINARY} with all", _MANY, _sigmoid, _PAIR | _BIAS | _CAP),
+    _linear(f"{_BINARY} with all", _MANY, _sigmoid, _PAIR | _BIAS | _CAP, _EXIST),
 ]
 _ITEMS = {"a": normal(ROWS, DEPTH), "b": normal(ROWS, DEPTH), "scale": np.float32(1.5)}
 _ITEM_LABELS = rng.integers(0, 4, ROWS).astype(np.int32)
@@ -206,3 +228,31 @@ MEMBERS = {name: row for name, row in LOSSES.items() if " " not in name}
 _FLAT = {"pairwise_hinge", "lambda_rank"}  # their second derivatives are 0, or as the logistic's
 RICHEST = {name: row for name, row in LOSSES.items() if f"{name} with all" not in LOSSES}
 RICHEST = {x: row for x, row in RICHEST.items() if "all" in x or x in MEMBERS.keys() - _FLAT}
+
+
+def shifted(inputs, more):
+    """The inputs with one feature more, by which `more` of each row comes to all its logits."""
+    (left, *right) = (name for name, x in inputs.items() if x.ndim == 2)
+    pair = {left: jnp.concatenate([inputs[left], more[:, None]], axis=1)}
+    for name in right:
+        x, axis = inputs[name], 0 if name == "kernel" else 1
+        ones = jnp.ones_like(jnp.take(x, jnp.array([0]), axis))
+        pair[name] = jnp.concatenate([x, ones], axis)
+    return inputs | pair
+
+
+_SMOOTHED = {"label_smoothing": np.float32(0.5)}
+_OFFSET = np.full(CLASSES, 1e6, np.float32)
+_RAISED = lo.fused.Teacher(*(np.round(2 * x) / 2 for x in _TEACHER), bias=_OFFSET)
+SHIFTED = [
+    *(LOSSES[f"{_CROSS_ENTROPY}{more}"] for more in ("", " with bias")),
+    _linear(f"{_CROSS_ENTROPY} with smoothing", _LABELS, _softmax, _PAIR | _SMOOTHED, _EXIST),
+    _linear(
+        f"{_CROSS_ENTROPY} of a raised teacher",
+        _RAISED,
+        partial(_divergence, teacher=_RAISED),
+        _PAIR,
+    ),
+    LOSSES["clip"],
+]
+SHIFTED = {row.name: row for row in SHIFTED}

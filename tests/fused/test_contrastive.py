@@ -80,6 +80,24 @@ def test_nobody_there_is_zero(case):
     assert not any(np.any(x) for x in jax.tree.leaves(run(compute, *learned)))
 
 
+@every_loss
+def test_no_items_are_zero(case):
+    (*pair, scale, bias), (labels, weights) = _inputs(dtype=np.float32)
+    none = [x[:0] for x in (*pair, labels, weights)]
+
+    def compute(a, b, labels, weights):
+        def total(a, scale):
+            mean = case.fn(a, b, scale, bias, labels, weights)
+            return mean.value, mean
+
+        each = case.fn(a, b, scale, bias, labels, weights, per_example=True)
+        return jax.grad(total, (0, 1), has_aux=True)(a, scale), each
+
+    ((to_a, to_scale), mean), each = run(compute, *none)
+    assert (to_a.shape, each.shape) == ((0, FEATURES), (0,))
+    assert (float(to_scale), float(mean.total), float(mean.weight)) == (0.0, 0.0, 0.0)
+
+
 def test_bfloat16_is_summed_in_float32():
     (*pair, scale, bias), (labels, weights) = _inputs(dtype=np.float32)
     low = [jnp.asarray(x, jnp.bfloat16) for x in pair]

@@ -111,6 +111,29 @@ def test_float32_is_exact_and_never_reads_what_has_no_weight(row):
     near(got[1:], want[1:], 2e-6)
 
 
+@pytest.mark.parametrize("row", cases.SHIFTED.values(), ids=cases.SHIFTED)
+def test_a_constant_in_all_logits_changes_nothing(row):
+    """The numbers lie on a grid, so that adding it rounds nothing away."""
+
+    def gradient(fn):
+        def value(arrays, weights, more):
+            return fn(cases.shifted(row.inputs | arrays, more), weights).total
+
+        return jax.value_and_grad(value, (0, 2))
+
+    grid = {name: np.round(2 * x) / 2 for name, x in row.inputs.items() if x.ndim}
+    with jax.enable_x64(True):
+        args = *wide((grid, row.weights)), jnp.zeros(row.weights.shape)
+        value, (slopes, sums) = run(gradient(row.dense), *args)
+    for chunks in row.chunks:
+        fn = gradient(partial(row.fn, memory=chunks))
+        for offset in (0.0, 1e4, 1e6):
+            more = np.full_like(row.weights, offset)
+            got, (rises, rows) = run(fn, grid, row.weights, more)
+            near((got, rises), (value, slopes), 2e-6)
+            np.testing.assert_allclose(rows, sums, 0, 1e-5, err_msg=str(offset))
+
+
 @pytest.mark.parametrize("row", cases.RICHEST.values(), ids=cases.RICHEST)
 def test_second_derivatives_equal_those_of_the_dense_loss(row):
     with jax.enable_x64(True):

@@ -50,12 +50,18 @@ def test_a_teacher_almost_equal_to_the_student_keeps_its_digits(memory):
     np.testing.assert_array_less(-1e-12, got)
 
 
-@pytest.mark.parametrize("offset", [-300.0, 300.0])
-def test_an_offset_of_all_logits_changes_nothing(offset):
-    bias = np.full(37, offset, np.float32)
-    fn = lambda x, **options: loss(x, KERNEL, LABELS, memory=CUTS[1], **options).total
-    got, want = (run(jax.value_and_grad(partial(fn, **o)), FEATURES) for o in ({"bias": bias}, {}))
-    near(got, want, 1e-4)  # float32 logits of 300 have an ulp of 3e-5
+def test_confident_tokens_have_second_derivatives():
+    logits = np.float32([[50, 0, 1], [0, 200, 0], [0, 90, 90]])
+    labels, kernel = np.array([0, 1, 2]), np.eye(3, dtype=np.float32)
+    curve = lambda fn, x: jax.hessian(lambda x: jnp.sum(fn(x)))(x)
+    with jax.enable_x64(True):
+        dense = partial(lo.losses.softmax_cross_entropy, labels=labels)
+        want = run(partial(curve, dense), wide(logits))
+    for memory in (lo.fused.Chunks(rows=2), lo.fused.Chunks(columns=2)):
+        fn = lambda x, memory=memory: (
+            loss(x, kernel, labels, memory=memory, differentiable="jvp").total
+        )
+        near(run(partial(curve, fn), logits), want, 1e-6)
 
 
 def test_classes_that_a_bias_excludes():
@@ -68,6 +74,39 @@ def test_classes_that_a_bias_excludes():
         got, want = (run(jax.value_and_grad(partial(fn, memory=cut)), FEATURES) for cut in CUTS)
         assert np.isfinite(want[0])
         near(got, want, 2e-6)
+
+
+@pytest.mark.parametrize("memory", CUTS)
+def test_a_label_of_no_class_is_nan(memory):
+    where, labels = np.arange(37) < 30, LABELS % 30
+    labels[[2, 5]] = 30, 36
+
+    def fn(features, weights=None, **options):
+        return loss(features, KERNEL, labels, weights, where=where, memory=memory, **options)
+
+    values = run(partial(fn, per_example=True), FEATURES)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(values)), [2, 5])
+    gradient = jax.value_and_grad(lambda *args: fn(*args).total)
+    (whole, slope), (_, want) = (
+        run(gradient, FEATURES),
+        run(gradient, FEATURES, 1.0 * (labels < 30)),
+    )
+    assert np.isnan(whole)
+    near(slope, want, 1e-6)
+
+
+@pytest.mark.parametrize("cap", [np.inf, np.finfo(np.float32).max, 1e30])
+def test_a_cap_without_end_is_none(cap):
+    def both(features, cap):
+        capped = lambda x, cap: loss(x, KERNEL, LABELS, soft_cap=cap).total
+        return jax.value_and_grad(capped, (0, 1))(features, cap)
+
+    features = 1e-3 * FEATURES
+    value, (slope, to_cap) = run(both, features, np.float32(cap))
+    want = run(jax.value_and_grad(lambda x: loss(x, KERNEL, LABELS).total), features)
+    near((value, slope), want, 1e-6)
+    assert to_cap == 0
+    near(loss(features, KERNEL, LABELS, soft_cap=cap).total, value, 1e-6)
 
 
 def test_small_integers_are_labels_too():
@@ -214,6 +253,77 @@ def test_log_probs_are_those_of_the_dense_softmax():
     near(run(both(fused), spoiled), run(both(dense), clean), 2e-6)
 
 
+def test_entropies_come_with_log_probs():
+    weights, where = LABELS % 3 != 0, np.arange(37) != 30
+    inputs = {"bias": KERNEL[0], "soft_cap": np.float32(4), "temperature": np.float32(1.7)}
+    inputs |= {"features": FEATURES, "kernel": KERNEL}
+    labels, along = np.where(LABELS == 30, 0, LABELS), jax.tree.map(np.cos, inputs)
+
+    def dense(inputs):
+        z = inputs["features"] @ inputs["kernel"] + inputs["bias"][None, :]
+        z = inputs["soft_cap"] * jnp.tanh(z / inputs["soft_cap"]) / inputs["temperature"]
+        logs = jax.nn.log_softmax(jnp.where(where[None, :], z, -1e9))
+        both = logs[np.arange(23), labels], -jnp.sum(jnp.exp(logs) * logs, axis=1)
+        return [jnp.where(weights, x, 0) for x in both]
+
+    def fused(memory, form):
+        def fn(inputs):
+            inputs = inputs | {"where": where, "memory": memory, "differentiable": form}
+            pair = inputs.pop("features"), inputs.pop("kernel")
+            return list(lo.fused.sequence_log_probs(*pair, labels, weights, entropy=True, **inputs))
+
+        return fn
+
+    def gradient(fn, inputs):
+        def total(inputs):
+            shown = fn(inputs)
+            return sum(jnp.vdot(jnp.cos(jnp.arange(23) + i), x) for i, x in enumerate(shown)), shown
+
+        return jax.grad(total, has_aux=True)(inputs)
+
+    curve = lambda fn, *args: jax.jvp(partial(gradient, fn), args[:1], args[1:])
+
+    with jax.enable_x64(True):
+        args = wide((inputs, along))
+        want = run(partial(curve, dense), *args)
+        near(run(partial(curve, fused(CUTS[1], "vjp")), *args), want, 1e-10)
+        for how in ((CUTS[0], "vjp"), (CUTS[1], "jvp")):
+            near(run(partial(gradient, fused(*how)), args[0]), want[0], 1e-11)
+
+
+@pytest.mark.parametrize("memory", CUTS)
+def test_entropies_near_zero_keep_their_digits(memory):
+    logits = np.zeros((4, 37), np.float32)
+    logits[np.arange(4), 3] = 5, 20, 50, 20
+    logits[3] += 1e6
+    fn = lambda bias: lo.fused.sequence_log_probs(
+        jnp.zeros(1), jnp.zeros((1, 37)), 3, bias=bias, memory=memory, entropy=True
+    )[1]
+    got, slope = run(jax.vmap(jax.value_and_grad(fn)), logits)
+    others = 36 * np.exp(-np.float64([5, 20, 50, 20]))
+    share = others / (1 + others)
+    want = np.log1p(others) - share * np.log(others / 36)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    fall = -(np.log1p(-share) + want) / (1 + others)  # of the label's logit
+    np.testing.assert_allclose(slope[:, 3], fall, rtol=1e-4)
+
+
+@pytest.mark.parametrize("memory", CUTS)
+def test_an_impossible_token_leaves_the_entropy_of_the_others(memory):
+    bias = np.where(np.arange(37) == 3, -np.inf, KERNEL[0]).astype(np.float32)
+
+    def both(bias):
+        more = {"bias": bias, "memory": memory, "entropy": True}
+        return lo.fused.sequence_log_probs(FEATURES[0], KERNEL, 3, **more)
+
+    log_prob, entropy = run(both, bias)
+    assert log_prob == -np.inf
+    logits = np.delete(FEATURES[0].astype(np.float64) @ KERNEL + bias, 3)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(entropy, -(shares * np.log(shares)).sum(), rtol=1e-6)
+    assert np.isfinite(run(jax.grad(lambda bias: both(bias)[1]), bias)).all()
+
+
 def test_objectives_microbatches_and_remat():
     batch = {"x": FEATURES, "y": LABELS, "w": (LABELS % 5).astype(np.float32)}
 
@@ -266,6 +376,10 @@ def test_weights_have_a_slope_even_from_zero():
         ({"soft_cap": np.ones(1)}, r"soft_cap of shape \(\), got \(1,\)"),
         ({"label_smoothing": np.ones(23)}, "label_smoothing of shape"),
         ({"labels": (FEATURES,)}, "a teacher as"),
+        ({"labels": (FEATURES, KERNEL, np.ones(5))}, r"teacher_bias of shape \(37,\)"),
+        ({"labels": (FEATURES, KERNEL, None, 0.0)}, "teacher_soft_cap > 0"),
+        ({"temperature": 0.0}, "temperature > 0"),
+        ({"where": np.ones(5, bool)}, r"where of shape \(37,\), got \(5,\)"),
         ({"memory": 100}, "The least that works is 2368 bytes"),
         ({"memory": "1 elephant"}, "bytes such as"),
         ({"memory": lo.fused.Chunks()}, "Chunks of rows or of columns"),
