@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,6 @@ class GroupLasso:
 
     strength: Number
     axis: _leaves.Axis
-    _after: ClassVar[tuple[type, ...]] = (L1, NonNegative)
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
@@ -77,9 +76,9 @@ class GroupLasso:
             shrink, params, step_size, axis=self.axis, strength=self.strength
         )
 
-    @property
-    def _joined(self):
-        return f"GroupLasso(a + b, axis={self.axis})"
+    def stands(self, other: Regularizer) -> Literal["after"] | None:
+        """After L1 and NonNegative, in a sum."""
+        return "after" if isinstance(other, L1 | NonNegative) else None
 
     __add__ = add
     __radd__ = add_to
@@ -116,7 +115,7 @@ class SparseGroupLasso:
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
-        return Sum(self._parts())(params)
+        return Sum(self.summands)(params)
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Soft thresholding by $t \lambda m$, then shrinkage of each group.
@@ -131,9 +130,11 @@ class SparseGroupLasso:
         Raises:
           ValueError: if a leaf does not have the axes.
         """
-        return Sum(self._parts()).prox(params, step_size)
+        return Sum(self.summands).prox(params, step_size)
 
-    def _parts(self) -> tuple[Regularizer, ...]:
+    @property
+    def summands(self) -> tuple[Regularizer, ...]:
+        """What it counts as in a sum."""
         strength, mix = _leaves.mixture(self.strength, self.mix)
         return L1(strength * mix), GroupLasso(strength * (1 - mix), self.axis)
 
