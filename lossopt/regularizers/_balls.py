@@ -20,7 +20,8 @@ class Simplex:
 
     Attributes:
       total: $s \ge 0$.
-      axis: the axes that a sum runs over, static; None is the whole leaf.
+      axis: the axes that a sum runs over, static; None is the whole leaf, `"tree"` all leaves
+        together.
 
     Examples:
       >>> simplex = lo.regularizers.Simplex()
@@ -72,7 +73,8 @@ class L1Ball:
 
     Attributes:
       radius: $r \ge 0$.
-      axis: the axes that a sum runs over, static; None is the whole leaf.
+      axis: the axes that a sum runs over, static; None is the whole leaf, `"tree"` all leaves
+        together.
 
     Examples:
       >>> print(lo.regularizers.L1Ball(1.0).prox(jnp.array([0.5, -1.0, 0.1]), 0.1))
@@ -131,7 +133,8 @@ class L2Ball:
     Attributes:
       radius: $r \ge 0$.
       axis: the axes that a norm runs over, static: `axis=0` on a kernel of shape `(inputs,
-        outputs)` bounds the weights of each output. None is the whole leaf.
+        outputs)` bounds the weights of each output. None is the whole leaf, `"tree"` all leaves
+        together.
 
     Examples:
       >>> print(lo.regularizers.L2Ball(1.0).prox(jnp.array([3.0, -4.0]), 0.1).round(3))

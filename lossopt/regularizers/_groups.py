@@ -28,7 +28,8 @@ class GroupLasso:
     Attributes:
       strength: $\lambda \ge 0$, in units of loss per unit of parameter.
       axis: the axes that a group runs over, static: `axis=1` on a kernel of shape `(inputs,
-        outputs)` makes each row a group, which drops or keeps an input. None is the whole leaf.
+        outputs)` makes each row a group, which drops or keeps an input. None is the whole leaf,
+        `"tree"` all leaves together.
 
     Examples:
       >>> lasso = lo.regularizers.GroupLasso(1.0, axis=1)
@@ -48,8 +49,7 @@ class GroupLasso:
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
         _leaves.at_least_zero(strength=self.strength)
-        amount = lambda x: jnp.sum(_leaves.group_norms(x, self.axis))
-        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
+        return jnp.multiply(self.strength, _leaves.sum_of_norms(params, self.axis))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Shrinkage of each group, so that its norm falls by $t \lambda$, or to 0.

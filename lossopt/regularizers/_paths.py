@@ -55,11 +55,11 @@ class ByPath:
     def prox(self, params: Params, step_size: StepSize) -> Params:
         """The prox of each member on its leaves."""
         leaves, structure = jax.tree.flatten(params)
-        (steps,) = _leaves.spread(params, step_size=step_size)
-        steps, names = jax.tree.leaves(steps), paths(params)
+        single, names = _leaves.single(step_size), paths(params)
+        steps = jax.tree.leaves(_leaves.spread(params, step_size=step_size))
         for member, taken in zip(self.members, places(self.patterns, names)):
             part, metric = ({names[i]: x[i] for i in taken} for x in (leaves, steps))
-            moved = member.prox(part, metric)
+            moved = member.prox(part, step_size if single else metric)
             for i in taken:
                 leaves[i] = moved[names[i]]
         return structure.unflatten(leaves)

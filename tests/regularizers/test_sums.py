@@ -96,9 +96,10 @@ class NearOne:
         return r.L2(self.strength)(jax.tree.map(lambda x: x - 1, params))
 
     def prox(self, params, step_size):
-        return self.absorb(params, jax.tree.broadcast(step_size, params))[0]
+        return self.absorb(params, step_size)[0]
 
     def absorb(self, params, step_size):
+        step_size = jax.tree.broadcast(step_size, params)
         factor = jax.tree.map(lambda t: 1 + 2 * t * self.strength, step_size)
         move = lambda x, t, f: (x + 2 * t * self.strength) / f
         return (
