@@ -178,10 +178,6 @@ def test_the_protocols_are_known_by_their_methods():
     assert not isinstance(Mine(), r.Summand | r.Quadratic)
 
 
-def test_the_laws_hold_for_sums_with_ones_own():
-    lo.testing.check_regularizer(AtMost(0.4) + r.L1(0.3) + NearOne(0.2), X)
-
-
 def test_five_pairs_are_known():
     assert len(PAIRS) - len(REFUSED) == 5
 
