@@ -180,15 +180,15 @@ class L2Ball:
 
 def _in_ball(x, step_size, radius):
     largest = _leaves.scale(x)
-    part, bound = x / largest, radius / largest
+    part, bound = x * (1 / largest), radius / largest
     if not step_size.ndim:
-        whole = _leaves.norms(part)
-        outside = whole > bound
+        norm = _leaves.root_of_squares(part)
+        outside = norm > bound
+        inverse = 1 / jnp.where(outside, norm, 1)
     else:
-        moved = solution(jnp.abs(part), _leaves.relative(step_size, x), bound)
-        whole = moved + bound
+        inverse, moved = solution(jnp.abs(part), _leaves.relative(step_size, x), bound)
         outside = jnp.any(moved > 0, -1, keepdims=True)
-    return jnp.where(outside, part * (radius / jnp.where(outside, whole, 1)), x)
+    return jnp.where(outside, part * (radius * inverse), x)
 
 
 @jax.jit

@@ -148,6 +148,5 @@ def _shrunk(x, threshold):
         kept = (norm > threshold) | (threshold == 0)
         return x * jnp.where(kept, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
     largest = _leaves.scale(x)
-    threshold = threshold / largest
-    norm = solution(jnp.abs(x) / largest, jnp.ones([1] * x.ndim, x.dtype), threshold)
-    return x * (norm / jnp.where(norm > 0, norm + threshold, 1))
+    one = jnp.ones([1] * x.ndim, x.dtype)
+    return x * solution(jnp.abs(x) / largest, one, threshold / largest)[1]

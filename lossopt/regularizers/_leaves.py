@@ -105,7 +105,12 @@ def sum_of_norms(params: PyTree, axis: Axis) -> Scalar:
 def norms(x: Array) -> Array:
     """Norms along the last axis, kept, by parts of the largest: squares of 1e30 overflow."""
     largest = scale(x)
-    return root(jnp.sum(jnp.square(x / largest), -1, keepdims=True)) * largest
+    return root_of_squares(x / largest) * largest
+
+
+def root_of_squares(x: Array) -> Array:
+    """Norms along the last axis, kept, of what is no larger than 1."""
+    return root(jnp.sum(jnp.square(x), -1, keepdims=True))
 
 
 def scale(x: Array) -> Array:
