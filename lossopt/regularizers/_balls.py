@@ -183,11 +183,11 @@ def _in_ball(x, step_size, radius):
     part, bound = x * (1 / largest), radius / largest
     if not step_size.ndim:
         norm = _leaves.root_of_squares(part)
-        outside = norm > bound
+        outside = ~(norm <= bound)
         inverse = 1 / jnp.where(outside, norm, 1)
     else:
         inverse, moved = solution(jnp.abs(part), _leaves.relative(step_size, x), bound)
-        outside = jnp.any(moved > 0, -1, keepdims=True)
+        outside = jnp.any(moved != 0, -1, keepdims=True)
     return jnp.where(outside, part * (radius * inverse), x)
 
 

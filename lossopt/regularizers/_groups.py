@@ -145,7 +145,7 @@ class SparseGroupLasso:
 def _shrunk(x, threshold):
     if not threshold.ndim:
         norm = _leaves.norms(x)
-        kept = (norm > threshold) | (threshold == 0)
+        kept = ~(norm <= threshold) | (threshold == 0)
         return x * jnp.where(kept, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
     largest = _leaves.scale(x)
     one = jnp.ones([1] * x.ndim, x.dtype)

@@ -20,7 +20,7 @@ def solution(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
     climbs from the left without passing the root.
     """
     moved = _climb(a, b, c) * b
-    whole = jnp.where(moved + c > 0, moved + c, jnp.inf)
+    whole = jnp.where(moved + c == 0, jnp.inf, moved + c)
     return 1 / whole, moved / whole
 
 
@@ -57,7 +57,7 @@ def _climb(a, b, c):
     def nearer(state):
         count, s, _ = state
         squares, slope = _squares_and_slope(s, a, b, c)
-        above = squares > 1
+        above = ~(squares <= 1)  # what is NaN goes on as NaN
         ahead = (jnp.sqrt(squares) - 1) * squares / jnp.where(above, slope, 1)
         higher = jnp.where(above, s + ahead, s)
         return count + 1, higher, jnp.any(higher > s)

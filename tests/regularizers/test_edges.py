@@ -123,5 +123,11 @@ def test_the_largest_numbers(step):
 def test_infinities_without_a_projection_are_nan():
     for x in ([np.inf, 0.0], [-np.inf, -np.inf]):
         assert np.isnan(r.Simplex().prox(np.float32(x), 0.1)).all()
+    steps = np.float32([0.1, 0.3])
     for member in (r.L1Ball(1.0), r.L2Ball(1.0)):
-        assert np.isnan(member.prox(np.float32([np.inf, -np.inf]), 0.1)).all()
+        for step in (0.1, steps):
+            assert np.isnan(member.prox(np.float32([np.inf, -np.inf]), step)).all()
+    for member in (r.Simplex(), r.L1Ball(1.0), r.L2Ball(1.0)):
+        assert np.isnan(member.prox(np.float32([3.0, 4.0]), np.float32([0.1, np.inf]))).all()
+    for member in (r.L1(0.0), r.GroupLasso(0.0, None)):  # 0 times infinity
+        assert np.isnan(member.prox(np.float32([3.0, 4.0]), np.inf)).all()
