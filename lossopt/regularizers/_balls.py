@@ -20,7 +20,8 @@ class Simplex:
 
     Attributes:
       total: $s \ge 0$.
-      axis: the axes that a sum runs over, static; None is the whole leaf.
+      axis: the axes that a sum runs over, static; None is the whole leaf, `"tree"` all leaves
+        together.
 
     Examples:
       >>> simplex = lo.regularizers.Simplex()
@@ -72,7 +73,8 @@ class L1Ball:
 
     Attributes:
       radius: $r \ge 0$.
-      axis: the axes that a sum runs over, static; None is the whole leaf.
+      axis: the axes that a sum runs over, static; None is the whole leaf, `"tree"` all leaves
+        together.
 
     Examples:
       >>> print(lo.regularizers.L1Ball(1.0).prox(jnp.array([0.5, -1.0, 0.1]), 0.1))
@@ -131,7 +133,8 @@ class L2Ball:
     Attributes:
       radius: $r \ge 0$.
       axis: the axes that a norm runs over, static: `axis=0` on a kernel of shape `(inputs,
-        outputs)` bounds the weights of each output. None is the whole leaf.
+        outputs)` bounds the weights of each output. None is the whole leaf, `"tree"` all leaves
+        together.
 
     Examples:
       >>> print(lo.regularizers.L2Ball(1.0).prox(jnp.array([3.0, -4.0]), 0.1).round(3))
@@ -177,15 +180,15 @@ class L2Ball:
 
 def _in_ball(x, step_size, radius):
     largest = _leaves.scale(x)
-    part, bound = x / largest, radius / largest
+    part, bound = x * (1 / largest), radius / largest
     if not step_size.ndim:
-        whole = _leaves.norms(part)
-        outside = whole > bound
+        norm = _leaves.root_of_squares(part)
+        outside = ~(norm <= bound)
+        inverse = 1 / jnp.where(outside, norm, 1)
     else:
-        moved = solution(jnp.abs(part), _leaves.relative(step_size, x), bound)
-        whole = moved + bound
-        outside = jnp.any(moved > 0, -1, keepdims=True)
-    return jnp.where(outside, part * (radius / jnp.where(outside, whole, 1)), x)
+        inverse, moved = solution(jnp.abs(part), _leaves.relative(step_size, x), bound)
+        outside = jnp.any(moved != 0, -1, keepdims=True)
+    return jnp.where(outside, part * (radius * inverse), x)
 
 
 @jax.jit

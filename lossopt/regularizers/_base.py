@@ -1,6 +1,6 @@
-"""What a regularizer is."""
+"""What a regularizer is, and what it may say about its sums with others."""
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from lossopt._typing import Params, PyTree, Scalar, StepSize
 
@@ -22,5 +22,39 @@ class Regularizer(Protocol):
 
         Returns:
           A tree like `params`, with its dtypes.
+        """
+        ...
+
+
+@runtime_checkable
+class Summand(Regularizer, Protocol):
+    """A regularizer that knows others to which it may be added."""
+
+    def stands(self, other: Regularizer) -> Literal["before", "after"] | None:
+        """Where its prox stands if that of the sum is one prox after the other.
+
+        Args:
+          other: a regularizer that is no sum itself.
+
+        Returns:
+          Whether its prox is taken before or after that of `other`. None where the prox of their
+          sum is another one, or not known.
+        """
+        ...
+
+
+@runtime_checkable
+class Quadratic(Regularizer, Protocol):
+    """A regularizer that may be added to every other, as it only moves the point and the step."""
+
+    def absorb(self, params: Params, step_size: PyTree) -> tuple[Params, PyTree]:
+        """Where the prox of any R alone is that of R and this one together.
+
+        Args:
+          params: a tree of floating arrays, in float32 or wider.
+          step_size: a tree of one for each leaf, or of one for each coordinate.
+
+        Returns:
+          The point and the step size, as trees like those that came.
         """
         ...

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from lossopt._typing import Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
+from lossopt.regularizers._base import Regularizer
 from lossopt.regularizers._norms import L1
 from lossopt.regularizers._sums import add, add_to
 
@@ -28,9 +29,6 @@ class NonNegative:
       Lawson and Hanson, "Solving Least Squares Problems", 1974.
     """
 
-    _after: ClassVar[tuple[type, ...]] = (L1,)
-    _joined: ClassVar[str] = "one Box"
-
     def __call__(self, params: PyTree) -> Scalar:
         """0, shape `()`, outside of the constraint too."""
         return _leaves.nothing(params)
@@ -47,6 +45,10 @@ class NonNegative:
         """
         project = lambda x, _: optax.projections.projection_non_negative(x)
         return _leaves.prox(project, params, step_size)
+
+    def stands(self, other: Regularizer) -> Literal["after"] | None:
+        """After L1, in a sum."""
+        return "after" if isinstance(other, L1) else None
 
     __add__ = add
     __radd__ = add_to
@@ -74,8 +76,6 @@ class Box:
 
     low: PyTree
     high: PyTree
-    _after: ClassVar[tuple[type, ...]] = (L1,)
-    _joined: ClassVar[str] = "one Box"
 
     def __call__(self, params: PyTree) -> Scalar:
         """0, shape `()`, outside of the constraint too."""
@@ -102,6 +102,10 @@ class Box:
     def _check(self, params):
         bounds = _leaves.spread(params, low=self.low, high=self.high)
         jax.tree.map(_in_order, params, *bounds)
+
+    def stands(self, other: Regularizer) -> Literal["after"] | None:
+        """After L1, in a sum."""
+        return "after" if isinstance(other, L1) else None
 
     __add__ = add
     __radd__ = add_to

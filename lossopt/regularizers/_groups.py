@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ class GroupLasso:
     Attributes:
       strength: $\lambda \ge 0$, in units of loss per unit of parameter.
       axis: the axes that a group runs over, static: `axis=1` on a kernel of shape `(inputs,
-        outputs)` makes each row a group, which drops or keeps an input. None is the whole leaf.
+        outputs)` makes each row a group, which drops or keeps an input. None is the whole leaf,
+        `"tree"` all leaves together.
 
     Examples:
       >>> lasso = lo.regularizers.GroupLasso(1.0, axis=1)
@@ -44,13 +45,11 @@ class GroupLasso:
 
     strength: Number
     axis: _leaves.Axis
-    _after: ClassVar[tuple[type, ...]] = (L1, NonNegative)
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
         _leaves.at_least_zero(strength=self.strength)
-        amount = lambda x: jnp.sum(_leaves.group_norms(x, self.axis))
-        return jnp.multiply(self.strength, _leaves.penalty(amount, params))
+        return jnp.multiply(self.strength, _leaves.sum_of_norms(params, self.axis))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Shrinkage of each group, so that its norm falls by $t \lambda$, or to 0.
@@ -77,9 +76,9 @@ class GroupLasso:
             shrink, params, step_size, axis=self.axis, strength=self.strength
         )
 
-    @property
-    def _joined(self):
-        return f"GroupLasso(a + b, axis={self.axis})"
+    def stands(self, other: Regularizer) -> Literal["after"] | None:
+        """After L1 and NonNegative, in a sum."""
+        return "after" if isinstance(other, L1 | NonNegative) else None
 
     __add__ = add
     __radd__ = add_to
@@ -116,7 +115,7 @@ class SparseGroupLasso:
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero group is 0."""
-        return Sum(self._parts())(params)
+        return Sum(self.summands)(params)
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Soft thresholding by $t \lambda m$, then shrinkage of each group.
@@ -131,9 +130,11 @@ class SparseGroupLasso:
         Raises:
           ValueError: if a leaf does not have the axes.
         """
-        return Sum(self._parts()).prox(params, step_size)
+        return Sum(self.summands).prox(params, step_size)
 
-    def _parts(self) -> tuple[Regularizer, ...]:
+    @property
+    def summands(self) -> tuple[Regularizer, ...]:
+        """What it counts as in a sum."""
         strength, mix = _leaves.mixture(self.strength, self.mix)
         return L1(strength * mix), GroupLasso(strength * (1 - mix), self.axis)
 
@@ -144,9 +145,8 @@ class SparseGroupLasso:
 def _shrunk(x, threshold):
     if not threshold.ndim:
         norm = _leaves.norms(x)
-        kept = (norm > threshold) | (threshold == 0)
+        kept = ~(norm <= threshold) | (threshold == 0)
         return x * jnp.where(kept, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
     largest = _leaves.scale(x)
-    threshold = threshold / largest
-    norm = solution(jnp.abs(x) / largest, jnp.ones([1] * x.ndim, x.dtype), threshold)
-    return x * (norm / jnp.where(norm > 0, norm + threshold, 1))
+    one = jnp.ones([1] * x.ndim, x.dtype)
+    return x * solution(jnp.abs(x) / largest, one, threshold / largest)[1]

@@ -1,19 +1,20 @@
 """What all penalties do alike: the walk over leaves, its checks, widening and groups."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 
 from lossopt import _checks
 from lossopt._numerics import root
 from lossopt._typing import Array, Number, Params, PyTree, Scalar, StepSize
 
-Axis: TypeAlias = int | tuple[int, ...] | None  # None is the whole leaf
+Axis: TypeAlias = int | tuple[int, ...] | Literal["tree"] | None  # None is the whole leaf
 Move: TypeAlias = Callable[..., Array]  # of a leaf, its step size and numbers
 
 
@@ -55,6 +56,10 @@ def prox_of_groups(
     move: Move, params: Params, step_size: StepSize, *, axis: Axis, **numbers: Number
 ) -> Params:
     """`prox` where `move` sees groups along the last axis; a single step size stays single."""
+    if axis == "tree":
+        whole, leaves = _whole(params)
+        steps = step_size if single(step_size) else _whole_steps(params, step_size)
+        return leaves(prox_of_groups(move, whole, steps, axis=None, **numbers))
 
     def leaf(x, step_size, *numbers):
         split, join = _groups(axis, x)
@@ -66,6 +71,11 @@ def prox_of_groups(
 def spread(params: PyTree, **trees: PyTree) -> list[PyTree]:
     """The named as trees like `params`: one number or array stands for every leaf."""
     return [_like_params(name, tree, params) for name, tree in trees.items()]
+
+
+def single(step_size: StepSize) -> bool:
+    """Whether it is one number for the whole tree."""
+    return jax.tree_util.all_leaves([step_size]) and jnp.ndim(step_size) == 0
 
 
 def widened(params: Params, step_size: StepSize) -> tuple[Params, PyTree]:
@@ -85,15 +95,22 @@ def magnitude(x: Array) -> Array:
     return lax.stop_gradient(jnp.sign(x)) * x
 
 
-def group_norms(x: Array, axis: Axis) -> Array:
-    """The norm of each group; that of a zero group has the slope 0."""
-    return norms(_groups(axis, x)[0](x))
+def sum_of_norms(params: PyTree, axis: Axis) -> Scalar:
+    """The norms of all groups added up; that of a zero group has the slope 0."""
+    if axis == "tree":
+        params, axis = _whole(params)[0], None
+    return penalty(lambda x: jnp.sum(norms(_groups(axis, x)[0](x))), params)
 
 
 def norms(x: Array) -> Array:
     """Norms along the last axis, kept, by parts of the largest: squares of 1e30 overflow."""
     largest = scale(x)
-    return root(jnp.sum(jnp.square(x / largest), -1, keepdims=True)) * largest
+    return root_of_squares(x / largest) * largest
+
+
+def root_of_squares(x: Array) -> Array:
+    """Norms along the last axis, kept, of what is no larger than 1."""
+    return root(jnp.sum(jnp.square(x), -1, keepdims=True))
 
 
 def scale(x: Array) -> Array:
@@ -153,8 +170,9 @@ def one_axis(axis: int, shape: tuple[int, ...]) -> int:
 def _axes(axis, shape):
     rank = len(shape)
     wanted = range(rank) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = [a + rank if a < 0 else a for a in wanted]
-    if len(set(axes)) < len(axes) or not all(0 <= a < rank for a in axes):
+    known = [*range(-rank, rank)]
+    axes = [a % rank for a in wanted if a in known]
+    if len(set(axes)) < len(wanted):
         raise ValueError(
             f"Expected axis to name axes of the leaf of shape {shape}, each once, got {axis}. "
             "Name the leaves that are meant with lossopt.regularizers.by_path."
@@ -170,6 +188,19 @@ def _groups(axis, x):
     split = lambda y: y.transpose(order).reshape([*(x.shape[i] for i in rest), -1])
     join = lambda y: y.reshape([x.shape[i] for i in order]).transpose(np.argsort(order).tolist())
     return split, join
+
+
+def _whole(params):
+    """All leaves in one vector, and the way back."""
+    jax.tree.map(lambda x: _checks.floating(params=x), params)
+    return ravel_pytree(params)
+
+
+def _whole_steps(params, step_size):
+    (steps,) = spread(params, step_size=step_size)
+    jax.tree.map(lambda x, t: fits(x, step_size=t), params, steps)
+    each = jax.tree.map(lambda x, t: jnp.broadcast_to(t, jnp.shape(x)), params, steps)
+    return ravel_pytree(each)[0]
 
 
 def _like_params(name, tree, params):

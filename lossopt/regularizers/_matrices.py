@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,6 @@ class Nuclear:
     """
 
     strength: Number
-    _joined: ClassVar[str] = "Nuclear(a + b)"
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of a zero matrix is 0."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,6 @@ class L1:
     """
 
     strength: Number
-    _after: ClassVar[tuple[type, ...]] = (TotalVariation,)
-    _joined: ClassVar[str] = "L1(a + b)"
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; its gradient at 0 is 0."""
@@ -60,6 +58,10 @@ class L1:
         _leaves.at_least_zero(strength=self.strength)
         shrink = lambda x, t, strength: jnp.sign(x) * jnp.maximum(jnp.abs(x) - t * strength, 0)
         return _leaves.prox(shrink, params, step_size, strength=self.strength)
+
+    def stands(self, other: Regularizer) -> Literal["after"] | None:
+        """After TotalVariation, in a sum."""
+        return "after" if isinstance(other, TotalVariation) else None
 
     __add__ = add
     __radd__ = add_to
@@ -106,16 +108,13 @@ class L2:
           A tree like `params`, with its dtypes.
         """
         _leaves.at_least_zero(strength=self.strength)
-        return _leaves.prox(lambda x, t: x / self._factor(t), params, step_size)
+        shrink = lambda x, t, strength: x / (1 + 2 * t * strength)
+        return _leaves.prox(shrink, params, step_size, strength=self.strength)
 
-    def _absorb(self, params, steps):
+    def absorb(self, params: Params, step_size: PyTree) -> tuple[Params, PyTree]:
         """Where the prox of any R alone is that of R and this one together."""
-        _leaves.at_least_zero(strength=self.strength)
-        moved = _leaves.prox(lambda x, t: x / self._factor(t), params, steps)
-        return moved, jax.tree.map(lambda t: t / self._factor(t), steps)
-
-    def _factor(self, step_size):
-        return 1 + 2 * step_size * self.strength
+        factor = lambda t: 1 + 2 * t * self.strength
+        return self.prox(params, step_size), jax.tree.map(lambda t: t / factor(t), step_size)
 
     __add__ = add
     __radd__ = add_to
@@ -150,7 +149,7 @@ class ElasticNet:
 
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; its gradient at 0 is 0."""
-        return Sum(self._parts())(params)
+        return Sum(self.summands)(params)
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
         r"""Soft thresholding by $t \lambda m$, then shrinkage.
@@ -165,9 +164,11 @@ class ElasticNet:
         Returns:
           A tree like `params`, with its dtypes.
         """
-        return Sum(self._parts()).prox(params, step_size)
+        return Sum(self.summands).prox(params, step_size)
 
-    def _parts(self) -> tuple[Regularizer, ...]:
+    @property
+    def summands(self) -> tuple[Regularizer, ...]:
+        """What it counts as in a sum."""
         strength, mix = _leaves.mixture(self.strength, self.mix)
         return L1(strength * mix), L2(strength * (1 - mix))
 

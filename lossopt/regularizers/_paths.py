@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,29 +35,32 @@ def by_path(rules: Mapping[str, Regularizer]) -> Regularizer:
       >>> float(r({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}))
       2.0
     """
-    return _ByPath(tuple(rules), tuple(rules.values()))
+    return ByPath(tuple(rules), tuple(rules.values()))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=["patterns"])
 @dataclasses.dataclass(frozen=True)
-class _ByPath:
+class ByPath:
+    """Members, each on the leaves that its pattern takes."""
+
     patterns: tuple[str, ...]
     members: tuple[Regularizer, ...]
-    _called: ClassVar[str] = "by_path"
 
     def __call__(self, params: PyTree) -> Scalar:
+        """The sum of their values."""
         leaves, names = jax.tree.leaves(params), paths(params)
         parts = self._shares(params)
         penalties = (member({names[i]: leaves[i] for i in taken}) for member, taken in parts)
         return jnp.asarray(sum(penalties, start=0.0))
 
     def prox(self, params: Params, step_size: StepSize) -> Params:
+        """The prox of each member on its leaves."""
         leaves, structure = jax.tree.flatten(params)
-        (steps,) = _leaves.spread(params, step_size=step_size)
-        steps, names = jax.tree.leaves(steps), paths(params)
+        single, names = _leaves.single(step_size), paths(params)
+        steps = jax.tree.leaves(_leaves.spread(params, step_size=step_size))
         for member, taken in self._shares(params):
             part, metric = ({names[i]: x[i] for i in taken} for x in (leaves, steps))
-            moved = member.prox(part, metric)
+            moved = member.prox(part, step_size if single else metric)
             for i in taken:
                 leaves[i] = moved[names[i]]
         return structure.unflatten(leaves)

@@ -10,32 +10,42 @@ _LIMIT = 200  # Newton needs about ten steps, and a few more for each scale of a
 
 
 @jax.custom_jvp
-def solution(a: Array, b: Array, c: Array) -> Array:
-    r"""The $s b$, $s \ge 0$, at which $\| a / (s b + c) \| = 1$ along the last axis, which is kept.
+def solution(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
+    r"""$1 / (s b + c)$ and $s b / (s b + c)$ for the $s$ at which $\| a / (s b + c) \| = 1$.
 
-    It is 0 where the norm is at most 1 already. All are at least 0, b above it, and where a is 0
-    nothing is divided. The last axis of b and c may be 1.
+    The norm runs along the last axis. Where it is at most 1 already, s is 0. All are at least 0, b
+    above it, and where a is 0 nothing is divided. The last axis of b and c may be 1.
 
     The reciprocal of the norm is concave in s, as a power mean of lines, so Newton's method on it
     climbs from the left without passing the root.
     """
-    return _climb(a, b, c) * b
+    moved = _climb(a, b, c) * b
+    whole = jnp.where(moved + c == 0, jnp.inf, moved + c)
+    return 1 / whole, moved / whole
 
 
 @solution.defjvp
 def _solution_jvp(primals, tangents):
     (a, b, c), (da, db, dc) = primals, tangents
     total = lambda x: jnp.sum(x, -1, keepdims=True)
-    moved = solution(a, b, c)
-    whole = jnp.where(a > 0, moved + c, 1)
-    part = a / whole
-    pull = jnp.square(part) * moved / whole
-    width = total(pull)
+    inverse, moved = solution(a, b, c)
+    part = a * inverse
+    share = jnp.square(part) * moved
+    width = total(share)
     width = jnp.where(width > 0, width, 1)
-    # By shares and relative changes: of b = 1e-30 and s = 1e30 the squares are no numbers.
-    share = pull / width
-    ahead = total(part * (da - part * dc) / whole) / width
-    return moved, moved * (db / b - total(share * db / b) + ahead)
+    share = share / width
+    # By relative changes, as squares of 1e-30 and 1e30 are no numbers; and beside that of the
+    # coordinate of the largest share: if it has all, its own change cancels and leaves the others.
+    change = jnp.broadcast_to(db / b, share.shape)
+    places = lax.broadcasted_iota(jnp.int32, share.shape, share.ndim - 1)
+    first = places == jnp.argmax(share, -1, keepdims=True)
+    beside = jnp.where(first, 0, change - total(jnp.where(first, change, 0)))
+    of_all = total(part * (da - part * dc) * inverse) / width - total(share * beside)
+    of_moved, of_c = beside + of_all, dc * inverse
+    return (inverse, moved), (
+        -inverse * (of_c + moved * of_moved),
+        moved * (c * inverse * of_moved - of_c),
+    )
 
 
 @jax.jit  # a program of its own, so that use outside of jit compiles its loop once
@@ -47,7 +57,7 @@ def _climb(a, b, c):
     def nearer(state):
         count, s, _ = state
         squares, slope = _squares_and_slope(s, a, b, c)
-        above = squares > 1
+        above = ~(squares <= 1)  # what is NaN goes on as NaN
         ahead = (jnp.sqrt(squares) - 1) * squares / jnp.where(above, slope, 1)
         higher = jnp.where(above, s + ahead, s)
         return count + 1, higher, jnp.any(higher > s)

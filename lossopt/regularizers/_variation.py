@@ -38,10 +38,6 @@ class TotalVariation:
     strength: Number
     axis: int = -1
 
-    @property
-    def _joined(self):
-        return f"TotalVariation(a + b, axis={self.axis})"
-
     def __call__(self, params: PyTree) -> Scalar:
         """The penalty, shape `()`; the gradient of equal neighbors is 0."""
         _leaves.at_least_zero(strength=self.strength)

@@ -41,5 +41,5 @@ def nan_stays_nan(regularizer, params, step_size):
 
 
 def _places(leaf):
-    inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return np.unique(np.linspace(0, leaf.size - 1, MOST).astype(int)) if inexact else ()
+    some = leaf.size and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return np.unique(np.linspace(0, leaf.size - 1, MOST).astype(int)) if some else ()

@@ -38,9 +38,6 @@ def test_bounds_in_sums_and_on_parts():
     moved = both.prox({"kernel": X, "bias": X[0]}, 0.5)
     np.testing.assert_allclose(moved["kernel"], np.clip(soft, LOW, HIGH), rtol=1e-6)
     np.testing.assert_array_equal(moved["bias"], X[0])
-    lo.testing.check_regularizer(
-        lo.regularizers.ElasticNet(0.4, 0.5) + Box(LOW[:, :2], 1.0), X[:, :2]
-    )
 
 
 def test_bounds_keep_the_dtype_and_are_swept():

@@ -15,8 +15,8 @@ LARGEST = float(np.finfo(np.float32).max)
 FLOATS = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-def _root(fn):
-    return brentq(fn, 0, 1e3, xtol=1e-300, rtol=1e-15)
+def _root(fn, low=0.0):
+    return brentq(fn, low, 1e3, xtol=1e-300, rtol=1e-15)
 
 
 def _simplex(x, steps, total):
@@ -32,13 +32,20 @@ def _ball(x, steps, radius):
     return x / (1 + _root(lambda m: np.linalg.norm(x / (1 + m * steps)) - radius) * steps)
 
 
+def _group(x, steps, strength):
+    norm = _root(lambda n: 1 - np.linalg.norm(x / (n + strength * steps)), 1e-3)
+    return x * norm / (norm + strength * steps)
+
+
 # A member of a number, the number by bisection, and one that the fixed coordinate alone exceeds.
 MEMBERS = {
     "Simplex": (r.Simplex, _simplex, 1.0, 0.2),
     "L1Ball": (r.L1Ball, _sums, 1.0, 0.2),
     "L2Ball": (r.L2Ball, _ball, 0.5, 0.2),
+    "GroupLasso": (lambda s: r.GroupLasso(s, None), _group, 0.5, None),
 }
 EACH = pytest.mark.parametrize("name", MEMBERS)
+BALLS = pytest.mark.parametrize("name", [name for name in MEMBERS if name != "GroupLasso"])
 
 
 def _slopes(make, number, dtype, steps=STEPS):
@@ -63,18 +70,20 @@ def test_gradients_beside_a_step_of_zero(name, dtype):
     assert abs(want[4]) > 0.1
 
 
-@EACH
+@BALLS
 @FLOATS
 def test_gradients_where_what_cannot_move_has_all(name, dtype):
     make, _, _, number = MEMBERS[name]
     want = np.zeros(9)
     want[8] = WEIGHTS[0]
-    np.testing.assert_allclose(_slopes(make, number, dtype), want, atol=1e-6)
+    if name == "L2Ball":  # the others grow with the step that they can be moved against
+        want[4] = WEIGHTS[1:] @ (X[1:] / STEPS[1:]) / (X[0] / number - 1)
+    np.testing.assert_allclose(_slopes(make, number, dtype), want, rtol=1e-5, atol=1e-6)
     two = _slopes(make, number, dtype, np.array([0.0, 0.0, 1.0, 0.5]))
     assert np.isfinite(two).all()
 
 
-@EACH
+@BALLS
 def test_gradients_where_nothing_moves(name):
     make, _, number, _ = MEMBERS[name]
     slopes = _slopes(make, number, np.float32, np.zeros(4))
@@ -114,5 +123,11 @@ def test_the_largest_numbers(step):
 def test_infinities_without_a_projection_are_nan():
     for x in ([np.inf, 0.0], [-np.inf, -np.inf]):
         assert np.isnan(r.Simplex().prox(np.float32(x), 0.1)).all()
+    steps = np.float32([0.1, 0.3])
     for member in (r.L1Ball(1.0), r.L2Ball(1.0)):
-        assert np.isnan(member.prox(np.float32([np.inf, -np.inf]), 0.1)).all()
+        for step in (0.1, steps):
+            assert np.isnan(member.prox(np.float32([np.inf, -np.inf]), step)).all()
+    for member in (r.Simplex(), r.L1Ball(1.0), r.L2Ball(1.0)):
+        assert np.isnan(member.prox(np.float32([3.0, 4.0]), np.float32([0.1, np.inf]))).all()
+    for member in (r.L1(0.0), r.GroupLasso(0.0, None)):  # 0 times infinity
+        assert np.isnan(member.prox(np.float32([3.0, 4.0]), np.inf)).all()

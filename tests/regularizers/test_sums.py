@@ -1,5 +1,6 @@
 """A sum is built only if its prox is known."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -22,7 +23,7 @@ MEMBERS = {
     "Simplex": r.Simplex(),
     "L1Ball": r.L1Ball(1.0),
     "L2Ball": r.L2Ball(1.0),
-    "by_path": r.by_path({"": r.L1(0.3)}),
+    "ByPath": r.by_path({"": r.L1(0.3)}),
 }
 ALLOWED = {
     frozenset(pair)
@@ -48,6 +49,135 @@ class Mine:
         return jax.tree.map(jnp.ones_like, params)
 
 
+def _registered(*names):
+    made = dataclasses.dataclass(frozen=True)
+    return lambda cls: jax.tree_util.register_dataclass(made(cls), names, ())
+
+
+@_registered("high")
+class AtMost:
+    """Somebody's own constraint, whose prox may follow that of L1."""
+
+    high: float
+
+    def __call__(self, params):
+        return r.Box(-jnp.inf, self.high)(params)
+
+    def prox(self, params, step_size):
+        return jax.tree.map(lambda x: jnp.minimum(x, self.high), params)
+
+    def stands(self, other):
+        return "after" if isinstance(other, r.L1) else None
+
+
+@_registered("strength")
+class Jumps:
+    """Somebody's own penalty, whose prox may go before that of L1."""
+
+    strength: float
+
+    def __call__(self, params):
+        return r.TotalVariation(self.strength)(params)
+
+    def prox(self, params, step_size):
+        return r.TotalVariation(self.strength).prox(params, step_size)
+
+    def stands(self, other):
+        return "before" if isinstance(other, r.L1 | AtMost) else None
+
+
+@_registered("strength")
+class NearOne:
+    """Somebody's own squares, which go with everything."""
+
+    strength: float
+
+    def __call__(self, params):
+        return r.L2(self.strength)(jax.tree.map(lambda x: x - 1, params))
+
+    def prox(self, params, step_size):
+        return self.absorb(params, step_size)[0]
+
+    def absorb(self, params, step_size):
+        step_size = jax.tree.broadcast(step_size, params)
+        factor = jax.tree.map(lambda t: 1 + 2 * t * self.strength, step_size)
+        move = lambda x, t, f: (x + 2 * t * self.strength) / f
+        return (
+            jax.tree.map(move, params, step_size, factor),
+            jax.tree.map(lambda t, f: t / f, step_size, factor),
+        )
+
+
+@_registered("strength")
+class Both:
+    """Somebody's own sum."""
+
+    strength: float
+
+    def __call__(self, params):
+        return sum(member(params) for member in self.summands)
+
+    def prox(self, params, step_size):
+        return (r.L1(self.strength) + NearOne(self.strength)).prox(params, step_size)
+
+    @property
+    def summands(self):
+        return r.L1(self.strength), NearOne(self.strength)
+
+    __add__ = r.add
+
+
+@pytest.mark.parametrize(
+    ("mine", "ours"),
+    [
+        (lambda: AtMost(0.4) + r.L1(0.3), r.Box(-jnp.inf, 0.4) + r.L1(0.3)),
+        (lambda: r.L1(0.3) + AtMost(0.4), r.Box(-jnp.inf, 0.4) + r.L1(0.3)),
+        (lambda: r.ElasticNet(0.8, 0.5) + AtMost(0.4), r.ElasticNet(0.8, 0.5) + r.Box(-9, 0.4)),
+        (lambda: Jumps(0.2) + r.L1(0.3), r.TotalVariation(0.2) + r.L1(0.3)),
+        (lambda: r.L1(0.3) + Jumps(0.2), r.TotalVariation(0.2) + r.L1(0.3)),
+    ],
+)
+def test_ones_own_takes_part(mine, ours):
+    np.testing.assert_array_equal(mine().prox(X, 0.5), ours.prox(X, 0.5))
+    np.testing.assert_allclose(mine()(X), ours(X), rtol=1e-6)
+
+
+def test_ones_own_go_together():
+    points = [
+        (a + r.L2(0.1) + b + c).prox(X, 0.5)
+        for a, b, c in itertools.permutations([r.L1(0.3), AtMost(0.4), Jumps(0.2)])
+    ]
+    want = AtMost(0.4).prox((r.TotalVariation(0.2) + r.L1(0.3) + r.L2(0.1)).prox(X, 0.5), 0.5)
+    for point in points:
+        np.testing.assert_allclose(point, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [r.Simplex(), r.L1(0.3), r.GroupLasso(0.5, 1), AtMost(0.4)])
+def test_ones_own_squares_go_with_everything(other):
+    for both in (NearOne(0.7) + r.L2(0.1) + other, other + (r.L2(0.1) + NearOne(0.7))):
+        step = 0.5 / (1 + 2 * 0.5 * 0.8)
+        want = other.prox((X + 2 * 0.5 * 0.7) / (1 + 2 * 0.5 * 0.8), step)
+        np.testing.assert_allclose(both.prox(X, 0.5), want, rtol=1e-5, atol=1e-6)
+
+
+def test_ones_own_sum_is_its_summands():
+    both, parts = Both(0.3) + AtMost(0.4), r.L1(0.3) + NearOne(0.3) + AtMost(0.4)
+    np.testing.assert_array_equal(both.prox(X, 0.5), parts.prox(X, 0.5))
+    with pytest.raises(ValueError, match=r"Both \+ L1, which holds the pair L1 \+ L1"):
+        Both(0.3) + r.L1(0.1)
+    for stranger in (AtMost(0.4), Jumps(0.1)):
+        with pytest.raises(ValueError, match=rf"{type(stranger).__name__} \+ GroupLasso"):
+            stranger + r.GroupLasso(0.5, 1)
+
+
+def test_the_protocols_are_known_by_their_methods():
+    assert isinstance(AtMost(0.4), r.Summand)
+    assert isinstance(NearOne(0.4), r.Quadratic)
+    assert isinstance(r.L2(0.4), r.Quadratic)
+    assert isinstance(r.L1(0.4), r.Summand)
+    assert not isinstance(Mine(), r.Summand | r.Quadratic)
+
+
 def test_five_pairs_are_known():
     assert len(PAIRS) - len(REFUSED) == 5
 
@@ -62,15 +192,15 @@ def test_every_other_pair_is_refused_when_built(a, b):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: r.L1(1.0) + r.L1(2.0), r"L1 \+ L1\. Write L1\(a \+ b\) for both"),
-        (lambda: r.Nuclear(1.0) + r.Nuclear(2.0), r"Write Nuclear\(a \+ b\)"),
-        (lambda: r.GroupLasso(1.0, 0) + r.GroupLasso(2.0, 0), r"Write .*\(a \+ b, axis=0\)"),
+        (lambda: r.L1(1.0) + r.L1(2.0), r"L1 \+ L1\. Write one L1 for both"),
+        (lambda: r.Nuclear(1.0) + r.Nuclear(2.0), r"Write one Nuclear for both"),
+        (lambda: r.GroupLasso(1.0, 0) + r.GroupLasso(2.0, 0), r"Write one GroupLasso for both"),
         (lambda: r.GroupLasso(1.0, 0) + r.GroupLasso(2.0, 1), "by_path"),
-        (lambda: r.TotalVariation(1.0) + r.TotalVariation(2.0), r"\(a \+ b, axis=-1\)"),
-        (lambda: r.Box(0, 1) + r.NonNegative(), r"Box \+ NonNegative\. Write one Box for both"),
+        (lambda: r.TotalVariation(1.0) + r.TotalVariation(2.0), "Write one TotalVariation"),
+        (lambda: r.Box(0, 1) + r.NonNegative(), r"Box \+ NonNegative\. Write one .*, give each"),
         (lambda: r.Box(0, 1) + r.Box(0, 2), r"Box \+ Box\. Write one Box for both"),
-        (lambda: r.Simplex() + r.L1(1.0), r"Simplex \+ L1\. Give each its own leaves .*by_path"),
-        (lambda: r.TotalVariation(1.0) + r.Box(0, 1), r"TotalVariation \+ Box\. Give each"),
+        (lambda: r.Simplex() + r.L1(1.0), r"Simplex \+ L1\. .*give each its own leaves .*by_path"),
+        (lambda: r.TotalVariation(1.0) + r.Box(0, 1), r"TotalVariation \+ Box\. .*give each"),
         (lambda: r.ElasticNet(1.0, 0.5) + r.L1(1.0), r"ElasticNet \+ L1, which .* pair L1 \+ L1"),
         (lambda: r.L2(1.0) + r.L1(1.0) + r.L1(1.0), r"\(L2 \+ L1\) \+ L1, which .* L1 \+ L1"),
         (lambda: r.L1(1.0) + r.Box(0, 1) + r.GroupLasso(1.0, 0), r"pair Box \+ GroupLasso"),
