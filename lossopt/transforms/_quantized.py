@@ -97,7 +97,7 @@ def quantized(
     numbers, and what is not shaped like a parameter stay exact.
 
     Args:
-      rule: any transformation. `stochastic_rounding` and `kahan` go around the result.
+      rule: a transformation. `stochastic_rounding` and `kahan` go around the result.
       block: elements that share a maximum, which takes 4 bytes; at least 1.
       second: a regular expression searched in a leaf's path in the state, as in `"0/nu/kernel"`:
         further second moments, by name. A negative number among them makes its block NaN.
