@@ -38,9 +38,12 @@ _SECOND = {
     ("MomoAdamState", "exp_avg_sq"),
     ("AdamState", "nu"),
     ("RmspropState", "nu"),
+    ("RmspropState", "metric"),
     ("AdagradState", "sum_of_squares"),
 }
-_CENTERED = "nu - mu^2 may become negative. Take optax.scale_by_rms."
+_CENTERED = (
+    "nu - mu^2 may become negative. Take scale_by_rms, or rmsprop(centered=True) of lossopt."
+)
 _POINT = "it holds parameters. Put quantized around the rule within, or leave it away."
 _OUTERMOST = "its rounding would act on float32 copies. Put it around quantized."
 _REFUSED = {

@@ -51,6 +51,19 @@ def test_settles_on_the_lasso_with_exact_zeros(case):
     assert ((params == 0) == (LASSO == 0)).all()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rate, r: lo.transforms.rmsprop(rate, momentum=0.8, regularizer=r),
+        lambda rate, r: lo.transforms.adam(rate, nesterov=True, regularizer=r),
+    ],
+)
+def test_rules_with_momentum_and_a_look_ahead_settle_on_it_too(make):
+    params = _descend(make(FADING, L1(0.5)), jnp.ones(4), lambda x: x - TARGET, 4000)
+    np.testing.assert_allclose(params, LASSO, atol=1e-3)
+    assert ((params == 0) == (LASSO == 0)).all()
+
+
 def test_a_constraint_is_never_left():
     simplex = lo.regularizers.Simplex()
     optimizer = lo.transforms.adam(0.05, regularizer=simplex)
