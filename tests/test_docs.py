@@ -28,6 +28,7 @@ CLAIMS = {
     "warmup lengths can be swept": "test_warmup_lengths_may_be_swept",
     "without the table in between": "test_nothing_as_large_as_the_matrix_is_ever_made",
     "a value and a proximal operator": "test_prox_minimizes",
+    "all but two under any diagonal metric": "test_adam_takes_all_regularizers_but_two",
     "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
     "the newest good step restored": "test_to_the_newest_step_that_verifies",
     "a killed run resumes with the same bits": "test_quick_form",
