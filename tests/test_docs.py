@@ -28,6 +28,7 @@ CLAIMS = {
     "warmup lengths can be swept": "test_warmup_lengths_may_be_swept",
     "without the table in between": "test_nothing_as_large_as_the_matrix_is_ever_made",
     "a value and a proximal operator": "test_prox_minimizes",
+    "all but two under any diagonal metric": "test_adam_takes_all_regularizers_but_two",
     "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
     "the newest good step restored": "test_to_the_newest_step_that_verifies",
     "a killed run resumes with the same bits": "test_quick_form",
@@ -38,7 +39,8 @@ CLAIMS = {
     "fit in a quarter of the memory": "test_two_bytes_a_parameter_for_both_moments",
     "bfloat16 parameters that follow float32": "test_the_final_loss_is_that_of_float32",
     "exact accumulation of weighted microbatches": "test_any_weights_and_windows",
-    "Every optax transformation": "test_every_optimizer_takes_the_steps_of_a_plain_loop",
+    "transformations that take one gradient of the batch": "test_it_runs",
+    "but [nine, such as": "test_what_the_page_excepts_does_not_run",
 }
 
 

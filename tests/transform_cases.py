@@ -31,17 +31,18 @@ RULES = {
         {"learning_rate": 0.1, "eps": 1e-3, "initial_accumulator": 0.5, "weight_decay": 0.1},
     ),
     "rmsprop": Transform(
-        lo.transforms.rmsprop,
+        partial(lo.transforms.rmsprop, centered=True, regularizer=lo.regularizers.L1(0.01)),
         {
             "learning_rate": 0.1,
             "decay": 0.8,
+            "momentum": 0.7,
             "eps": 1e-3,
             "initial_accumulator": 0.5,
             "weight_decay": 0.1,
         },
     ),
     "adam": Transform(
-        partial(lo.transforms.adam, regularizer=lo.regularizers.L1(0.01)),
+        partial(lo.transforms.adam, nesterov=True, regularizer=lo.regularizers.L1(0.01)),
         {"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-3, "weight_decay": 0.1},
     ),
     "proximal": Transform(

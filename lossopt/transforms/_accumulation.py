@@ -56,7 +56,7 @@ def accumulate(
     chain would run on the zeros, too.
 
     Args:
-      rule: any optax transformation, a complete one or a chain. It gets the `params` and the extra
+      rule: an optax transformation, a complete one or a chain. It gets the `params` and the extra
         arguments, such as `value=`, of the window's last microbatch.
       every: microbatches a window, at least 1. It may be a number, a tracer, or a schedule of the
         count of windows.

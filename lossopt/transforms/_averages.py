@@ -5,28 +5,26 @@ import jax.numpy as jnp
 from lossopt._typing import Array, Number
 
 
-def gather(weight: Array, forgotten: Number, own: Number) -> tuple[Array, Array]:
-    r"""Adds a weight to a sum of weights that forgets.
-
-    $$W \leftarrow (1 - f) W + w, \qquad s = w / W$$
+def gather(weight: Array, forgotten: Number, own: Number) -> Array:
+    r"""Adds a weight to a sum of weights that forgets: $(1 - f) W + w$.
 
     Args:
-      weight: $W$ in two parts whose difference it is, `[0, 0]` at first: in one part it would come
-        to rest $1 / f$ roundings away from $w / f$.
+      weight: $W$ in two parts whose difference it is: in one part it would come to rest $1 / f$
+        roundings away from $w / f$.
       forgotten: $f$, the share of the old that is forgotten, in [0, 1]; of a rate $b$ it is
         $1 - b$, which is known better than $b$ where that is near 1.
-      own: $w > 0$.
+      own: $w \ge 0$.
 
     Returns:
-      The next weight in two parts, and $s$, which is 1 at first.
+      The next sum, in two parts.
     """
     total, lost = weight
     added = jnp.asarray(own - forgotten * (total - lost) - lost, total.dtype)
     longer = total + added
-    return jnp.stack([longer, (longer - total) - added]), own / longer
+    return jnp.stack([longer, (longer - total) - added])
 
 
-def toward(old: Array, new: Array, share: Array) -> Array:
+def toward(old: Array, new: Array, share: Array | Number) -> Array:
     """The average in which `new` has this share: exactly `new` at 1 and where both are equal.
 
     A sum of two products rests elsewhere, because their factors are rounded apart. The difference

@@ -1,4 +1,4 @@
-"""Any rule of optax, with a regularizer or a constraint respected exactly."""
+"""Rules of optax, with a regularizer or a constraint respected exactly."""
 
 from collections.abc import Callable
 from typing import Any

@@ -38,9 +38,12 @@ _SECOND = {
     ("MomoAdamState", "exp_avg_sq"),
     ("AdamState", "nu"),
     ("RmspropState", "nu"),
+    ("RmspropState", "metric"),
     ("AdagradState", "sum_of_squares"),
 }
-_CENTERED = "nu - mu^2 may become negative. Take optax.scale_by_rms."
+_CENTERED = (
+    "nu - mu^2 may become negative. Take scale_by_rms, or rmsprop(centered=True) of lossopt."
+)
 _POINT = "it holds parameters. Put quantized around the rule within, or leave it away."
 _OUTERMOST = "its rounding would act on float32 copies. Put it around quantized."
 _REFUSED = {
@@ -97,7 +100,7 @@ def quantized(
     numbers, and what is not shaped like a parameter stay exact.
 
     Args:
-      rule: any transformation. `stochastic_rounding` and `kahan` go around the result.
+      rule: a transformation. `stochastic_rounding` and `kahan` go around the result.
       block: elements that share a maximum, which takes 4 bytes; at least 1.
       second: a regular expression searched in a leaf's path in the state, as in `"0/nu/kernel"`:
         further second moments, by name. A negative number among them makes its block NaN.

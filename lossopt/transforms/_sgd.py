@@ -122,12 +122,13 @@ def momentum(
 
     def move(gradients, state, count, *_):
         fresh = 1 - at(count, decay)
-        gain, share = gather(state.gain, fresh, 1)
-        mu = jax.tree.map(lambda mu, g: toward(mu, g, share), state.mu, gradients)
+        gain = gather(state.gain, fresh, 1)
+        add = lambda gain: lambda mu, g: toward(mu, g, 1 / gain[0])
+        mu = jax.tree.map(add(gain), state.mu, gradients)
         average, reached = mu, gain
         if nesterov:  # as if the gradient came once more
-            reached, share = gather(gain, fresh, 1)
-            average = jax.tree.map(lambda mu, g: toward(mu, g, share), mu, gradients)
+            reached = gather(gain, fresh, 1)
+            average = jax.tree.map(add(reached), mu, gradients)
         metric = reached[0] - reached[1]
         direction = jax.tree.map(lambda mu: like(mu, metric) * mu, average)
         return direction, metric, MomentumState(mu, gain)

@@ -55,7 +55,7 @@ def skip_spikes(
     times after 19. A norm that is inf or NaN is always skipped and never enters the history.
 
     Args:
-      rule: any optax transformation, a complete one or a chain; clip inside of it.
+      rule: an optax transformation, a complete one or a chain; clip inside of it.
       deviations: $k > 0$, in standard deviations. This and every other number may be a number, a
         tracer, or a schedule of the step count.
       horizon: steps that the history reaches back, at least 1: the weight of an old norm falls by

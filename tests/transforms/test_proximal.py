@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import lossopt as lo
+from tests import cases
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -47,6 +48,19 @@ def test_settles_on_the_lasso_with_exact_zeros(case):
     rate, direction, metric = case
     optimizer = proximal(L1(0.5), rate, direction, metric=metric)
     params = _descend(optimizer, jnp.ones(4), lambda x: x - TARGET, 4000)
+    np.testing.assert_allclose(params, LASSO, atol=1e-3)
+    assert ((params == 0) == (LASSO == 0)).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rate, r: lo.transforms.rmsprop(rate, momentum=0.8, regularizer=r),
+        lambda rate, r: lo.transforms.adam(rate, nesterov=True, regularizer=r),
+    ],
+)
+def test_rules_with_momentum_and_a_look_ahead_settle_on_it_too(make):
+    params = _descend(make(FADING, L1(0.5)), jnp.ones(4), lambda x: x - TARGET, 4000)
     np.testing.assert_allclose(params, LASSO, atol=1e-3)
     assert ((params == 0) == (LASSO == 0)).all()
 
@@ -161,6 +175,19 @@ def test_a_metric_that_a_prox_cannot_take_is_refused():
         optimizer.update(params, optimizer.init(params), params)
     plain = lo.transforms.momentum(0.1, regularizer=lo.regularizers.Nuclear(0.1))
     assert plain.update(params, plain.init(params), params)[0].shape == (2, 3)
+
+
+def test_adam_takes_all_regularizers_but_two():
+    def fits(member, params):
+        optimizer = lo.transforms.adam(0.1, regularizer=member)
+        try:
+            jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), params)
+        except ValueError:
+            return False
+        return True
+
+    rows = cases.REGULARIZERS | {"a sum": (L1(0.1) + lo.regularizers.L2(0.1), jnp.ones(3), None)}
+    assert {k for k, (r, x, _) in rows.items() if not fits(r, x)} == {"Nuclear", "TotalVariation"}
 
 
 def test_further_arguments_reach_the_direction():

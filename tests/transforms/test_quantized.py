@@ -205,6 +205,7 @@ SECONDS = [
     (optax.sgd(0.1, momentum=0.9), []),
     (lo.transforms.adam(0.1), ["nu"]),
     (lo.transforms.rmsprop(0.1), ["nu"]),
+    (lo.transforms.rmsprop(0.1, momentum=0.9, centered=True), ["nu", "metric"]),
     (lo.transforms.adagrad(0.1), ["sum_of_squares"]),
     (lo.transforms.momentum(0.1), []),
 ]

@@ -1,5 +1,7 @@
 """The textbook's rules, step by step; the family's laws are in `tests/contract`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,25 @@ OPTAX = {
     "rmsprop, eps outside, from 1": (
         rmsprop(0.01, 0.95, 1e-3, initial_accumulator=1.0, eps_in_sqrt=False),
         optax.rmsprop(0.01, 0.95, 1e-3, initial_scale=1.0, eps_in_sqrt=False),
+    ),
+    "rmsprop, momentum": (rmsprop(0.003, momentum=0.9), optax.rmsprop(0.003, momentum=0.9)),
+    "rmsprop, centered": (rmsprop(0.01, centered=True), optax.rmsprop(0.01, centered=True)),
+    "rmsprop, centered, momentum, eps outside, from 1": (
+        rmsprop(
+            0.003,
+            0.95,
+            1e-3,
+            momentum=0.8,
+            centered=True,
+            initial_accumulator=1.0,
+            eps_in_sqrt=False,
+        ),
+        optax.rmsprop(0.003, 0.95, 1e-3, 1.0, False, centered=True, momentum=0.8),
+    ),
+    "nadam": (adam(0.02, nesterov=True), optax.nadam(0.02)),
+    "nadam, other numbers, decay": (
+        adam(0.02, 0.8, 0.95, 1e-3, nesterov=True, weight_decay=0.1, weight_decay_where=EVERY),
+        optax.nadamw(0.02, 0.8, 0.95, 1e-3, weight_decay=0.1),
     ),
     "adam": (adam(0.02), optax.adam(0.02)),
     "adam, other numbers": (adam(0.02, 0.8, 0.95, 1e-3), optax.adam(0.02, 0.8, 0.95, 1e-3)),
@@ -201,7 +222,16 @@ def test_updates_have_the_dtypes_of_the_parameters_not_of_the_gradients(make):
     assert optimizer.update(gradients, state)[0].dtype == jnp.float32
 
 
-@EACH
+FORMS = MAKERS | {
+    "nesterov": partial(momentum, nesterov=True),
+    "nadam": partial(adam, nesterov=True),
+    "rmsprop, momentum": partial(rmsprop, momentum=0.9),
+    "rmsprop, centered": partial(rmsprop, centered=True),
+    "rmsprop, both": partial(rmsprop, momentum=0.9, centered=True, initial_accumulator=0.5),
+}
+
+
+@pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 def test_the_gain_of_a_steady_gradient_is_the_metric(make):
     """The prox of `L1` at 0 thresholds at step times strength: the largest kept gradient is 1."""
     gradients = jnp.array([-3.0, -1.001, -0.999, 0.2, 0.999, 1.001, 4.0])
