@@ -15,39 +15,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTBOOK = (ROOT / "docs" / "textbook.md").read_text()
 ROWS = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", TEXTBOOK, re.MULTILINE)}
-README = (ROOT / "README.md").read_text()
-CLAIMS = {
-    "masks, ragged batches, microbatches": "test_any_weights",
-    "devices give the value and gradient": "test_ours_is_the_truth_in_the_table",
-    "under `jit`, `vmap` and `pmap`": "test_devices_run_side_by_side",
-    "exact for any number of terms": "test_terms_of_different_weights",
-    "need not divide the batch": "test_microbatches_from_one_to_the_number_of_rows",
-    "one number per example, strict on shapes": "test_law",
-    "finite at logits of ±10 000": "test_survives_large_predictions",
-    "out of range is NaN in its row": "test_out_of_range_is_nan_and_never_another_class",
-    "warmup lengths can be swept": "test_warmup_lengths_may_be_swept",
-    "without the table in between": "test_nothing_as_large_as_the_matrix_is_ever_made",
-    "a value and a proximal operator": "test_prox_minimizes",
-    "all but two under any diagonal metric": "test_adam_takes_all_regularizers_but_two",
-    "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
-    "the newest good step restored": "test_to_the_newest_step_that_verifies",
-    "a killed run resumes with the same bits": "test_quick_form",
-    "laws that our own losses, regularizers, schedules and transformations pass": "test_transform",
-    "exactly zero under Adam": "test_settles_on_the_lasso_with_exact_zeros",
-    "supports are those of scikit-learn": "test_coefficients_and_support_are_those_of_scikit_learn",
-    "each be a tracer or a schedule": "test_transform",
-    "fit in a quarter of the memory": "test_two_bytes_a_parameter_for_both_moments",
-    "bfloat16 parameters that follow float32": "test_the_final_loss_is_that_of_float32",
-    "exact accumulation of weighted microbatches": "test_any_weights_and_windows",
-    "transformations that take one gradient of the batch": "test_it_runs",
-    "but [nine, such as": "test_what_the_page_excepts_does_not_run",
-}
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_a_claim_of_the_readme_is_held_by_a_test(claim):
-    assert claim in README
-    assert any(CLAIMS[claim] in _functions(path) for path in ROOT.glob("tests/**/*.py"))
 
 
 def test_which_loss_names_every_loss():
