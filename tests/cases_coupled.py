@@ -10,8 +10,9 @@ from tests.case import Loss, drawn, normal, unit
 
 
 def _row(name, *inputs, **numbers):
-    loss = name.split("/")[0]
-    fn, reference = (partial(getattr(room, loss), **numbers) for room in (lo.losses, references))
+    fn, reference = (
+        partial(getattr(room, name.split("/")[0]), **numbers) for room in (lo.losses, references)
+    )
     return Loss(name, fn, drawn(name, *inputs), reference)
 
 

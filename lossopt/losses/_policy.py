@@ -312,7 +312,7 @@ def _advantages(rewards, present, scale):
     reach = jnp.max(rewards, axis=-1, keepdims=True, initial=0)
     equal = (reach <= noise) & (reach < jnp.inf)
     unit = jnp.where(equal, 1, reach)  # of which the deviations are shares: no square overflows
-    count = jnp.maximum(1, jnp.sum(present, axis=-1, keepdims=True))
+    count = jnp.maximum(1, jnp.sum(present, axis=-1, keepdims=True, dtype=rewards.dtype))
     rewards = rewards / unit
     deviations = rewards - jnp.sum(rewards, axis=-1, keepdims=True) / count
     variance = jnp.sum(deviations**2, axis=-1, keepdims=True, where=present) / count
