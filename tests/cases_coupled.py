@@ -144,7 +144,7 @@ _ROWS = [
     _row("sampled_kl", _OLD + _LOG_RATIOS, _OLD, estimator="k3"),
 ]
 
-_FURTHER = [
+_FURTHER_POLICIES = [
     _row("sampled_kl/direct", _OLD + _LOG_RATIOS, _OLD, estimator="k1"),
     _row("sampled_kl/squared", _OLD + _LOG_RATIOS, _OLD, estimator="k2"),
     _row(
@@ -171,7 +171,7 @@ _FURTHER = [
 ]
 
 COUPLED = {row.name: row for row in _ROWS}
-COUPLED_VARIANTS = {row.name: row for row in _FURTHER}
+COUPLED_VARIANTS = {row.name: row for row in _FURTHER_POLICIES}
 
 COUPLED_LISTS = {
     name: COUPLED[name]
