@@ -10,8 +10,9 @@ from tests.case import Loss, drawn, normal, unit
 
 
 def _row(name, *inputs, **numbers):
-    loss = name.split("/")[0]
-    fn, reference = (partial(getattr(room, loss), **numbers) for room in (lo.losses, references))
+    fn, reference = (
+        partial(getattr(room, name.split("/")[0]), **numbers) for room in (lo.losses, references)
+    )
     return Loss(name, fn, drawn(name, *inputs), reference)
 
 
@@ -143,7 +144,7 @@ _ROWS = [
     _row("sampled_kl", _OLD + _LOG_RATIOS, _OLD, estimator="k3"),
 ]
 
-_FURTHER = [
+_FURTHER_POLICIES = [
     _row("sampled_kl/direct", _OLD + _LOG_RATIOS, _OLD, estimator="k1"),
     _row("sampled_kl/squared", _OLD + _LOG_RATIOS, _OLD, estimator="k2"),
     _row(
@@ -170,7 +171,7 @@ _FURTHER = [
 ]
 
 COUPLED = {row.name: row for row in _ROWS}
-COUPLED_VARIANTS = {row.name: row for row in _FURTHER}
+COUPLED_VARIANTS = {row.name: row for row in _FURTHER_POLICIES}
 
 COUPLED_LISTS = {
     name: COUPLED[name]

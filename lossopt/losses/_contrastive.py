@@ -147,13 +147,13 @@ def nt_xent(
     """
     _checks.above(0, temperature=temperature)
     a, b, present, others = _items(items, a=a, b=b)
-    across = _products(a, b) / temperature
-    own, loss = _diagonal(across), 0
-    for view, pairs in ((a, across), (b, jnp.swapaxes(across, -1, -2))):
-        rivals = jnp.concatenate([_products(view, view) / temperature, pairs], axis=-1)
-        both = jnp.concatenate([others, others], axis=-1)
-        loss += jax.nn.softplus(jax.nn.logsumexp(_keep(rivals, both), axis=-1) - own)
-    return jnp.where(present, loss / 2, jnp.nan)
+    twice = jnp.concatenate([others, others], axis=-1)
+
+    def of(view, other):
+        products = [_products(view, other), _products(view, view)]
+        return _cross_entropy(jnp.concatenate(products, axis=-1) / temperature, twice)
+
+    return jnp.where(present, (of(a, b) + of(b, a)) / 2, jnp.nan)
 
 
 def clip(

@@ -123,22 +123,23 @@ def softmax_dice(
       0.133
 
     References:
-      Sudre et al., "Generalised Dice Overlap as a Deep Learning Loss Function for Highly Unbalanced
-      Segmentations", 2017.
+      Isensee et al., "nnU-Net: A Self-configuring Method for Deep Learning-based Biomedical Image
+      Segmentation", 2021.
     """
     _checks.at_least(0, smooth=smooth)
     _checks.rank_at_least(2, logits=logits)
     (logits,) = still(*_checks.floats(logits=logits))
     kept = jnp.ones(logits.shape, bool)
     y, valid = _labels.classes("softmax_dice", logits, labels, kept=kept, ignore_index=ignore_index)
-    ignored = False if ignore_index is None else jnp.asarray(labels) == ignore_index
     if y.ndim < logits.ndim:
         y = one_hot(y, logits.shape[-1], dtype=logits.dtype)
-    counted = jnp.broadcast_to(~jnp.asarray(ignored), valid.shape)[..., None]
-    p = softmax(jnp.where(counted, logits, 0), axis=-1)
-    p, q, y = (jnp.swapaxes(jnp.where(counted, x, 0), -1, -2) for x in (p, 1 - p, y))
-    loss = jnp.mean(_share(p, q, y, 0.5, 0.5, smooth), axis=-1)
-    return jnp.where(jnp.all(valid | ignored, axis=-1), loss, jnp.nan)
+    unread = (
+        jnp.zeros(valid.shape, bool) if ignore_index is None else jnp.equal(labels, ignore_index)
+    )
+    per_class = lambda x: jnp.swapaxes(jnp.where(unread[..., None], 0, x), -1, -2)
+    p = softmax(jnp.where(unread[..., None], 0, logits), axis=-1)
+    shares = _share(per_class(p), per_class(1 - p), per_class(y), 0.5, 0.5, smooth)
+    return jnp.where(jnp.all(valid | unread, axis=-1), jnp.mean(shares, axis=-1), jnp.nan)
 
 
 def _mismatch(name, logits, labels, alpha, beta, smooth):
