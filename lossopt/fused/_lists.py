@@ -4,9 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lossopt import _checks
-from lossopt._mean import mean
 from lossopt._typing import Number
-from lossopt.fused._compare import beaten, lists_of, logistic, of_items, totals
+from lossopt.fused._compare import beaten, lists_of, logistic, of_items, reduced, totals
 from lossopt.fused._how import Form, How, MeanOrValues, Memory
 from lossopt.fused._walk import Facts
 from lossopt.losses._ranks import Lists, Mask, discounts, gains, ranks, read, sunk
@@ -39,11 +38,12 @@ def lambda_rank(
       differentiable: as in `pairwise_logistic`.
 
     Returns:
-      The `Mean` over lists, or one loss per list, shape `[*batch]`, 0 without relevance, as
-      `lossopt.losses.lambda_rank`.
+      The `Mean` over lists, each of weight 1, as in `pairwise_logistic`. Or one loss per list,
+      shape `[*batch]`, 0 without relevance, as `lossopt.losses.lambda_rank`.
 
     Raises:
       ValueError: if shapes do not fit or the budget is below one block.
+      TypeError: if `items` is not boolean.
 
     Examples:
       >>> loss = lo.fused.lambda_rank(jnp.array([1.0, 2.0, 0.0]), jnp.array([1, 0, 0]))
@@ -56,12 +56,12 @@ def lambda_rank(
     how, batch = How(memory, differentiable), jnp.shape(scores)[:-1]
     lists, grades, present, known = _read("lambda_rank", scores, relevance, items)
     if lists.size == 0:
-        return _reduced(jnp.sum(lists, axis=-1), batch, per_example)
+        return reduced(jnp.sum(lists, axis=-1), batch, per_example)
     places = ranks(sunk(lax.stop_gradient(lists), present))
     rows = {"gain": gains(grades), "discount": discounts(places)}
     columns = rows | {"gain": jnp.where(present, rows["gain"], jnp.inf)}
     total = totals(_swaps, how, lists, {}, Facts(rows, columns), jnp.ones_like(lists))
-    return _reduced(jnp.where(known, total, jnp.nan), batch, per_example)
+    return reduced(jnp.where(known, total, jnp.nan), batch, per_example)
 
 
 def approximate_ndcg(
@@ -90,12 +90,13 @@ def approximate_ndcg(
       differentiable: as in `pairwise_logistic`.
 
     Returns:
-      The `Mean` over lists, or one loss per list in [0, 1), shape `[*batch]`, 0 without
-      relevance, as `lossopt.losses.approximate_ndcg`.
+      The `Mean` over lists, each of weight 1, as in `pairwise_logistic`. Or one loss per list in
+      [0, 1), shape `[*batch]`, 0 without relevance, as `lossopt.losses.approximate_ndcg`.
 
     Raises:
-      ValueError: if shapes do not fit, `temperature` is not positive, or the budget is below one
-        block.
+      ValueError: if shapes do not fit, `temperature` is not one positive number, or the budget is
+        below one block.
+      TypeError: if `items` is not boolean.
 
     Examples:
       >>> loss = lo.fused.approximate_ndcg(jnp.zeros(2), jnp.array([1, 0]), temperature=0.1)
@@ -111,13 +112,13 @@ def approximate_ndcg(
     how, batch = How(memory, differentiable), jnp.shape(scores)[:-1]
     lists, grades, present, known = _read("approximate_ndcg", scores, relevance, items)
     if lists.size == 0:
-        return _reduced(jnp.sum(lists, axis=-1), batch, per_example)
+        return reduced(jnp.sum(lists, axis=-1), batch, per_example)
     numbers = {"temperature": jnp.asarray(temperature, lists.dtype)}
     defeats = of_items(_defeats, how, lists, Facts({}, {"present": present}), numbers)
     worth, places = gains(grades), 0.5 + defeats  # an item's own share of its rank is 1/2
     loss = 1 - jnp.sum(worth * discounts(places), axis=-1)
     loss = jnp.where(jnp.any(worth > 0, axis=-1), loss, 0)
-    return _reduced(jnp.where(known, loss, jnp.nan), batch, per_example)
+    return reduced(jnp.where(known, loss, jnp.nan), batch, per_example)
 
 
 def _read(name, scores, relevance, items):
@@ -126,10 +127,6 @@ def _read(name, scores, relevance, items):
     *lists, known = read(name, scores, relevance, items, lowest=0)
     lists, known = lists_of(lists), lists_of(known[..., None])
     return *lists, known[:, 0]
-
-
-def _reduced(losses, batch, per_example):
-    return losses.reshape(batch) if per_example else mean(losses)
 
 
 def _swaps(leads, operands, facts):

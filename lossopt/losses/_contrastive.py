@@ -114,6 +114,7 @@ def info_nce(
       Van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding",
       2018.
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
     queries, keys, present, others = _items(items, queries=queries, keys=keys)
     loss = _cross_entropy(_products(queries, keys) / temperature, others)
@@ -221,6 +222,7 @@ def supervised_contrastive(
     References:
       Khosla et al., "Supervised Contrastive Learning", 2020 (the form with the sum outside).
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
     embeddings, present, others = _items(items, embeddings=embeddings)
     _checks.exact_shape(present.shape, labels=labels)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from lossopt import _checks
 from lossopt._typing import Array, ArrayLike, Float, Number
-from lossopt.losses._ranks import Lists, Mask, discounts, gains, ranks, read, sunk
+from lossopt.losses._ranks import Lists, Mask, discounts, gains, ranks, read, sunk, weighed
 
 
 def pairwise_logistic(
@@ -203,6 +203,7 @@ def approximate_ndcg(
       Qin, Liu and Li, "A General Approximation Framework for Direct Optimization of Information
       Retrieval Measures", 2010.
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
     scores, relevance, present, known = read("approximate_ndcg", scores, relevance, items, 0)
     worth = gains(relevance)
@@ -237,14 +238,8 @@ def margin_ranking(
 
 
 def _mean_over_pairs(name, phi, scores, relevance, weights, items):
-    weights = jnp.ones(jnp.shape(scores), bool) if weights is None else weights
-    scores, weights = _checks.same_shape(scores=scores, weights=weights)
-    weights = jnp.where(_checks.mask("items", items, scores.shape), weights, 0)
-    _checks.nonnegative(name, weights=weights)
+    scores, weights = weighed(name, scores, weights, items)
     scores, relevance, _, known = read(name, scores, relevance, weights != 0)
-    # Only ratios of weights matter: the largest is made 1, so that no product leaves the range.
-    top = jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
-    weights = weights / jnp.where(top == 0, 1, top)
     pairs = weights[..., :, None] * weights[..., None, :] * (_differences(relevance) > 0)
     leads = jnp.where(pairs == 0, 0, _differences(scores))  # an infinite one is not multiplied by 0
     total = jnp.sum(pairs * phi(leads), axis=(-2, -1))

@@ -1,6 +1,7 @@
 """Lists of items as losses of ranks read them, and what a rank is worth."""
 
 import jax.numpy as jnp
+from jax import lax
 
 from lossopt import _checks
 from lossopt._numerics import NO_LOGIT
@@ -32,6 +33,21 @@ def read(
     _checks.condition(known, message, low=jnp.min(relevance, initial=0))
     scores, relevance = jnp.where(present, scores, 0), jnp.where(known, relevance, 0)
     return scores, relevance, present, jnp.all(known, axis=-1)
+
+
+def weighed(member: str, scores: Lists, weights: Lists | None, items: Mask) -> tuple[Items, Items]:
+    """Scores, and weights of items, 0 where masked and 1 by default; the largest is 1.
+
+    Only ratios of weights matter, and so no product of two leaves the range.
+    """
+    weights = jnp.ones(jnp.shape(scores), bool) if weights is None else weights
+    scores, weights = _checks.same_shape(scores=scores, weights=weights)
+    exist = _checks.mask("items", items, scores.shape)
+    weights = jnp.where(exist & (weights != 0), weights, 0)  # what is not read has no slope
+    _checks.at_least(0, weights=weights)
+    _checks.nonnegative(member, weights=weights)
+    top = lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
+    return scores, weights / jnp.where(top == 0, 1, top)
 
 
 def sunk(scores: Items, present: Bool[Array, "*batch items"]) -> Items:

@@ -186,7 +186,9 @@ ITEMS = rng.normal(size=(2, 64, 8)).astype(np.float32)
 CUT = lo.fused.Chunks(rows=4)
 COUPLED = {
     "clip": lambda a, b, w: lo.fused.clip(a, b, 2.0, w, memory=CUT).value,
-    "sigmoid_pairs": lambda a, b, w: lo.fused.sigmoid_pairs(a, b, 2.0, -1.0, w, memory=CUT).value,
+    "sigmoid_pairs": lambda a, b, w: (
+        lo.fused.sigmoid_pairs(a, b, 2.0, -1.0, w, items=w > 0.6, memory=CUT).value
+    ),
     "supervised_contrastive": lambda a, b, w: (
         lo.fused.supervised_contrastive(
             a, (b[:, 0] > 0).astype(np.int32), w, temperature=0.5, memory=CUT
