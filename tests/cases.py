@@ -11,7 +11,7 @@ import lossopt as lo
 from tests import references
 from tests.case import Loss, drawn, normal
 from tests.cases_coupled import COUPLED as COUPLED
-from tests.cases_coupled import COUPLED_LISTS
+from tests.cases_coupled import COUPLED_LISTS, COUPLED_VARIANTS
 from tests.schedule_cases import SCHEDULES as SCHEDULES
 from tests.transform_cases import TRANSFORMS as TRANSFORMS
 
@@ -205,7 +205,7 @@ _FURTHER = [
 ALONE = {row.name: row for row in [*_REGRESSION, *_LIKELIHOOD, *_CLASSIFICATION]}
 
 LOSSES = ALONE | COUPLED
-VARIANTS = {row.name: row for row in _FURTHER}
+VARIANTS = {row.name: row for row in _FURTHER} | COUPLED_VARIANTS
 DECISIONS = {"decide": _costly_row("decide", _LOGITS, costs=_COSTS[:, :3])}
 LISTS = COUPLED_LISTS | {"cox": LOSSES["cox"]}
 

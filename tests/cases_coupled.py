@@ -10,8 +10,9 @@ from tests.case import Loss, drawn, normal, unit
 
 
 def _row(name, *inputs, **numbers):
-    fn = partial(getattr(lo.losses, name), **numbers)
-    reference = partial(getattr(references, name), **numbers)
+    fn, reference = (
+        partial(getattr(room, name.split("/")[0]), **numbers) for room in (lo.losses, references)
+    )
     return Loss(name, fn, drawn(name, *inputs), reference)
 
 
@@ -79,6 +80,9 @@ _ROWS = [
     _row("list_mle", normal(6, 6), _ORDERS),
     _row("lambda_rank", normal(6, 6), _GRADES),
     _row("approximate_ndcg", normal(6, 6), _GRADES, temperature=0.4),
+    _row("ndcg", normal(6, 6), _GRADES),
+    _row("reciprocal_rank", normal(6, 6), _GRADES),
+    _row("average_precision", normal(6, 6), _GRADES),
     _row(
         "contrastive",
         normal(6, 3, scale=0.8),
@@ -136,7 +140,15 @@ _ROWS = [
     ),
 ]
 
+_FURTHER = [
+    _row("lambda_rank/top", normal(6, 6), _GRADES, top=2),
+    _row("approximate_ndcg/top", normal(6, 6), _GRADES, temperature=0.4, top=2),
+    _row("ndcg/top", normal(6, 6), _GRADES, top=3),
+    _row("reciprocal_rank/top", normal(6, 6), _GRADES, top=2),
+]
+
 COUPLED = {row.name: row for row in _ROWS}
+COUPLED_VARIANTS = {row.name: row for row in _FURTHER}
 
 COUPLED_LISTS = {
     name: COUPLED[name]
@@ -148,6 +160,9 @@ COUPLED_LISTS = {
         "list_mle",
         "lambda_rank",
         "approximate_ndcg",
+        "ndcg",
+        "reciprocal_rank",
+        "average_precision",
         "info_nce",
         "clip",
         "sigmoid_pairs",

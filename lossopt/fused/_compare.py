@@ -14,19 +14,20 @@ from lossopt._typing import Array, PyTree
 from lossopt.fused import _devices
 from lossopt.fused._how import How, MeanOrValues
 from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
+from lossopt.losses._log_sums import lead
 
 CACHE = 2**22  # bytes: what is compared and not multiplied is fastest near the processor
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Tiles of `left[:, None] - right[None, :]`."""
+    """Tiles of `left[:, None] - right[None, :]`; equal infinities lie 0 apart."""
 
     axis: int = 0
 
     def tile(self, left: Array, right: Array) -> Array:
         """Shape `[rows, columns]`."""
-        return left[:, None] - right[None, :]
+        return lead(left[:, None], right[None, :])
 
     def pull(self, left: Array, right: Array, slope: Array) -> tuple[Array, Array]:
         """The gradients of `left` and `right` from that of the tile."""

@@ -106,7 +106,7 @@ def test_bad_input_is_refused(case):
         a, b, scale, bias, y, w, **options
     )
     for wrong in (weights[:-1], -weights):
-        with pytest.raises(ValueError, match="weights >= 0|items of shape"):
+        with pytest.raises(ValueError, match=r"weights >= 0|items of shape"):
             call(w=wrong)
     with pytest.raises(ValueError, match="shape"):
         call(a=a[:-1])

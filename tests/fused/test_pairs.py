@@ -156,7 +156,13 @@ def test_infinite_scores():
     assert (one, two) == (0.5, 0.25)
     assert to_one.tolist() == to_two.tolist() == [0, 1, -1, 0]
     assert all(np.isinf(value) for value, _ in program(np.array([0, np.inf, 1, 0], np.float32)))
-    assert all(np.isnan(value) for value, _ in program(np.array([0, np.nan, 1, 0], np.float32)))
+    for unknown in ([0, np.nan, 1, 0], [np.nan, -np.inf, 1, -np.inf], [np.inf, np.nan, np.inf, 0]):
+        assert all(np.isnan(value) for value, _ in program(np.array(unknown, np.float32)))
+    same = [-np.inf, -np.inf, 3, -np.inf], [np.inf, np.inf, np.inf, 1], [-np.inf] * 4
+    for scores in map(np.float32, same):
+        got = np.array([value for value, _ in program(scores)])
+        dense = lo.losses.pairwise_hinge, lo.losses.pairwise_squared_hinge
+        np.testing.assert_array_equal(got, [4 * loss(scores, relevance[0]) for loss in dense])
 
 
 def test_large_weights_small_losses_and_low_precision():

@@ -14,15 +14,19 @@ rng = np.random.default_rng(11)
 LISTS, ITEMS = 4, 9
 SCORES = np.round(rng.normal(size=(LISTS, ITEMS)) * 4) / 4  # with ties
 EXIST = rng.random((LISTS, ITEMS)) < 0.8
+EXIST[0] = True
 GRADES = np.where(np.arange(LISTS)[:, None] == 1, 2, rng.integers(0, 4, (LISTS, ITEMS)))
 EXIST[2] = False  # a list of nothing
+SCORES[0, GRADES[0] == 0] = -np.inf  # what is not relevant is impossible
 HEAVY = np.where(rng.random((LISTS, ITEMS)) < 0.2, 0, rng.uniform(0.3, 2, (LISTS, ITEMS)))
+EXIST[3, :2], HEAVY[3, :2] = (True, False), (0, 1)  # a rival without weight, one that is none
 A, B = rng.normal(size=(2, ITEMS, 3))
 A[2] = A[5]
 LABELS = rng.integers(0, 3, ITEMS)
 PAIRS = {"pairwise_logistic": GRADES, "pairwise_hinge": GRADES, "pairwise_squared_hinge": GRADES}
 PAIRS |= {"pairwise_hinge of two kinds": GRADES > 1}
 RANKS = {"lambda_rank": {}, "approximate_ndcg": {"temperature": 0.4}}
+RANKS |= {f"{name} of the first": known | {"top": 2} for name, known in RANKS.items()}
 
 
 def holed(x, exist):
@@ -36,13 +40,14 @@ def of_lists(name):
     inputs |= {"weights": holed(HEAVY, EXIST)} if name in PAIRS else {}
     grades = PAIRS.get(name, GRADES)
     known = {"relevance": grades, "items": EXIST} | RANKS.get(name, {})
+    inputs |= {"temperature": known.pop("temperature")} if "temperature" in known else {}
     fused, dense = (partial(getattr(room, member), **known) for room in (lo.fused, lo.losses))
     return inputs, lambda x, **options: fused(**x, **options), lambda x: dense(**x), None
 
 
 def of_items(name, known, **inputs):
     """Both of embeddings, one number per item, with weights for their mean."""
-    weights, exist = HEAVY[0], EXIST[0]
+    weights, exist = HEAVY[3], EXIST[3]
     inputs = {key: holed(x, exist) if np.ndim(x) else x for key, x in inputs.items()}
     fused, dense = (partial(getattr(room, name), **known) for room in (lo.fused, lo.losses))
     of_fused = lambda x, **options: fused(**x, items=exist, **options)
@@ -79,7 +84,7 @@ def test_the_mean_is_that_of_the_losses(name):
             return mean.value, mean.weight
 
         def theirs(x, w):
-            w = w if w is None else jnp.where(EXIST[0], w, 0)
+            w = w if w is None else jnp.where(EXIST[3], w, 0)
             mean = lo.mean(dense(x), w)
             return mean.value, mean.weight
 
@@ -98,20 +103,18 @@ def test_the_mean_is_that_of_the_losses(name):
 @every_name
 def test_nothing_is_zero_in_both(name):
     """Lists of no items and no lists, or a batch none of whose items exist."""
-    if name in ("clip", "sigmoid_pairs", "supervised_contrastive"):
-        inputs, _, _, _ = both(name)
-        none = np.zeros(ITEMS, bool)
-        known = {"labels": LABELS} if name == "supervised_contrastive" else {}
-        mean = getattr(lo.fused, name)(**inputs, **known, items=none)
-        want = lo.mean(getattr(lo.losses, name)(**inputs, **known, items=none), none)
-        assert (mean.total, mean.weight) == (want.total, want.weight) == (0, 0)
-        return
-    for shape in ((2, 0), (0, 3), (0,)):
-        args, member = (np.zeros(shape), np.zeros(shape)), name.split()[0]
-        fused, dense = (getattr(room, member) for room in (lo.fused, lo.losses))
-        mean = fused(*args, **RANKS.get(member, {}))
-        want = lo.mean(dense(*args, **RANKS.get(member, {})))
-        assert (mean.total, mean.weight) == (want.total, want.weight) == (0, np.prod(shape[:-1]))
+    fused, dense = (_call(room, name) for room in (lo.fused, lo.losses))
+    if name in PAIRS or name in RANKS:
+        known = RANKS.get(name, {})
+        empty = {shape: [np.zeros(shape)] * 2 for shape in ((2, 0), (0, 3), (0,))}
+        compute = lambda x: (fused(*x, **known), lo.mean(dense(*x, **known)))
+    else:
+        known = {"items": np.zeros(ITEMS, bool)} | ({"labels": LABELS} if "super" in name else {})
+        empty = {(0, ITEMS): both(name)[0]}
+        compute = lambda x: (fused(**x, **known), lo.mean(dense(**x, **known), known["items"]))
+    means = run(lambda each: [compute(x) for x in each], list(empty.values()))
+    for shape, (got, want) in zip(empty, means, strict=True):
+        assert (got.total, got.weight) == (want.total, want.weight) == (0, np.prod(shape[:-1]))
 
 
 WRONG = {  # in place of an input that was right
@@ -121,6 +124,7 @@ WRONG = {  # in place of an input that was right
     "embeddings": [A[:-1], A * 1j],
     "labels": [LABELS / 2, LABELS > 0, LABELS[:, None]],
     "items": [np.ones(3, bool), np.ones((LISTS, ITEMS)), np.ones(ITEMS)],
+    "top": [0, np.nan, np.ones(1)],
     "temperature": [0.0, -1.0, np.nan, np.ones(1), np.ones(ITEMS)],
     "scale": [np.ones(2)],
     "bias": [np.ones(ITEMS)],
@@ -135,7 +139,7 @@ def test_the_rooms_refuse_alike_and_take_alike(name):
     else:
         inputs, _, _, _ = both(name)
         labels = {"labels": LABELS} if "embeddings" in inputs else {}
-        args, more = {**inputs, **labels, "items": EXIST[0]}, {}
+        args, more = {**inputs, **labels, "items": EXIST[3]}, {}
     seen = 0
     for key, wrong in ((k, x) for k, xs in (WRONG | more).items() for x in xs):
         if key not in args and key not in more:
