@@ -95,8 +95,9 @@ def approximate_ndcg(
     $$\ell = 1 - \frac{1}{\text{IDCG}} \sum_i c_i \frac{2^{r_i} - 1}{\log_2(1 + k_i)}, \qquad
         k_i = 1 + \sum_{j \ne i} \frac{1}{1 + e^{(s_i - s_j) / T}}$$
 
-    $c_i$ is 1, or with `top` the soft count of the item among the first: $c_i = 1 / (1 +
-    e^{(t - s_i) / T})$ with $t$ such that $\sum_i c_i$ is `top`, or 1 in lists that are no longer.
+    $c_i$ is 1, but in lists of more than $K$ items the soft count of the item among the first $K$:
+
+    $$c_i = \frac{1}{1 + e^{(t - s_i) / T}}, \qquad t: \; \sum_i c_i = K$$
 
     Args:
       scores: $s$, shape `[*batch, items]`.
@@ -104,7 +105,8 @@ def approximate_ndcg(
         NaN.
       temperature: $T > 0$, the units of `scores`. In the limit 0 ranks and counts are exact where
         scores differ; equal scores share the middle of their places.
-      top: how many of the first places count, at least 1, in the ideal DCG, too. None counts all.
+      top: $K$, how many of the first places count, at least 1, in the ideal DCG, too. None counts
+        all.
       items: shape `[*batch, items]`, False for items that do not exist, which are never read.
       memory: as in `pairwise_logistic`.
       per_example: whether to return the loss of each list.

@@ -211,15 +211,17 @@ def approximate_ndcg(
     $$\ell = 1 - \frac{1}{\text{IDCG}} \sum_i c_i \frac{2^{r_i} - 1}{\log_2(1 + k_i)}, \qquad
         k_i = 1 + \sum_{j \ne i} \frac{1}{1 + e^{(s_i - s_j) / T}}$$
 
-    $c_i$ is 1, or with `top` the soft count of the item among the first: $c_i = 1 / (1 +
-    e^{(t - s_i) / T})$ with $t$ such that $\sum_i c_i$ is `top`, or 1 in lists that are no longer.
+    $c_i$ is 1, but in lists of more than $K$ items the soft count of the item among the first $K$:
+
+    $$c_i = \frac{1}{1 + e^{(t - s_i) / T}}, \qquad t: \; \sum_i c_i = K$$
 
     Args:
       scores: $s$, shape `[*batch, items]`.
       relevance: $r$, shape `[*batch, items]`, at least 0; one below 0 makes its list NaN.
       temperature: $T > 0$, the units of `scores`. In the limit 0 ranks and counts are exact where
         scores differ; equal scores share the middle of their places.
-      top: how many of the first places count, at least 1, in the ideal DCG, too. None counts all.
+      top: $K$, how many of the first places count, at least 1, in the ideal DCG, too. None counts
+        all.
       items: shape `[*batch, items]`, False for items that do not exist, which are never read.
 
     Returns:
@@ -268,7 +270,7 @@ def margin_ranking(
     """
     _checks.at_least(0, margin=margin)
     better, worse = _checks.same_shape(better=better, worse=worse)
-    return jnp.maximum(0, margin - (better - worse))
+    return jnp.maximum(0, margin - lead(better, worse))
 
 
 def _mean_over_pairs(name, phi, scores, relevance, weights, items):

@@ -196,8 +196,9 @@ COUPLED = {
     ),
     "pairwise_logistic": lambda a, b, w: lo.fused.pairwise_logistic(a[:, 0], b[:, 0], w).value,
     "pairwise_hinge": lambda a, b, w: lo.fused.pairwise_hinge(a[:, 0], b[:, 0] > 0, w).value,
+    "lambda_rank": lambda a, b, w: lo.fused.lambda_rank(a[:, 0] * w, jnp.abs(b[:, 0]), top=9).value,
     "approximate_ndcg": lambda a, b, w: (
-        lo.fused.approximate_ndcg(a[:, 0], jnp.abs(b[:, 0]) + 0 * w, temperature=0.5).value
+        lo.fused.approximate_ndcg(a[:, 0], jnp.abs(b[:, 0]) + 0 * w, temperature=0.5, top=9).value
     ),
 }
 

@@ -43,8 +43,9 @@ def with_slope(loss):
 @each(LISTS)
 def test_only_differences_of_scores_and_no_positions_count(loss):
     order = np.array([2, 0, 3, 1])
-    moved = loss(SCORES[:, order] + 7, GRADES[:, order])
-    np.testing.assert_allclose(moved, loss(SCORES, GRADES), rtol=1e-5)
+    for scores in (SCORES, np.round(SCORES), np.zeros_like(SCORES)):  # with ties
+        moved = loss(scores[:, order] + 7, GRADES[:, order])
+        np.testing.assert_allclose(moved, loss(scores, GRADES), rtol=1e-5)
 
 
 @each(LISTS)
@@ -250,3 +251,5 @@ def test_margin_ranking_is_zero_beyond_the_margin():
     better, worse = np.array([3.0, 1.5, 0.0]), np.array([1.0, 1.0, 1.0])
     loss = lo.losses.margin_ranking(better, worse, margin=1.0)
     np.testing.assert_allclose(loss, [0.0, 0.5, 2.0])
+    ends = np.array([1.0, -np.inf, -np.inf]), np.array([-np.inf, -np.inf, 1.0])
+    np.testing.assert_allclose(lo.losses.margin_ranking(*ends, margin=1.0), [0.0, 1.0, np.inf])
