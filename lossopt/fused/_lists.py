@@ -168,5 +168,5 @@ def _defeats(leads, operands, facts):
     """By how many items each is beaten, smoothly; by itself one half."""
     endless = jnp.isinf(leads)  # a slope of 0 in the temperature, and not 0 times infinity
     defeats = beaten(jnp.where(endless, 0, leads) / operands.numbers["temperature"])
-    defeats = jnp.where(endless, leads < 0, defeats)
+    defeats = jnp.where(endless, jnp.where(leads < 0, 1.0, 0.0), defeats)
     return jnp.sum(defeats, axis=1, where=facts.columns["present"][None, :])

@@ -124,7 +124,7 @@ def average_precision(
     ties = _ties(scores, relevance, present)
     beside = (ties.place - 1) * (ties.relevant - 1) / jnp.maximum(1, ties.size - 1)
     hits = ties.relevant / ties.size * (ties.before + 1 + beside) / ties.rank
-    count = jnp.sum((relevance > 0) & present, axis=-1)
+    count = jnp.sum((relevance > 0) & present, axis=-1, dtype=hits.dtype)
     return _closed(jnp.sum(hits, axis=-1) / jnp.maximum(1, count), scores, known)
 
 

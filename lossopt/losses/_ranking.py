@@ -242,7 +242,7 @@ def approximate_ndcg(
     worth, leads = gains(relevance, first), _pairs(lead, scores)
     endless = jnp.isinf(leads)  # a slope of 0 in the temperature, and not 0 times infinity
     beaten = jax.nn.sigmoid(-jnp.where(endless, 0, leads) / temperature)
-    beaten = jnp.where(endless, leads < 0, beaten)
+    beaten = jnp.where(endless, jnp.where(leads < 0, 1.0, 0.0), beaten)
     smooth = 0.5 + jnp.sum(beaten, axis=-1, where=present[..., None, :])  # its own share is 1/2
     counts = 1 if top is None else among_first(scores, present, temperature, first)
     loss = 1 - jnp.sum(worth * discounts(smooth) * counts, axis=-1)

@@ -65,7 +65,7 @@ def limit(top: Number | None) -> Number:
 
 def discounts(rank: Items, top: Number = jnp.inf) -> Items:
     """What a gain is multiplied by at a rank, which may be smooth; 0 beyond `top`."""
-    return jnp.where(rank > top, 0, 1 / jnp.log2(1 + rank))
+    return jnp.where(rank > jnp.asarray(top, rank.dtype), 0, 1 / jnp.log2(1 + rank))
 
 
 def gains(relevance: Items, top: Number = jnp.inf) -> Items:
@@ -157,8 +157,9 @@ def among_first(
         return scores
     scores = jnp.where(present, scores, -jnp.inf)
     ordered = -jnp.sort(-lax.stop_gradient(scores), axis=-1)
-    count = jnp.sum(present, axis=-1, keepdims=True)
-    last = jnp.minimum(jnp.asarray(top), scores.shape[-1]).astype(jnp.int32) - 1
+    count = jnp.sum(present, axis=-1, keepdims=True, dtype=scores.dtype)
+    top = jnp.asarray(top, scores.dtype)
+    last = jnp.minimum(top, scores.shape[-1]).astype(jnp.int32) - 1
     at = lambda place: jnp.take(ordered, place, axis=-1, mode="clip")[..., None]
     scores = lead(scores, at(last))  # only differences count
     wide = jnp.log(jnp.asarray(scores.shape[-1], scores.dtype))
