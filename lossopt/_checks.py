@@ -6,6 +6,7 @@ not: a `condition` costs nothing in a compiled program and speaks only under
 """
 
 import operator
+from collections.abc import Hashable
 from typing import SupportsIndex
 
 import jax
@@ -15,7 +16,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from lossopt._numerics import still, wide
-from lossopt._typing import Array, ArrayLike, PyTree
+from lossopt._typing import Array, ArrayLike, Axis, PyTree
 
 
 def shape(name: str, array: ArrayLike) -> tuple[int, ...]:
@@ -119,6 +120,18 @@ def mask(name: str, array: ArrayLike | None, *shapes: tuple[int, ...]) -> Array:
             f"Expected a boolean {name}, got {dtype(name, array)}. Compare with `!= 0`."
         )
     return jnp.broadcast_to(array, shapes[0])
+
+
+def axes(axis_name: Axis) -> tuple[Hashable, ...]:
+    """The names of axes of an enclosing map as a tuple; None and () name none."""
+    if not isinstance(axis_name, Hashable):
+        raise TypeError(
+            f"Expected axis_name as a name, a tuple of names or None, got {axis_name!r}. "
+            "Write several names as a tuple."
+        )
+    if axis_name is None:
+        return ()
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
 
 def typed_key(key: PyTree) -> None:

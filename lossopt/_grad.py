@@ -13,14 +13,14 @@ from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
 from lossopt._objective import split_aux
 from lossopt._pieces import Pieces, strided, walk
-from lossopt._typing import Batch, Means, PyTree
+from lossopt._typing import Axis, Batch, Means, PyTree
 
 
 def measure(
     objective: Callable[..., PyTree],
     *,
     microbatches: int = 1,
-    axis_name: Hashable | tuple[Hashable, ...] = (),
+    axis_name: Axis = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple]:
     r"""Measures $F(\theta) = \sum_k T_k(\theta) / W_k$ exactly, piece by piece.
@@ -65,7 +65,7 @@ def value_and_grad(
     objective: Callable[..., PyTree],
     *,
     microbatches: int = 1,
-    axis_name: Hashable | tuple[Hashable, ...] = (),
+    axis_name: Axis = None,
     has_aux: bool = False,
 ) -> Callable[..., tuple[tuple, PyTree]]:
     r"""Differentiates $F(\theta) = \sum_k T_k(\theta) / W_k$ exactly, piece by piece.
@@ -82,8 +82,8 @@ def value_and_grad(
       microbatches: at most how many pieces the leading axis of `batch` is cut into, each of
         `ceil(rows / microbatches)` rows but perhaps a smaller last one. Rows go round: piece `i`
         of `k` full ones holds rows `i, i + k, ...`, so that a sharded batch stays where it is.
-      axis_name: axes of an enclosing `pmap`, `shard_map` or `vmap` over which the batch is split;
-        `params` are the same on all.
+      axis_name: axes of an enclosing `pmap`, `shard_map` or `vmap` over which the batch is split,
+        on which `params` are the same; None and `()` name none.
       has_aux: whether the objective returns `(means, aux)`.
 
     Returns:
@@ -185,8 +185,7 @@ class _Walked:
 
 def _walked(objective, microbatches, axis_name, has_aux):
     _checks.at_least(1, microbatches=operator.index(microbatches))
-    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    return _Walked(objective, microbatches, axes, has_aux)
+    return _Walked(objective, microbatches, _checks.axes(axis_name), has_aux)
 
 
 def fixed_weights(

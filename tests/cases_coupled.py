@@ -80,6 +80,9 @@ _ROWS = [
     _row("list_mle", normal(6, 6), _ORDERS),
     _row("lambda_rank", normal(6, 6), _GRADES),
     _row("approximate_ndcg", normal(6, 6), _GRADES, temperature=0.4),
+    _row("ndcg", normal(6, 6), _GRADES),
+    _row("reciprocal_rank", normal(6, 6), _GRADES),
+    _row("average_precision", normal(6, 6), _GRADES),
     _row(
         "contrastive",
         normal(6, 3, scale=0.8),
@@ -170,8 +173,15 @@ _FURTHER_POLICIES = [
     ),
 ]
 
+_FURTHER = [
+    _row("lambda_rank/top", normal(6, 6), _GRADES, top=2),
+    _row("approximate_ndcg/top", normal(6, 6), _GRADES, temperature=0.4, top=2),
+    _row("ndcg/top", normal(6, 6), _GRADES, top=3),
+    _row("reciprocal_rank/top", normal(6, 6), _GRADES, top=2),
+]
+
 COUPLED = {row.name: row for row in _ROWS}
-COUPLED_VARIANTS = {row.name: row for row in _FURTHER_POLICIES}
+COUPLED_VARIANTS = {row.name: row for row in _FURTHER_POLICIES + _FURTHER}
 
 COUPLED_LISTS = {
     name: COUPLED[name]
@@ -183,6 +193,9 @@ COUPLED_LISTS = {
         "list_mle",
         "lambda_rank",
         "approximate_ndcg",
+        "ndcg",
+        "reciprocal_rank",
+        "average_precision",
         "info_nce",
         "nt_xent",
         "clip",

@@ -3,7 +3,10 @@
 Whoever changes this file must not look at the code under test, and conversely.
 """
 
+from itertools import permutations, product
+
 import numpy as np
+from scipy.optimize import brentq
 
 
 def margin_ranking(better, worse, *, margin):
@@ -43,40 +46,85 @@ def list_mle(scores, relevance, *, items=None):
     return _per_list(formula, np.shape(scores), items, scores, relevance)
 
 
-def lambda_rank(scores, relevance, *, items=None):
-    def formula(s, r):
-        if not (r >= 0).all():
-            return np.nan
-        ideal = _ideal_dcg(r)
-        if ideal == 0:
-            return 0.0
-        order = sorted(range(len(s)), key=lambda i: (-s[i], i))
+def lambda_rank(scores, relevance, *, top=np.inf, items=None):
+    def of_order(order, s, r, ideal):
         rank = {i: place for place, i in enumerate(order, start=1)}
         loss = 0.0
         for i in range(len(s)):
             for j in range(len(s)):
                 if r[i] > r[j]:
                     gain = abs(_gain(r[i]) - _gain(r[j])) / ideal
-                    discount = abs(_discount(rank[i]) - _discount(rank[j]))
+                    discount = abs(_discount(rank[i], top) - _discount(rank[j], top))
                     loss += gain * discount * np.logaddexp(0, -(s[i] - s[j]))
         return loss
+
+    def formula(s, r):
+        if not (r >= 0).all():
+            return np.nan
+        ideal = _ideal_dcg(r, top)
+        if ideal == 0:
+            return 0.0
+        return np.mean([of_order(order, s, r, ideal) for order in _orders(s)])
 
     return _per_list(formula, np.shape(scores), items, scores, relevance)
 
 
-def approximate_ndcg(scores, relevance, *, temperature, items=None):
+def approximate_ndcg(scores, relevance, *, temperature, top=np.inf, items=None):
+    def count(s, threshold):
+        return sum(1 / (1 + np.exp(-(x - threshold) / temperature)) for x in s)
+
     def formula(s, r):
         if not (r >= 0).all():
             return np.nan
-        ideal = _ideal_dcg(r)
+        ideal = _ideal_dcg(r, top)
         if ideal == 0:
             return 0.0
+        threshold = -np.inf
+        if top < len(s):
+            width = temperature * 50
+            ends = min(s) - width, max(s) + width
+            threshold = brentq(lambda t: count(s, t) - top, *ends, xtol=1e-15, rtol=1e-15)
         dcg = 0.0
         for i in range(len(s)):
             others = [j for j in range(len(s)) if j != i]
             behind = sum(np.exp(-np.logaddexp(0, (s[i] - s[j]) / temperature)) for j in others)
-            dcg += _gain(r[i]) * _discount(1 + behind)
+            dcg += _gain(r[i]) * _discount(1 + behind) * count(s[i : i + 1], threshold)
         return 1 - dcg / ideal
+
+    return _per_list(formula, np.shape(scores), items, scores, relevance)
+
+
+def ndcg(scores, relevance, *, top=np.inf, items=None):
+    def formula(s, r):
+        if not (r >= 0).all():
+            return np.nan
+        ideal = _ideal_dcg(r, top)
+        dcg = lambda order: sum(_gain(r[i]) * _discount(k, top) for k, i in enumerate(order, 1))
+        return np.mean([dcg(order) for order in _orders(s)]) / ideal if ideal else 0.0
+
+    return _per_list(formula, np.shape(scores), items, scores, relevance)
+
+
+def reciprocal_rank(scores, relevance, *, top=np.inf, items=None):
+    def formula(s, r):
+        if not (r >= 0).all():
+            return np.nan
+        first = lambda order: next((k for k, i in enumerate(order, 1) if r[i] > 0), np.inf)
+        firsts = [first(order) for order in _orders(s)]
+        return np.mean([1 / k if k <= top else 0.0 for k in firsts])
+
+    return _per_list(formula, np.shape(scores), items, scores, relevance)
+
+
+def average_precision(scores, relevance, *, items=None):
+    def of_order(order, r):
+        hits = [k for k, i in enumerate(order, 1) if r[i] > 0]
+        return np.mean([n / k for n, k in enumerate(hits, 1)]) if hits else 0.0
+
+    def formula(s, r):
+        if not (r >= 0).all():
+            return np.nan
+        return np.mean([of_order(order, r) for order in _orders(s)])
 
     return _per_list(formula, np.shape(scores), items, scores, relevance)
 
@@ -227,13 +275,20 @@ def _gain(relevance):
     return np.expm1(relevance * np.log(2))  # 2 ** relevance - 1
 
 
-def _discount(rank):
-    return 1 / np.log2(1 + rank)
+def _discount(rank, top=np.inf):
+    return 1 / np.log2(1 + rank) if rank <= top else 0.0
 
 
-def _ideal_dcg(relevance):
+def _ideal_dcg(relevance, top=np.inf):
     best_first = sorted(relevance, reverse=True)
-    return sum(_gain(r) * _discount(rank) for rank, r in enumerate(best_first, start=1))
+    return sum(_gain(r) * _discount(rank, top) for rank, r in enumerate(best_first, start=1))
+
+
+def _orders(scores):
+    """All orders by decreasing score; equal scores stand in any order."""
+    values = sorted(set(scores.tolist()), reverse=True)
+    groups = [permutations(np.flatnonzero(scores == value)) for value in values]
+    return [sum(order, ()) for order in product(*groups)]
 
 
 def _log_sum_exp(x):

@@ -1,7 +1,7 @@
 """Exact gradients of a loss that couples the whole batch, through an encoder that sees pieces."""
 
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -12,7 +12,7 @@ from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
 from lossopt._objective import split_aux
 from lossopt._pieces import rows, strided, walk
-from lossopt._typing import PyTree
+from lossopt._typing import Axis, PyTree
 
 
 def cached_value_and_grad(
@@ -20,7 +20,7 @@ def cached_value_and_grad(
     loss: Callable[..., PyTree],
     *,
     microbatches: int,
-    axis_name: Hashable | tuple[Hashable, ...] = (),
+    axis_name: Axis = None,
 ) -> Callable[..., tuple[tuple, PyTree]]:
     r"""Differentiates `loss(params, encode(params, batch))` with an encoder that sees pieces.
 
@@ -64,7 +64,7 @@ def cached_value_and_grad(
       Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021.
     """
     _checks.at_least(1, microbatches=operator.index(microbatches))
-    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    axes = _checks.axes(axis_name)
 
     def fn(params, batch, *args):
         args = _keys.of_device(args, axes)

@@ -9,23 +9,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from lossopt import _jax
+from lossopt._mean import mean
 from lossopt._typing import Array, PyTree
 from lossopt.fused import _devices
-from lossopt.fused._how import How
+from lossopt.fused._how import How, MeanOrValues
 from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
+from lossopt.losses._log_sums import lead
 
 CACHE = 2**22  # bytes: what is compared and not multiplied is fastest near the processor
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Tiles of `left[:, None] - right[None, :]`."""
+    """Tiles of `left[:, None] - right[None, :]`; equal infinities lie 0 apart."""
 
     axis: int = 0
 
     def tile(self, left: Array, right: Array) -> Array:
         """Shape `[rows, columns]`."""
-        return left[:, None] - right[None, :]
+        return lead(left[:, None], right[None, :])
 
     def pull(self, left: Array, right: Array, slope: Array) -> tuple[Array, Array]:
         """The gradients of `left` and `right` from that of the tile."""
@@ -73,6 +75,11 @@ def lists_of(arrays: PyTree) -> PyTree:
     """Arrays of shape `[lists, items]` from those of `[*batch, items]`, whole on each device."""
     flat = lambda x: x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return _jax.alike(jax.tree.map(flat, _devices.gathered(arrays)))
+
+
+def reduced(losses: Array, batch: tuple[int, ...], per_example: bool) -> MeanOrValues:
+    """The `Mean` over lists, or their losses in the shape of the batch."""
+    return losses.reshape(batch) if per_example else mean(losses)
 
 
 @jax.custom_jvp

@@ -12,15 +12,16 @@ from jax.nn import softplus
 from lossopt import _checks, _jax
 from lossopt._mean import mean
 from lossopt._numerics import wide
-from lossopt._typing import ArrayLike, Float, Int, Num, Number
+from lossopt._typing import ArrayLike, Axis, Bool, Float, Int, Num, Number
 from lossopt.fused import _devices
-from lossopt.fused._how import Axis, Form, How, MeanOrValues, Memory, on_mesh
+from lossopt.fused._how import Form, How, MeanOrValues, Memory, on_mesh
 from lossopt.fused._logits import InnerProduct, LogSum, joined
 from lossopt.fused._rivals import Rivals, belonging, likeness
 from lossopt.fused._walk import Facts, Formula, Operands, Rows, average, values
 
 Embeddings = Float[ArrayLike, "items features"]
 Weights = Num[ArrayLike, " items"] | None
+Mask = Bool[ArrayLike, " items"] | None
 MATRIX = InnerProduct(transposed=True)
 SMALL = 2**24  # bytes: larger tiles were not faster on a CPU
 
@@ -31,6 +32,7 @@ def clip(
     scale: Number,
     weights: Weights = None,
     *,
+    items: Mask = None,
     memory: Memory = "auto",
     per_example: bool = False,
     axis_name: Axis = None,
@@ -48,22 +50,26 @@ def clip(
       a: shape `[items, features]`, used as given: normalize them first for cosine similarities.
       b: shape `[items, features]`; item i of `a` and item i of `b` are partners.
       scale: $c$, an inverse temperature, one number, usually learned as `jnp.exp(log_scale)`.
-      weights: of the loss of each item, shape `[items]`, at least 0. An item of weight 0 does not
-        exist: it is no rival of others either, and is not read, even if NaN.
+      weights: of the loss of each item, shape `[items]`, at least 0. An item of weight 0 is still
+        a rival of others.
+      items: shape `[items]`, False for items that do not exist: these are no rivals either, and
+        are never read.
       memory: a budget for the tile and temporaries of its shape, see `lossopt.fused.plan`.
       per_example: whether to return the loss of each item.
       axis_name: axes of an enclosing `shard_map` or `pmap` over which the items are spread, as
         many on each device; rivals come from all of them. The `Mean` is that of the device's own
-        items, for `lossopt.value_and_grad(objective, axis_name=...)`.
+        items, for `lossopt.value_and_grad(objective, axis_name=...)`. None and `()` name none.
       differentiable: `"jvp"` also allows `jax.jvp` and forward over reverse over forward;
         `"vjp"` has reverse mode, and every mode over it.
 
     Returns:
-      The `Mean` over items, or shape `[items]`, 0 where the weight is 0.
+      The `Mean` over items, each the average of both directions, with these weights:
+      `lo.mean(lo.losses.clip(a, b, scale, items=items), weights)`. Or the losses, shape `[items]`,
+      NaN where masked.
 
     Raises:
-      ValueError: if shapes do not fit, embeddings are not floating, weights are negative, or the
-        budget is below one tile.
+      ValueError: if shapes do not fit, weights are negative, or the budget is below one tile.
+      TypeError: if `items` is not boolean.
 
     Examples:
       >>> loss = lo.fused.clip(jnp.eye(2), jnp.eye(2), 2.0)
@@ -73,18 +79,18 @@ def clip(
     References:
       Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
     """
-    how = How(memory, differentiable, axis_name)
+    how = How(memory, differentiable, _checks.axes(axis_name))
 
     def loss(operands, facts, weights, shards):
         if not len(weights):
-            return _closed(weights, weights, per_example)
+            return _closed(weights, facts, weights, per_example)
         walk = _walk(partial(Rivals, MATRIX), how, operands, shards, copies=3)
         in_rows, in_columns, own = values(walk, operands, facts, how.form)
         in_columns = _pooled(how, in_columns, shards)
         losses = (softplus(in_rows.over(own)) + softplus(in_columns.over(own))) / 2
-        return _closed(losses, weights, per_example)
+        return _closed(losses, facts, weights, per_example)
 
-    return _of_items("clip", how, loss, weights, {"scale": scale}, a=a, b=b)
+    return _of_items("clip", how, loss, weights, items, {"scale": scale}, a=a, b=b)
 
 
 def sigmoid_pairs(
@@ -94,6 +100,7 @@ def sigmoid_pairs(
     bias: Number,
     weights: Weights = None,
     *,
+    items: Mask = None,
     memory: Memory = "auto",
     per_example: bool = False,
     axis_name: Axis = None,
@@ -113,6 +120,7 @@ def sigmoid_pairs(
       scale: $c$, one number, usually learned as `jnp.exp(log_scale)`.
       bias: $h$, one number, usually learned from -10, because most pairs are negative.
       weights: as in `clip`.
+      items: as in `clip`.
       memory: as in `clip`.
       per_example: whether to return the loss of each item; gradients then recompute the tiles, at
         4/3 of the arithmetic.
@@ -120,11 +128,11 @@ def sigmoid_pairs(
       differentiable: as in `clip`; `"jvp"` takes 4/3 of the arithmetic.
 
     Returns:
-      The `Mean` over items of `a`, each a sum over the items of `b`; or shape `[items]`, 0 where
-      the weight is 0.
+      The `Mean` over items of `a`, each a sum over the items of `b`, with these weights, which
+      the items of `b` have none of. Or the losses, shape `[items]`, NaN where masked.
 
     Raises:
-      ValueError: as `clip`.
+      ValueError, TypeError: as `clip`.
 
     Examples:
       >>> loss = lo.fused.sigmoid_pairs(jnp.eye(2), jnp.eye(2), 2.0, -1.0)
@@ -134,9 +142,10 @@ def sigmoid_pairs(
     References:
       Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
     """
-    how, numbers = How(memory, differentiable, axis_name), {"scale": scale, "bias": bias}
+    how = How(memory, differentiable, _checks.axes(axis_name))
+    numbers = {"scale": scale, "bias": bias}
     loss = partial(_in_rows, belonging, 3, how, per_example)
-    return _of_items("sigmoid_pairs", how, loss, weights, numbers, a=a, b=b)
+    return _of_items("sigmoid_pairs", how, loss, weights, items, numbers, a=a, b=b)
 
 
 def supervised_contrastive(
@@ -144,6 +153,7 @@ def supervised_contrastive(
     labels: Int[ArrayLike, " items"],
     weights: Weights = None,
     *,
+    items: Mask = None,
     temperature: Number,
     memory: Memory = "auto",
     per_example: bool = False,
@@ -164,6 +174,7 @@ def supervised_contrastive(
         similarities.
       labels: $y$, any integers, of which only equality counts, shape `[items]`.
       weights: as in `clip`.
+      items: as in `clip`.
       temperature: $T > 0$, the units of the inner products.
       memory: as in `clip`.
       per_example: as in `sigmoid_pairs`.
@@ -171,11 +182,12 @@ def supervised_contrastive(
       differentiable: as in `sigmoid_pairs`.
 
     Returns:
-      The `Mean` over items, 0 of one where $P_i$ is empty; or shape `[items]`, 0 also where the
-      weight is 0.
+      The `Mean` over items, with these weights, also of those where $P_i$ is empty, whose loss is
+      0. Or the losses, shape `[items]`, NaN where masked.
 
     Raises:
-      ValueError: as `clip`, or if labels are not integers or the temperature is not positive.
+      ValueError, TypeError: as `clip`; ValueError if the temperature is not positive, TypeError
+        if labels are not integers.
 
     Examples:
       >>> embeddings, labels = jnp.array([[1.0], [1.0], [-1.0]]), jnp.array([0, 0, 1])
@@ -187,34 +199,35 @@ def supervised_contrastive(
       Khosla et al., "Supervised Contrastive Learning", 2020.
     """
     _checks.above(0, temperature=temperature)
-    how, numbers = How(memory, differentiable, axis_name), {"temperature": temperature}
+    how = How(memory, differentiable, _checks.axes(axis_name))
+    numbers = {"temperature": temperature}
     loss = partial(_in_rows, likeness, 4, how, per_example)
-    return _of_items(
-        "supervised_contrastive", how, loss, weights, numbers, labels, embeddings=embeddings
-    )
+    name = "supervised_contrastive"
+    return _of_items(name, how, loss, weights, items, numbers, labels, embeddings=embeddings)
 
 
-def _of_items(name, how, loss, weights, numbers, labels=None, **embeddings):
+def _of_items(name, how, loss, weights, items, numbers, labels=None, **embeddings):
     """`loss(operands, facts, weights, shards)` of checked items, wherever they live."""
     a, *b = _fit(**embeddings)
     _checks.exact_shape((), **numbers)
     numbers = {key: jnp.asarray(x, wide(jnp.result_type(a, x))) for key, x in numbers.items()}
     rows = {"features": a}
+    if items is not None:
+        rows["present"] = _checks.mask("items", items, (len(a),))
     if weights is not None:
-        rows["weights"] = _weighed(name, weights, len(a))
+        rows["weights"] = _weighed(name, weights, rows.get("present", True), len(a))
     if labels is not None:
-        rows["labels"] = _integers(labels, len(a))
-    shards = 1 if how.axis is not None or not on_mesh(a) else _devices.shards(a, len(a), None)
+        _checks.exact_shape((len(a),), labels=labels)
+        (rows["labels"],) = _checks.integers(labels=labels)
+    shards = 1 if how.axis or not on_mesh(a) else _devices.shards(a, len(a), None)
 
     def compute(rows, columns, numbers):
         left, right = rows.pop("features"), columns["features"]
-        weights = rows.pop("weights", None)
-        first = 0 if how.axis is None else lax.axis_index(how.axis) * len(left)
+        weights = rows.pop("weights", jnp.ones(len(left)))
+        first = lax.axis_index(how.axis) * len(left) if how.axis else 0
         rows["index"] = first + jnp.arange(len(left))
-        if weights is None:
-            weights = jnp.ones(len(left))
-        else:
-            rows["present"] = weights != 0
+        if "present" in rows:
+            weights = jnp.where(rows["present"], weights, 0)
             left, right = (jnp.where(rows["present"][:, None], x, 0) for x in (left, right))
         everywhere = partial(_everywhere, how)
         facts = Facts(rows, jax.tree.map(everywhere, rows))
@@ -229,10 +242,10 @@ def _in_rows(
 ) -> MeanOrValues:
     """The loss whose rows do not depend on each other."""
     if not len(weights):
-        return _closed(weights, weights, per_example)
+        return _closed(weights, facts, weights, per_example)
     walk = _walk(partial(Rows, MATRIX, Formula(formula)), how, operands, shards, copies)
     if per_example:
-        return _closed(values(walk, operands, facts, how.form), weights, per_example)
+        return _closed(values(walk, operands, facts, how.form), facts, weights, per_example)
     return average(walk, operands, facts, weights, how.form)
 
 
@@ -245,55 +258,45 @@ def _walk(kind: Callable, how, operands, shards, copies) -> Any:
     return walk if shards == 1 else _devices.Grouped(walk, shards, tiles.together)
 
 
-def _closed(losses, weights, per_example):
-    """The `Mean`, or the loss of each item."""
-    return jnp.where(weights == 0, 0, losses) if per_example else mean(losses, weights)
+def _closed(losses, facts, weights, per_example):
+    """The `Mean`, or the loss of each item, NaN where masked."""
+    if not per_example:
+        return mean(losses, weights)
+    return jnp.where(facts.rows.get("present", True), losses, jnp.nan)
 
 
 def _pooled(how, log_sums, shards):
     """The log-sums of the columns that live here, over the rows of all devices."""
-    count = shards if how.axis is None else lax.axis_size(how.axis)
+    count = lax.axis_size(how.axis) if how.axis else shards
     parts = [x.reshape(count, -1) for x in log_sums]
-    if how.axis is not None:
+    if how.axis:
         parts = [lax.all_to_all(x, how.axis, 0, 0, tiled=True) for x in parts]
     return joined(*map(LogSum, *parts))
 
 
 def _everywhere(how, x):
-    if how.axis is None:
+    if not how.axis:
         return x
-    axes = how.axis if isinstance(how.axis, tuple) else (how.axis,)
-    return lax.all_gather(_jax.varying(x, axes), how.axis, tiled=True)
+    return lax.all_gather(_jax.varying(x, how.axis), how.axis, tiled=True)
 
 
 def _fit(**embeddings):
-    """The embeddings in one dtype."""
+    """The embeddings in one floating dtype."""
+    _checks.floats(**embeddings)
     shapes = {name: jnp.shape(x) for name, x in embeddings.items()}
-    dtypes = {name: jnp.result_type(x) for name, x in embeddings.items()}
     shape = next(iter(shapes.values()))
     if len(set(shapes.values())) > 1 or len(shape) != 2:
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"Expected embeddings of one shape [items, features], got {got}.")
-    for name, dtype in dtypes.items():
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"Expected floating {name}, got {dtype}. Convert them first.")
-    return [jnp.asarray(x, jnp.result_type(*dtypes.values())) for x in embeddings.values()]
+    dtype = jnp.result_type(*embeddings.values())
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else wide(dtype)
+    return [jnp.asarray(x, dtype) for x in embeddings.values()]
 
 
-def _weighed(name, weights, count):
+def _weighed(name, weights, present, count):
     _checks.exact_shape((count,), weights=weights)
-    _checks.at_least(0, weights=weights)
     (weights,) = _checks.floats(weights=weights)
+    weights = jnp.where(present, weights, 0)
+    _checks.at_least(0, weights=weights)
     _checks.nonnegative(name, weights=weights)
     return weights
-
-
-def _integers(labels, count):
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise ValueError(
-            f"Expected integer labels, got {jnp.result_type(labels)}. Convert class numbers with "
-            "astype(int)."
-        )
-    _checks.exact_shape((count,), labels=labels)
-    _checks.fits(labels=labels)
-    return jnp.asarray(labels)

@@ -37,7 +37,6 @@ class Chunks(NamedTuple):
 
 Memory = str | int | Chunks
 Form = Literal["vjp", "jvp"]
-Axis = Hashable | tuple[Hashable, ...] | None
 MeanOrValues: TypeAlias = Any  # a `Mean`, or one value per example with `per_example=True`
 
 
@@ -58,13 +57,13 @@ class How:
     Attributes:
       memory: a budget for a tile and temporaries of its shape.
       form: of differentiation.
-      axis: axes of an enclosing map over which the rows are spread.
+      axis: names of axes of an enclosing map over which the rows are spread, as of `_checks.axes`.
       shards: devices over which the rows are spread; None where the arrays say it.
     """
 
     memory: Memory
     form: Form
-    axis: Axis = None
+    axis: tuple[Hashable, ...] = ()
     shards: int | None = None
 
     def __post_init__(self):

@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lossopt import _checks
-from lossopt._mean import Mean, mean
 from lossopt._typing import Array
-from lossopt.fused._compare import lists_of, logistic, totals
+from lossopt.fused._compare import lists_of, logistic, reduced, totals
 from lossopt.fused._how import Form, How, MeanOrValues, Memory
 from lossopt.fused._sorted import hinges, weight_of_pairs
 from lossopt.fused._walk import Facts
-from lossopt.losses._ranks import Lists
+from lossopt.losses._ranks import Lists, Mask, read, weighed
 
 
 def pairwise_logistic(
@@ -23,21 +21,22 @@ def pairwise_logistic(
     relevance: Lists,
     weights: Lists | None = None,
     *,
+    items: Mask = None,
     memory: Memory = "auto",
     per_example: bool = False,
     differentiable: Form = "vjp",
 ) -> MeanOrValues:
     r"""Logistic loss of every pair of items whose relevance differs (RankNet), block by block.
 
-    $$\frac{\sum_{i,j: r_i > r_j} w_i w_j \phi(s_i - s_j)}{\sum_{i,j: r_i > r_j} w_i w_j},
+    $$\ell = \frac{\sum_{i,j: r_i > r_j} w_i w_j \phi(s_i - s_j)}{\sum_{i,j: r_i > r_j} w_i w_j},
         \qquad \phi(d) = \log(1 + e^{-d})$$
 
     Args:
       scores: $s$, shape `[*batch, items]`.
       relevance: $r$, constants, shape `[*batch, items]`, real; only its order counts. NaN gives
         NaN.
-      weights: $w$, shape `[*batch, items]`, at least 0, by default 1; items of weight 0 are not
-        read, even if NaN.
+      weights: $w$, shape `[*batch, items]`, at least 0, by default 1; weight 0 masks an item.
+      items: shape `[*batch, items]`, False for items that do not exist, which are never read.
       memory: a budget for a block of pairs and temporaries of its shape, as in
         `lossopt.fused.plan` but in rows only, and `"auto"` is 4 MiB on CPU.
       per_example: whether to return the loss of each list.
@@ -45,23 +44,24 @@ def pairwise_logistic(
         computes the pairs twice; `"vjp"` has reverse mode, and every mode over it.
 
     Returns:
-      The `Mean` over the pairs of all lists; its total and its weight are the sums of the formula
-      and must be within the range of their dtype. Or one loss per list, shape `[*batch]`, 0
-      without pairs, as `lossopt.losses.pairwise_logistic`.
+      The `Mean` over lists, each of weight 1, also those without pairs, whose loss is 0:
+      `lo.mean(lo.losses.pairwise_logistic(...))`. Or one loss per list, shape `[*batch]`, at the
+      same cost, for other weights of lists: `lo.mean(losses, weights)`.
 
     Raises:
       ValueError: if shapes do not fit, weights are negative, or the budget is below one block.
+      TypeError: if `items` is not boolean.
 
     Examples:
       >>> loss = lo.fused.pairwise_logistic(jnp.array([2.0, 1.0, 0.0]), jnp.array([1, 0, 0]))
       >>> print(f"{loss.value:.4f} {loss.weight:.0f}")
-      0.2201 2
+      0.2201 1
 
     References:
       Burges et al., "Learning to Rank using Gradient Descent", 2005.
     """
     sums = partial(_in_blocks, logistic, How(memory, differentiable))
-    return _loss("pairwise_logistic", sums, scores, relevance, weights, per_example)
+    return _loss("pairwise_logistic", sums, scores, relevance, weights, items, per_example)
 
 
 def pairwise_hinge(
@@ -69,6 +69,7 @@ def pairwise_hinge(
     relevance: Lists,
     weights: Lists | None = None,
     *,
+    items: Mask = None,
     memory: Memory = "auto",
     per_example: bool = False,
     differentiable: Form = "vjp",
@@ -85,6 +86,7 @@ def pairwise_hinge(
       scores: $s$, shape `[*batch, items]`.
       relevance: $r$, as in `pairwise_logistic`.
       weights: $w$, as in `pairwise_logistic`.
+      items: as in `pairwise_logistic`.
       memory: as in `pairwise_logistic`.
       per_example: as in `pairwise_logistic`.
       differentiable: as in `pairwise_logistic`.
@@ -93,12 +95,12 @@ def pairwise_hinge(
       As `pairwise_logistic`.
 
     Raises:
-      ValueError: as `pairwise_logistic`.
+      ValueError, TypeError: as `pairwise_logistic`.
 
     Examples:
       >>> loss = lo.fused.pairwise_hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array([1, 0, 0]))
-      >>> print(f"{loss.total:.2f} {loss.weight:.0f}")
-      0.50 2
+      >>> print(f"{loss.value:.2f} {loss.weight:.0f}")
+      0.25 1
 
     References:
       Joachims, "Optimizing Search Engines using Clickthrough Data", 2002.
@@ -106,7 +108,7 @@ def pairwise_hinge(
       Classification using the All Pairs Squared Hinge Loss", 2023.
     """
     sums = partial(_sorted_or_in_blocks, 1, How(memory, differentiable))
-    return _loss("pairwise_hinge", sums, scores, relevance, weights, per_example)
+    return _loss("pairwise_hinge", sums, scores, relevance, weights, items, per_example)
 
 
 def pairwise_squared_hinge(
@@ -114,6 +116,7 @@ def pairwise_squared_hinge(
     relevance: Lists,
     weights: Lists | None = None,
     *,
+    items: Mask = None,
     memory: Memory = "auto",
     per_example: bool = False,
     differentiable: Form = "vjp",
@@ -126,6 +129,7 @@ def pairwise_squared_hinge(
       scores: $s$, shape `[*batch, items]`.
       relevance: $r$, as in `pairwise_hinge`; two values are sorted.
       weights: $w$, as in `pairwise_logistic`.
+      items: as in `pairwise_logistic`.
       memory: as in `pairwise_logistic`.
       per_example: as in `pairwise_logistic`.
       differentiable: as in `pairwise_logistic`.
@@ -134,54 +138,43 @@ def pairwise_squared_hinge(
       As `pairwise_logistic`.
 
     Raises:
-      ValueError: as `pairwise_logistic`.
+      ValueError, TypeError: as `pairwise_logistic`.
 
     Examples:
       >>> loss = lo.fused.pairwise_squared_hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array([1, 0, 0]))
-      >>> print(f"{loss.total:.2f} {loss.weight:.0f}")
-      0.25 2
+      >>> print(f"{loss.value:.3f} {loss.weight:.0f}")
+      0.125 1
 
     References:
       Chapelle and Keerthi, "Efficient Algorithms for Ranking with SVMs", 2010.
     """
     sums = partial(_sorted_or_in_blocks, 2, How(memory, differentiable))
-    return _loss("pairwise_squared_hinge", sums, scores, relevance, weights, per_example)
+    return _loss("pairwise_squared_hinge", sums, scores, relevance, weights, items, per_example)
 
 
-def _loss(name, sums, scores, relevance, weights, per_example):
-    """The `Mean`, or the loss of each list, of `sums(binary, scores, relevance, weights)`."""
-    binary = jnp.result_type(relevance) == jnp.bool_
-    batch = jnp.shape(scores)[:-1]
-    scores, relevance, weights, known = _read(name, scores, relevance, weights)
-    if per_example and weights is not None:  # only ratios count, and none overflows
-        top = lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
-        weights = weights / jnp.where(top == 0, 1, top)
+def _loss(name, sums, scores, relevance, weights, items, per_example):
+    """The `Mean` over lists, or their losses, of `sums(binary, scores, relevance, weights)`."""
+    binary, batch = jnp.result_type(relevance) == jnp.bool_, jnp.shape(scores)[:-1]
+    scores, relevance, weights, known = _read(name, scores, relevance, weights, items)
     if scores.size == 0:
-        nothing = jnp.sum(scores, axis=-1)
-        return nothing.reshape(batch) if per_example else mean(nothing, 0)
+        return reduced(jnp.sum(scores, axis=-1), batch, per_example)
     weight = jax.vmap(weight_of_pairs)(relevance, _or_ones(weights, scores))
-    total = jnp.where(known, sums(binary, scores, relevance, weights), jnp.nan)
-    if per_example:
-        return (total / jnp.where(weight == 0, 1, weight)).reshape(batch)
-    return Mean(jnp.sum(total), jnp.sum(weight))
+    losses = sums(binary, scores, relevance, weights) / jnp.where(weight == 0, 1, weight)
+    return reduced(jnp.where(known, losses, jnp.nan), batch, per_example)
 
 
-def _read(name, scores, relevance, weights):
-    """Lists, safe to compute with, and whether each list's relevance is known."""
-    _checks.rank_at_least(1, scores=scores)
-    if weights is not None:
-        _checks.at_least(0, weights=weights)
-        scores, weights = _checks.same_shape(scores=scores, weights=weights)
-        _checks.nonnegative(name, weights=weights)
-    scores, relevance = _checks.same_shape(scores=scores, relevance=relevance)
-    present = _or_ones(weights, scores) != 0
-    weights = None if weights is None else jnp.where(present, weights, 0)
-    relevance = jnp.where(present, lax.stop_gradient(relevance), 0)
-    known = ~jnp.isnan(relevance)
-    _checks.condition(known, f"{name}: expected relevance, got NaN.")
-    relevance, scores = jnp.where(known, relevance, 0), jnp.where(present, scores, 0)
-    *lists, known = lists_of((scores, relevance, weights, known))
-    return *lists, jnp.all(known, axis=-1)
+def _read(name, scores, relevance, weights, items):
+    """As the dense losses read them, and flat; weights of 1 are None."""
+    relevance = lax.stop_gradient(jnp.asarray(relevance))
+    if weights is None and items is None:
+        *lists, _, known = read(name, scores, relevance, None)
+    else:
+        scores, weights = weighed(name, scores, weights, items)
+        *lists, _, known = read(name, scores, relevance, weights != 0)
+        lists.append(weights)
+    *lists, known = lists_of((*lists, known[..., None]))
+    scores, relevance, *rest = lists
+    return scores, relevance, rest[0] if rest else None, known[:, 0]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -30,11 +30,18 @@ def hinges(power: int, scores: Array, weights: Array, better: Array) -> Array:
     order = lax.sort((position, rest, index), num_keys=2)[-1]
     scores, weights, better = scores[order], weights[order], better[order]
     beyond = _beyond(power, scores, weights, better)
-    # An infinite gap to beyond every pair is not read; into a pair it makes the sum infinite.
-    wrong = (weights != 0) & ~jnp.where(better, scores > -jnp.inf, scores < jnp.inf)
-    pairs = jnp.any(better & (weights != 0)) & jnp.any(~better & (weights != 0))
-    poison = jnp.sum(jnp.where(wrong & pairs, jnp.abs(scores), 0))
-    return jnp.sum(jnp.where(better, weights * beyond, 0)) + poison
+    return jnp.sum(jnp.where(better, weights * beyond, 0)) + _endless(scores, weights, better)
+
+
+def _endless(scores, weights, better):
+    """What pairs at infinity add, whose gaps are not read: infinity, or 1 where both lie there."""
+    kinds = better & (weights != 0), ~better & (weights != 0)
+    total = lambda kind, at: jnp.sum(jnp.where(kind & (scores == at), weights, 0))
+    equal = sum(total(kinds[0], at) * total(kinds[1], at) for at in (-jnp.inf, jnp.inf))
+    below = (scores == -jnp.inf) & kinds[0] & jnp.any(kinds[1] & (scores != -jnp.inf))
+    above = (scores == jnp.inf) & kinds[1] & jnp.any(kinds[0] & (scores != jnp.inf))
+    unknown = jnp.isnan(scores) & (kinds[0] | kinds[1]) & jnp.any(kinds[0]) & jnp.any(kinds[1])
+    return equal + jnp.sum(jnp.where(below | above | unknown, jnp.abs(scores), 0))
 
 
 def weight_of_pairs(relevance: Array, weights: Array) -> Array:

@@ -29,6 +29,9 @@ from lossopt.losses._likelihood import jensen_shannon as jensen_shannon
 from lossopt.losses._likelihood import kl_divergence as kl_divergence
 from lossopt.losses._likelihood import poisson_nll as poisson_nll
 from lossopt.losses._likelihood import tweedie_deviance as tweedie_deviance
+from lossopt.losses._metrics import average_precision as average_precision
+from lossopt.losses._metrics import ndcg as ndcg
+from lossopt.losses._metrics import reciprocal_rank as reciprocal_rank
 from lossopt.losses._overlap import dice as dice
 from lossopt.losses._overlap import softmax_dice as softmax_dice
 from lossopt.losses._overlap import tversky as tversky

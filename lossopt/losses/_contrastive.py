@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _checks
-from lossopt._numerics import NO_LOGIT, root, share
+from lossopt._numerics import root, share
 from lossopt._typing import Array, ArrayLike, Bool, Float, Int, Num, Number
+from lossopt.losses._log_sums import lead, log_sum, surprises
 
 Vectors = Float[ArrayLike, "*batch features"]
 Embeddings = Float[ArrayLike, "*batch items features"]
@@ -112,6 +113,7 @@ def info_nce(
       Van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding",
       2018.
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
     queries, keys, present, others = _items(items, queries=queries, keys=keys)
     loss = _cross_entropy(_products(queries, keys) / temperature, others)
@@ -259,13 +261,14 @@ def supervised_contrastive(
     References:
       Khosla et al., "Supervised Contrastive Learning", 2020 (the form with the sum outside).
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
     embeddings, present, others = _items(items, embeddings=embeddings)
     _checks.exact_shape(present.shape, labels=labels)
     (labels,) = _checks.integers(labels=labels)
     logits = _products(embeddings, embeddings) / temperature
-    losses = -jax.nn.log_softmax(_keep(logits, others), axis=-1)
     positives = others & (labels[..., :, None] == labels[..., None, :])
+    losses = surprises(logits, others)
     count = jnp.maximum(1, jnp.sum(positives, axis=-1, dtype=losses.dtype))
     loss = jnp.sum(losses, axis=-1, where=positives) / count
     return jnp.where(present, loss, jnp.nan)
@@ -290,15 +293,10 @@ def _diagonal(logits):
     return jnp.diagonal(logits, axis1=-2, axis2=-1)
 
 
-def _keep(logits, pairs):
-    """The other logits below all of these; finite, so that a row of none has no NaN gradient."""
-    return jnp.where(pairs, logits, NO_LOGIT[logits.dtype])
-
-
 def _cross_entropy(logits, others):
     """Of each row against its diagonal: the lead of the others through softplus, exact near 0."""
-    rivals = jax.nn.logsumexp(_keep(logits, others), axis=-1)
-    return jax.nn.softplus(rivals - _diagonal(logits))
+    top, rest = log_sum(logits, others)
+    return jax.nn.softplus(lead(top, _diagonal(logits)) + rest)
 
 
 @jax.custom_jvp

@@ -99,8 +99,8 @@ def multiclass_hinge(
     scores, labels, valid = _scored("multiclass_hinge", ignore_index, labels, scores=scores)
     own = one_hot(labels, scores.shape[-1], dtype=bool)
     rival = jnp.max(jnp.where(own, NO_LOGIT[scores.dtype], scores), axis=-1)
-    loss = relu(1 + rival - jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0])
-    return jnp.where(valid, loss, jnp.nan)
+    gap = rival - jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+    return jnp.where(valid, relu(1 + gap), jnp.nan)
 
 
 def ordinal(

@@ -13,6 +13,7 @@ from lossopt import _checks
 from lossopt._numerics import NO_LOGIT, share
 from lossopt._typing import Array, ArrayLike, Bool, Float, Num, Number
 from lossopt.losses import _labels
+from lossopt.losses._log_sums import lead, tails
 
 Values = Num[ArrayLike, "*batch"]
 Classes = Num[ArrayLike, "*batch classes"]
@@ -259,9 +260,10 @@ def cox(
     known = ordered & (binary | ~present)
     message = "cox: expected times other than NaN and events 0 or 1, not so in {wrong} items."
     _checks.condition(known, message, wrong=jnp.sum(~known))
-    risk, scores = _risk(scores, jnp.where(present & ordered, when, 0), present)
+    scores = jnp.where(present, scores, 0)
+    top, rest = _risk(scores, jnp.where(present & ordered, when, 0), present)
     valid = present & known & jnp.all(ordered, axis=-1, keepdims=True)
-    return jnp.where(valid, jnp.where(events == 1, risk - scores, 0), jnp.nan)
+    return jnp.where(valid, jnp.where(events == 1, lead(top, scores) + rest, 0), jnp.nan)
 
 
 def _targets(name, wanted, targets, valid):
@@ -297,15 +299,10 @@ def _distributions(name, logits, targets, where=None):
 
 
 def _risk(scores, times, present):
-    """Log-sum-exp over all who last as long or longer, and the scores, less the highest score."""
-    lowest = NO_LOGIT[scores.dtype]
-    scores = jnp.where(present, scores, 0)
-    top = jnp.max(scores, axis=-1, keepdims=True, where=present, initial=lowest)
-    scores = scores - jax.lax.stop_gradient(top)  # keeps the digits of large scores
+    """Of all who last as long or longer: the top score, and the log of the rest."""
     order = jnp.argsort(times, axis=-1)
-    ranked = jnp.take_along_axis(jnp.where(present, scores, lowest), order, axis=-1)
-    later = jax.lax.cumlogsumexp(ranked, axis=ranked.ndim - 1, reverse=True)
+    top, rest = tails(*(jnp.take_along_axis(x, order, axis=-1) for x in (scores, present)))
     # The risk set of an item begins with the first of those that tie with it.
     search = jnp.vectorize(jnp.searchsorted, signature="(n),(n)->(n)")
     first = search(jnp.take_along_axis(times, order, axis=-1), times)
-    return jnp.take_along_axis(later, first, axis=-1), scores
+    return (jnp.take_along_axis(x, first, axis=-1) for x in (top, rest))

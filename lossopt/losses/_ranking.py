@@ -5,7 +5,19 @@ import jax.numpy as jnp
 
 from lossopt import _checks
 from lossopt._typing import Array, ArrayLike, Float, Number
-from lossopt.losses._ranks import Lists, Mask, discounts, gains, ranks, read, sunk
+from lossopt.losses._log_sums import lead, surprises, tails
+from lossopt.losses._ranks import (
+    Lists,
+    Mask,
+    among_first,
+    discounts,
+    expected_discounts,
+    gains,
+    limit,
+    ranking,
+    read,
+    weighed,
+)
 
 
 def pairwise_logistic(
@@ -113,8 +125,8 @@ def list_softmax(scores: Lists, relevance: Lists, *, items: Mask = None) -> Floa
     scores, relevance, present, known = read("list_softmax", scores, relevance, items, 0)
     total = jnp.sum(relevance, axis=-1, keepdims=True)
     share = relevance / jnp.where(total == 0, 1, total)
-    log_probs = jax.nn.log_softmax(sunk(scores, present), axis=-1)
-    return jnp.where(known, jnp.sum(share * -log_probs, axis=-1), jnp.nan)
+    surprise = jnp.where(share > 0, surprises(scores, present), 0)  # 0 times infinity is 0 here
+    return jnp.where(known, jnp.sum(share * surprise, axis=-1), jnp.nan)
 
 
 def list_mle(scores: Lists, relevance: Lists, *, items: Mask = None) -> Float[Array, "*batch"]:
@@ -139,25 +151,29 @@ def list_mle(scores: Lists, relevance: Lists, *, items: Mask = None) -> Float[Ar
     """
     scores, relevance, present, known = read("list_mle", scores, relevance, items)
     order = jnp.argsort(jnp.where(present, -relevance, jnp.inf), axis=-1, stable=True)
-    ranked = jnp.take_along_axis(sunk(scores, present), order, axis=-1)
-    chosen = jnp.take_along_axis(present, order, axis=-1)[..., :-1]
-    later = jax.lax.cumlogsumexp(ranked[..., 1:], axis=ranked.ndim - 1, reverse=True)
-    terms = jax.nn.softplus(later - ranked[..., :-1])  # log-sum-exp minus score, exact near 0
-    return jnp.where(known, jnp.sum(terms, axis=-1, where=chosen), jnp.nan)
+    ranked, present = (jnp.take_along_axis(x, order, axis=-1) for x in (scores, present))
+    followed = present[..., 1:]
+    top, rest = tails(ranked[..., 1:], followed)
+    terms = jax.nn.softplus(lead(top, ranked[..., :-1]) + rest)  # exact near 0
+    return jnp.where(known, jnp.sum(terms, axis=-1, where=followed), jnp.nan)
 
 
-def lambda_rank(scores: Lists, relevance: Lists, *, items: Mask = None) -> Float[Array, "*batch"]:
+def lambda_rank(
+    scores: Lists, relevance: Lists, *, top: Number | None = None, items: Mask = None
+) -> Float[Array, "*batch"]:
     r"""Logistic loss of every pair, weighed by what swapping the two would change in NDCG.
 
     $$\ell = \sum_{i,j: r_i > r_j} \frac{|G_i - G_j|}{\text{IDCG}} \, |D(k_i) - D(k_j)| \,
         \log(1 + e^{-(s_i - s_j)}), \quad G_i = 2^{r_i} - 1, \quad D(k) = \frac{1}{\log_2(1 + k)}$$
 
-    $k_i \ge 1$ is the rank of item i by decreasing score, equal scores by position, and a
-    constant to the gradient. The ideal DCG is the sum of $G_i D(k)$ in the order by relevance.
+    $k_i \ge 1$ is the rank of item i by decreasing score and a constant to the gradient; with
+    equal scores the loss is the mean over their orders. The ideal DCG is the sum of $G_i D(k)$ in
+    the order by relevance.
 
     Args:
       scores: $s$, shape `[*batch, items]`.
       relevance: $r$, shape `[*batch, items]`, at least 0; one below 0 makes its list NaN.
+      top: how many of the first places count, at least 1: $D(k)$ is 0 beyond. None counts all.
       items: shape `[*batch, items]`, False for items that do not exist, which are never read.
 
     Returns:
@@ -171,29 +187,45 @@ def lambda_rank(scores: Lists, relevance: Lists, *, items: Mask = None) -> Float
       Burges, "From RankNet to LambdaRank to LambdaMART: An Overview", 2010.
       Wang et al., "The LambdaLoss Framework for Ranking Metric Optimization", 2018.
     """
+    top = limit(top)
     scores, relevance, present, known = read("lambda_rank", scores, relevance, items, 0)
-    better = jnp.maximum(0, _differences(gains(relevance)))
-    swaps = better * jnp.abs(_differences(discounts(ranks(sunk(scores, present)))))
-    terms = swaps * jax.nn.softplus(-_differences(scores))
+    ranked = ranking(scores, present)
+    mean, spread = expected_discounts(ranked, scores, top)
+    tied = _pairs(jnp.equal, ranked.of_items(ranked.first))
+    apart = jnp.where(tied, spread[..., :, None], jnp.abs(_differences(mean)))
+    swaps = jnp.maximum(0, _differences(gains(relevance, top))) * apart
+    terms = swaps * jax.nn.softplus(-jnp.where(swaps == 0, 0, _pairs(lead, scores)))
     return jnp.where(known, jnp.sum(terms, axis=(-2, -1), where=present[..., None, :]), jnp.nan)
 
 
 def approximate_ndcg(
-    scores: Lists, relevance: Lists, *, temperature: Number, items: Mask = None
+    scores: Lists,
+    relevance: Lists,
+    *,
+    temperature: Number,
+    top: Number | None = None,
+    items: Mask = None,
 ) -> Float[Array, "*batch"]:
     r"""One minus NDCG at smooth ranks, with the gains and the ideal DCG of `lambda_rank`.
 
-    $$\ell = 1 - \frac{1}{\text{IDCG}} \sum_i \frac{2^{r_i} - 1}{\log_2(1 + k_i)}, \qquad
+    $$\ell = 1 - \frac{1}{\text{IDCG}} \sum_i c_i \frac{2^{r_i} - 1}{\log_2(1 + k_i)}, \qquad
         k_i = 1 + \sum_{j \ne i} \frac{1}{1 + e^{(s_i - s_j) / T}}$$
+
+    $c_i$ is 1, but in lists of more than $K$ items the soft count of the item among the first $K$:
+
+    $$c_i = \frac{1}{1 + e^{(t - s_i) / T}}, \qquad t: \; \sum_i c_i = K$$
 
     Args:
       scores: $s$, shape `[*batch, items]`.
       relevance: $r$, shape `[*batch, items]`, at least 0; one below 0 makes its list NaN.
-      temperature: $T > 0$, the units of `scores`; ranks are exact in the limit 0.
+      temperature: $T > 0$, the units of `scores`. In the limit 0 ranks and counts are exact where
+        scores differ; equal scores share the middle of their places.
+      top: $K$, how many of the first places count, at least 1, in the ideal DCG, too. None counts
+        all.
       items: shape `[*batch, items]`, False for items that do not exist, which are never read.
 
     Returns:
-      One loss per list in [0, 1), 0 without relevance. Microbatches never cut a list.
+      One loss per list from 0 to 1, 0 without relevance. Microbatches never cut a list.
 
     Examples:
       >>> lo.losses.approximate_ndcg(jnp.zeros(2), jnp.array([1, 0]), temperature=0.1).round(4)
@@ -203,12 +235,17 @@ def approximate_ndcg(
       Qin, Liu and Li, "A General Approximation Framework for Direct Optimization of Information
       Retrieval Measures", 2010.
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
+    first = limit(top)
     scores, relevance, present, known = read("approximate_ndcg", scores, relevance, items, 0)
-    worth = gains(relevance)
-    beaten = jax.nn.sigmoid(-_differences(scores) / temperature)
+    worth, leads = gains(relevance, first), _pairs(lead, scores)
+    endless = jnp.isinf(leads)  # a slope of 0 in the temperature, and not 0 times infinity
+    beaten = jax.nn.sigmoid(-jnp.where(endless, 0, leads) / temperature)
+    beaten = jnp.where(endless, jnp.where(leads < 0, 1.0, 0.0), beaten)
     smooth = 0.5 + jnp.sum(beaten, axis=-1, where=present[..., None, :])  # its own share is 1/2
-    loss = 1 - jnp.sum(worth * discounts(smooth), axis=-1)
+    counts = 1 if top is None else among_first(scores, present, temperature, first)
+    loss = 1 - jnp.sum(worth * discounts(smooth) * counts, axis=-1)
     return jnp.where(known, jnp.where(jnp.any(worth > 0, axis=-1), loss, 0), jnp.nan)
 
 
@@ -233,25 +270,23 @@ def margin_ranking(
     """
     _checks.at_least(0, margin=margin)
     better, worse = _checks.same_shape(better=better, worse=worse)
-    return jnp.maximum(0, margin - (better - worse))
+    return jnp.maximum(0, margin - lead(better, worse))
 
 
 def _mean_over_pairs(name, phi, scores, relevance, weights, items):
-    weights = jnp.ones(_checks.shape("scores", scores), bool) if weights is None else weights
-    scores, weights = _checks.same_shape(scores=scores, weights=weights)
-    weights = jnp.where(_checks.mask("items", items, scores.shape), weights, 0)
-    _checks.nonnegative(name, weights=weights)
+    scores, weights = weighed(name, scores, weights, items)
     scores, relevance, _, known = read(name, scores, relevance, weights != 0)
-    # Only ratios of weights matter: the largest is made 1, so that no product leaves the range.
-    top = jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True, initial=0))
-    weights = weights / jnp.where(top == 0, 1, top)
     pairs = weights[..., :, None] * weights[..., None, :]
     pairs = jnp.where(_differences(relevance) > 0, pairs, 0)
-    leads = jnp.where(pairs == 0, 0, _differences(scores))  # an infinite one is not multiplied by 0
+    leads = jnp.where(pairs == 0, 0, _pairs(lead, scores))  # an infinite one is not multiplied by 0
     total = jnp.sum(pairs * phi(leads), axis=(-2, -1))
     weight = jnp.sum(pairs, axis=(-2, -1))
     return jnp.where(known, total / jnp.where(weight == 0, 1, weight), jnp.nan)
 
 
+def _pairs(fn, x):
+    return fn(x[..., :, None], x[..., None, :])
+
+
 def _differences(x):
-    return x[..., :, None] - x[..., None, :]
+    return _pairs(jnp.subtract, x)

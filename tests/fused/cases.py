@@ -154,7 +154,8 @@ _ROWS_ONLY = (lo.fused.Chunks(rows=8),)
 
 def _pairs_of_items(name, inputs, values):
     def fn(inputs, weights, **options):
-        return getattr(lo.fused, name)(**inputs, weights=weights, **options)
+        exist = {"weights": weights, "items": weights != 0}
+        return getattr(lo.fused, name)(**inputs, **exist, **options)
 
     exist = lambda inputs, weights: values(**inputs, items=weights != 0)
     dense = lambda inputs, weights: lo.mean(exist(inputs, weights), weights)
@@ -167,7 +168,7 @@ def _supervised(name, inputs):
         inputs = dict(inputs)
         embeddings = inputs.pop("embeddings")
         return lo.fused.supervised_contrastive(
-            embeddings, _ITEM_LABELS, weights, **inputs, **options
+            embeddings, _ITEM_LABELS, weights, items=weights != 0, **inputs, **options
         )
 
     def values(inputs, weights):
@@ -177,7 +178,7 @@ def _supervised(name, inputs):
     return Fused(name, fn, inputs, WEIGHTS, values, dense, ("embeddings",), ROWS**2, _ROWS_ONLY)
 
 
-def _pairs_of_scores(name, phi, relevance):
+def _pairs_of_scores(name, relevance):
     member = name.split()[0]
 
     def fn(inputs, weights, **options):
@@ -186,11 +187,7 @@ def _pairs_of_scores(name, phi, relevance):
     def values(inputs, weights):
         return getattr(lo.losses, member)(inputs["scores"], relevance, weights)
 
-    def dense(inputs, weights):
-        leads = inputs["scores"][:, None] - inputs["scores"][None, :]
-        pairs = weights[:, None] * weights[None, :] * (relevance[:, None] > relevance[None, :])
-        return lo.Mean(jnp.sum(pairs * phi(leads)), jnp.sum(pairs))
-
+    dense = lambda inputs, weights: lo.mean(values(inputs, weights))
     return Fused(name, fn, _SCORES, WEIGHTS, values, dense, ("scores",), ROWS**2, _ROWS_ONLY)
 
 
@@ -208,18 +205,17 @@ def _list(name, inputs):
 
 
 _BIT = (_GRADES > 1).astype(np.int32)
-_hinge = lambda d: jnp.maximum(0, 1 - d)
 PAIRS = [
     _pairs_of_items("clip", _ITEMS, lo.losses.clip),
     _pairs_of_items("sigmoid_pairs", _ITEMS | {"bias": np.float32(-1.0)}, lo.losses.sigmoid_pairs),
     _supervised(
         "supervised_contrastive", {"embeddings": _ITEMS["a"], "temperature": np.float32(0.7)}
     ),
-    _pairs_of_scores("pairwise_logistic", lambda d: jax.nn.softplus(-d), _GRADES),
-    _pairs_of_scores("pairwise_hinge", _hinge, _GRADES),
-    _pairs_of_scores("pairwise_hinge of two kinds", _hinge, _BIT),
-    _pairs_of_scores("pairwise_squared_hinge", lambda d: _hinge(d) ** 2, _GRADES),
-    _pairs_of_scores("pairwise_squared_hinge of two kinds", lambda d: _hinge(d) ** 2, _BIT > 0),
+    _pairs_of_scores("pairwise_logistic", _GRADES),
+    _pairs_of_scores("pairwise_hinge", _GRADES),
+    _pairs_of_scores("pairwise_hinge of two kinds", _BIT),
+    _pairs_of_scores("pairwise_squared_hinge", _GRADES),
+    _pairs_of_scores("pairwise_squared_hinge of two kinds", _BIT > 0),
     _list("lambda_rank", _SCORES),
     _list("approximate_ndcg", _SCORES | {"temperature": np.float32(0.5)}),
 ]

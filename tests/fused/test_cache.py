@@ -52,7 +52,8 @@ def _loss(params, embeddings, *keys, axis_name=None):
 
 def _pairs(a, b, scale, weights, axis_name):
     if axis_name is not None:
-        return lo.fused.sigmoid_pairs(a, b, scale, -1.0, weights, axis_name=axis_name)
+        exist = {"weights": weights, "items": weights != 0}
+        return lo.fused.sigmoid_pairs(a, b, scale, -1.0, **exist, axis_name=axis_name)
     each = lo.losses.sigmoid_pairs(a, b, scale, -1.0, items=weights != 0)
     return lo.mean(each, weights)
 

@@ -191,7 +191,9 @@ ITEMS = rng.normal(size=(2, 64, 8)).astype(np.float32)
 CUT = lo.fused.Chunks(rows=4)
 COUPLED = {
     "clip": lambda a, b, w: lo.fused.clip(a, b, 2.0, w, memory=CUT).value,
-    "sigmoid_pairs": lambda a, b, w: lo.fused.sigmoid_pairs(a, b, 2.0, -1.0, w, memory=CUT).value,
+    "sigmoid_pairs": lambda a, b, w: (
+        lo.fused.sigmoid_pairs(a, b, 2.0, -1.0, w, items=w > 0.6, memory=CUT).value
+    ),
     "supervised_contrastive": lambda a, b, w: (
         lo.fused.supervised_contrastive(
             a, (b[:, 0] > 0).astype(np.int32), w, temperature=0.5, memory=CUT
@@ -199,8 +201,9 @@ COUPLED = {
     ),
     "pairwise_logistic": lambda a, b, w: lo.fused.pairwise_logistic(a[:, 0], b[:, 0], w).value,
     "pairwise_hinge": lambda a, b, w: lo.fused.pairwise_hinge(a[:, 0], b[:, 0] > 0, w).value,
+    "lambda_rank": lambda a, b, w: lo.fused.lambda_rank(a[:, 0] * w, jnp.abs(b[:, 0]), top=9).value,
     "approximate_ndcg": lambda a, b, w: (
-        lo.fused.approximate_ndcg(a[:, 0], jnp.abs(b[:, 0]) + 0 * w, temperature=0.5).value
+        lo.fused.approximate_ndcg(a[:, 0], jnp.abs(b[:, 0]) + 0 * w, temperature=0.5, top=9).value
     ),
 }
 

@@ -43,8 +43,9 @@ def with_slope(loss):
 @each(LISTS)
 def test_only_differences_of_scores_and_no_positions_count(loss):
     order = np.array([2, 0, 3, 1])
-    moved = loss(SCORES[:, order] + 7, GRADES[:, order])
-    np.testing.assert_allclose(moved, loss(SCORES, GRADES), rtol=1e-5)
+    for scores in (SCORES, np.round(SCORES), np.zeros_like(SCORES)):  # with ties
+        moved = loss(scores[:, order] + 7, GRADES[:, order])
+        np.testing.assert_allclose(moved, loss(scores, GRADES), rtol=1e-5)
 
 
 @each(LISTS)
@@ -76,6 +77,18 @@ def test_masked_relevance_need_not_be_in_range(loss):
         np.testing.assert_allclose(value, kept, rtol=1e-6)
         assert np.isfinite(gradient).all()
         assert gradient[1] == 0
+
+
+@each(LISTS)
+def test_an_impossible_item_is_one_far_behind(loss):
+    """Scores of -inf of items that are not relevant, or of all."""
+    grades = np.array([[2, 0, 3, 0, 1, 0], [0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]], np.float32)
+    impossible = np.array([[0, 0, 0, 1, 0, 1], [1, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]], bool)
+    scores = np.random.default_rng(1).normal(size=grades.shape).astype(np.float32)
+    far, gone = (np.where(impossible, x, scores).astype(np.float32) for x in (-1e5, -np.inf))
+    (want, slope), (got, rise) = (with_slope(loss)(x, grades) for x in (far, gone))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(rise, np.where(impossible, 0, slope), rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +220,6 @@ class TestLambdaRank:
         bottom = lambda_rank(scores, np.array([3, 2, 0, 1]))
         assert top > bottom
 
-    def test_equal_scores_rank_by_position(self):
-        tied = lambda_rank(np.zeros(3), np.array([0, 1, 2]))
-        broken = lambda_rank(np.array([2e-6, 1e-6, 0.0]), np.array([0, 1, 2]))
-        np.testing.assert_allclose(tied, broken, rtol=1e-5)
-
     def test_masked_items_take_no_rank(self):
         items = np.array([False, True, True])
         loss = lambda_rank(np.array([9.0, 1.0, 2.0]), np.array([3, 1, 0]), items=items)
@@ -243,3 +251,5 @@ def test_margin_ranking_is_zero_beyond_the_margin():
     better, worse = np.array([3.0, 1.5, 0.0]), np.array([1.0, 1.0, 1.0])
     loss = lo.losses.margin_ranking(better, worse, margin=1.0)
     np.testing.assert_allclose(loss, [0.0, 0.5, 2.0])
+    ends = np.array([1.0, -np.inf, -np.inf]), np.array([-np.inf, -np.inf, 1.0])
+    np.testing.assert_allclose(lo.losses.margin_ranking(*ends, margin=1.0), [0.0, 1.0, np.inf])
