@@ -18,7 +18,8 @@ TABLE = {
         "regularization, penalty": "lossopt.constant of the value of a regularizer, such as "
         "lossopt.regularizers.L2, as a term of the objective",
         "multi-task, loss weights, total loss": "one lossopt.mean for each term, times its weight",
-        "class weight, class weights, imbalanced": "the weights of lossopt.mean (docs/recipes.md)",
+        "class weight, class weights, imbalanced": "the weights of lossopt.mean "
+        "(docs/recipes.md#class-weights-and-pos_weight)",
         "metrics, accuracy, top-k": "lossopt.mean of what is counted (docs/recipes.md#metrics)",
         "perplexity": "jax.numpy.exp of the value (docs/recipes.md#a-large-vocabulary)",
         "batch norm, batch statistics, model state": "the keyword model_state of an objective "
@@ -57,7 +58,7 @@ TABLE = {
         "with logits, sigmoid binary cross entropy, log loss, logistic": "lossopt.losses."
         "sigmoid_cross_entropy, from logits, with labels 0 and 1",
         "pos_weight": "weights of lossopt.mean that are pos_weight where the label is 1 "
-        "(docs/recipes.md)",
+        "(docs/recipes.md#class-weights-and-pos_weight)",
         "label smoothing, smooth labels": "lossopt.losses.softmax_cross_entropy(label_smoothing=)",
         "ignore index": "lossopt.losses.softmax_cross_entropy(ignore_index=), and weight 0 in "
         "lossopt.mean (docs/losses.md#labels-to-ignore)",
@@ -67,19 +68,27 @@ TABLE = {
         "soft margin, multilabel soft margin, multi-label": "lossopt.losses.sigmoid_cross_entropy",
         "IoU, Jaccard": "lossopt.losses.tversky(alpha=1, beta=1)",
         "soft dice, binary dice": "lossopt.losses.dice",
+        "multiclass dice, generalized dice": "lossopt.losses.softmax_dice",
+        "CRPS": "lossopt.losses.gaussian_crps, or lossopt.losses.ensemble_crps(fair=) of members",
         "distillation": "lossopt.losses.kl_divergence (docs/fused.md#distillation)",
         "RankNet": "lossopt.losses.pairwise_logistic",
         "ListNet, ranking softmax": "lossopt.losses.list_softmax",
         "Plackett-Luce": "lossopt.losses.list_mle",
         "LambdaMART, LambdaLoss": "lossopt.losses.lambda_rank",
+        "MRR": "lossopt.losses.reciprocal_rank",
+        "AP, mAP": "lossopt.losses.average_precision",
+        "NDCG@k": "lossopt.losses.ndcg(top=)",
         "triplet margin": "lossopt.losses.triplet",
         "multiple negatives ranking, in-batch negatives": "lossopt.losses.info_nce",
         "SigLIP": "lossopt.losses.sigmoid_pairs; of a large batch lossopt.fused.sigmoid_pairs",
         "SupCon": "lossopt.losses.supervised_contrastive",
         "PPO, PPO clip": "lossopt.losses.clipped_surrogate and lossopt.losses.value_clipped",
         "REINFORCE, A2C": "lossopt.losses.policy_gradient",
-        "GRPO": "lossopt.losses.group_relative",
+        "GRPO": "lossopt.losses.group_relative "
+        "(docs/recipes.md#a-step-of-grpo-and-its-three-averages)",
+        "KL penalty, k1, k2, k3": "lossopt.losses.sampled_kl(estimator=)",
         "DPO": "lossopt.losses.direct_preference",
+        "IPO": "lossopt.losses.identity_preference",
         "CTC": "optax.losses.ctc_loss",
         "sparsemax": "optax.losses.sparsemax_loss",
         "perceptron": "optax.losses.perceptron_loss",
@@ -88,6 +97,7 @@ TABLE = {
         "linear cross entropy, fused linear cross entropy, fused cross entropy, chunked cross "
         "entropy, cut cross entropy, sampled softmax": "lossopt.fused.linear_softmax_cross_entropy",
         "log-probs, token log-probs": "lossopt.fused.sequence_log_probs",
+        "token entropy": "lossopt.fused.sequence_log_probs(entropy=)",
         "GradCache, gradient cache": "lossopt.fused.cached_value_and_grad",
     },
     "lossopt.regularizers": {
@@ -127,6 +137,7 @@ TABLE = {
         "gradient descent": "lossopt.transforms.sgd",
         "heavy ball": "lossopt.transforms.momentum",
         "Nesterov, NAG": "lossopt.transforms.momentum(nesterov=True)",
+        "NAdam": "lossopt.transforms.adam(nesterov=True)",
         "8-bit Adam, Adam 8-bit": 'lossopt.transforms.adam(moments="int8")',
         "ISTA, proximal gradient, projected gradient": "lossopt.transforms.sgd(regularizer=)",
         "gradient clipping, clip grad norm": "lossopt.transforms.clip_by_global_norm",
