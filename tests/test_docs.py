@@ -40,6 +40,7 @@ CLAIMS = {
     "bfloat16 parameters that follow float32": "test_the_final_loss_is_that_of_float32",
     "exact accumulation of weighted microbatches": "test_any_weights_and_windows",
     "transformations that take one gradient of the batch": "test_it_runs",
+    "Its schedules work here": "test_schedules_of_optax_are_rates_here_and_parts_of_our_schedules",
     "but [nine, such as": "test_what_the_page_excepts_does_not_run",
 }
 
