@@ -39,7 +39,19 @@ CLAIMS = {
         "bfloat16 parameters that follow float32": "test_the_final_loss_is_that_of_float32",
         "exact accumulation of weighted microbatches": "test_any_weights_and_windows",
         "transformations that take one gradient of the batch": "test_it_runs",
+        "Its schedules work here": "test_schedules_of_optax_are_rates_and_parts_here",
         "but [nine, such as": "test_what_the_page_excepts_does_not_run",
+    },
+    "docs/losses.md": {
+        "Any other label out of range": "test_out_of_range_is_nan_and_never_another_class",
+        "often exactly 0": "test_equals_its_reference",
+    },
+    "docs/objectives.md": {
+        "exact for any weights": "test_of_any_weights_and_curved_terms",
+    },
+    "docs/why.md": {
+        "Every loss here refuses": "test_law",
+        "#exact-zeros": "test_settles_on_the_lasso_with_exact_zeros",
     },
     "docs/schedules.md": {
         "Every level and every length": "test_every_argument_may_be_traced",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -168,6 +169,40 @@ def test_what_the_page_says_of_loops_of_your_own():
     assert last(optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01))) < 0.2
     assert last(RULES["contrib.sophia"], obj_fn=target) < target(start)
     assert _run(RULES["contrib.scale_by_muon"], jnp.ones((3, 2))).shape == (3, 2)
+
+
+SCHEDULES = {
+    "constant_schedule": (0.1,),
+    "cosine_decay_schedule": (0.1, 10),
+    "cosine_onecycle_schedule": (10, 0.1),
+    "exponential_decay": (0.1, 10, 0.5),
+    "join_schedules": ([optax.constant_schedule(0.1)] * 2, [2]),
+    "linear_onecycle_schedule": (10, 0.1),
+    "linear_schedule": (0.1, 0.0, 10),
+    "piecewise_constant_schedule": (0.1, {2: 0.5}),
+    "piecewise_interpolate_schedule": ("linear", 0.1, {2: 0.5}),
+    "polynomial_schedule": (0.1, 0.0, 2, 10),
+    "sgdr_schedule": (
+        [{"init_value": 0.0, "peak_value": 0.1, "warmup_steps": 2, "decay_steps": 9}],
+    ),
+    "warmup_constant_schedule": (0.0, 0.1, 3),
+    "warmup_cosine_decay_schedule": (0.0, 0.1, 3, 10),
+    "warmup_exponential_decay_schedule": (0.0, 0.1, 3, 10, 0.5),
+}
+
+
+def test_schedules_of_optax_are_rates_and_parts_here():
+    names = {k for k in vars(optax.schedules) if k.endswith(("schedule", "schedules", "decay"))}
+    assert {name for name in names if name[0] != "_"} == set(SCHEDULES)
+    for name, numbers in SCHEDULES.items():
+        schedule = getattr(optax.schedules, name)(*numbers)
+        wrapped = lo.schedules.warmup(lo.schedules.scale(schedule, 2.0), 3)
+        optimizer = lo.transforms.sgd(schedule)
+        state = optimizer.init(jnp.ones(()))
+        for count in range(2):
+            updates, state = optimizer.update(jnp.ones(()), state)
+            np.testing.assert_allclose(updates, -schedule(count), err_msg=name)
+            np.testing.assert_allclose(wrapped(3 + count), 2 * schedule(count), err_msg=name)
 
 
 def test_private_descent_takes_the_first_axis_for_examples():
