@@ -55,8 +55,8 @@ TABLE = {
         "softmax_cross_entropy, from logits, of class numbers or of distributions; of a large "
         "vocabulary lossopt.fused.linear_softmax_cross_entropy",
         "BCE, BCE with logits, binary cross entropy, binary crossentropy, binary cross entropy "
-        "with logits, sigmoid binary cross entropy, log loss, logistic": "lossopt.losses."
-        "sigmoid_cross_entropy, from logits, with labels 0 and 1",
+        "with logits, sigmoid binary cross entropy, log loss, logistic, soft margin, multilabel "
+        "soft margin, multi-label": "lossopt.losses.sigmoid_cross_entropy, of logits",
         "pos_weight": "weights of lossopt.mean that are pos_weight where the label is 1 "
         "(docs/recipes.md#class-weights-and-pos_weight)",
         "label smoothing, smooth labels": "lossopt.losses.softmax_cross_entropy(label_smoothing=)",
@@ -65,7 +65,6 @@ TABLE = {
         "binary focal crossentropy": "lossopt.losses.sigmoid_focal",
         "poly loss cross entropy": "lossopt.losses.poly",
         "multi margin, categorical hinge": "lossopt.losses.multiclass_hinge",
-        "soft margin, multilabel soft margin, multi-label": "lossopt.losses.sigmoid_cross_entropy",
         "IoU, Jaccard": "lossopt.losses.tversky(alpha=1, beta=1)",
         "soft dice, binary dice": "lossopt.losses.dice",
         "multiclass dice, generalized dice": "lossopt.losses.softmax_dice",

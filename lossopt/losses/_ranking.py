@@ -276,8 +276,7 @@ def margin_ranking(
 def _mean_over_pairs(name, phi, scores, relevance, weights, items):
     scores, weights = weighed(name, scores, weights, items)
     scores, relevance, _, known = read(name, scores, relevance, weights != 0)
-    pairs = weights[..., :, None] * weights[..., None, :]
-    pairs = jnp.where(_differences(relevance) > 0, pairs, 0)
+    pairs = jnp.where(_differences(relevance) > 0, _pairs(jnp.multiply, weights), 0)
     leads = jnp.where(pairs == 0, 0, _pairs(lead, scores))  # an infinite one is not multiplied by 0
     total = jnp.sum(pairs * phi(leads), axis=(-2, -1))
     weight = jnp.sum(pairs, axis=(-2, -1))
