@@ -65,6 +65,32 @@ def test_values_keep_their_digits_and_slopes_add_up_to_nothing(name):
         assert abs(np.sum(np.asarray(slope, float))) <= 1e-6 * np.sum(np.abs(slope))
 
 
+A, B = np.random.default_rng(3).integers(-2, 3, (2, 6, 4)).astype(np.float32)
+LABELS = np.array([0, 1, 0, 1, 2, 1])
+PRODUCTS = {
+    "info_nce": lambda a, b: lo.losses.info_nce(a, b, temperature=2.0),
+    "clip": lambda a, b: lo.losses.clip(a, b, 0.5),
+    "nt_xent": lambda a, b: lo.losses.nt_xent(a, b, temperature=2.0),
+    "supervised_contrastive": lambda a, b: lo.losses.supervised_contrastive(
+        a, LABELS, temperature=2.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_constant_in_all_products_changes_nothing(name):
+    @jax.jit
+    @jax.value_and_grad
+    def program(a, more):
+        wider = [jnp.concatenate([x, jnp.full_like(x[:, :1], more)], axis=1) for x in (a, B)]
+        return jnp.sum(PRODUCTS[name](*wider))
+
+    want, slope = program(A, 0.0)
+    got, rise = program(A, 1024.0)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(rise, slope, rtol=1e-5, atol=1e-6)
+
+
 ONE, TWO = np.eye(3)[0], np.array([1, 0])
 NEAR = {  # a loss of log(1 + e^-20), and its slope
     "list_softmax": lambda d: lo.losses.list_softmax(jnp.stack([d, 0.0, 0.0 * d]), ONE),
