@@ -46,6 +46,24 @@ CLAIMS = {
         "Any other label out of range": "test_out_of_range_is_nan_and_never_another_class",
         "often exactly 0": "test_equals_its_reference",
     },
+    "docs/fused.md": {
+        "what they return is exact": "test_equals_the_dense_loss_in_float64",
+        "what never exists": "test_nothing_as_large_as_the_matrix_is_ever_made",
+        "A name in both rooms is one objective": "test_the_mean_is_that_of_the_losses",
+        "masks and refusals are the same": "test_the_rooms_refuse_alike_and_take_alike",
+        "Any other label out of range makes the value NaN": "test_labels_out_of_range",
+        "one of weight 0 is still a negative": "test_the_mean_is_that_of_the_losses",
+        "takes one exact step of the loss": "test_pieces_give_the_gradient_of_the_whole",
+        "They need not divide anything": "test_equals_the_dense_loss_in_float64",
+        "is added up once": (
+            "test_the_kernel_gradient_is_reduced_once_and_all_devices_share_the_work"
+        ),
+        "each device makes its part": (
+            "test_a_vocabulary_is_never_gathered_where_tokens_are_whole"
+        ),
+        "They gather embeddings, never the table": "test_no_device_holds_all_pairs",
+        "A loss near 0 keeps its digits": "test_a_loss_near_zero_keeps_its_digits",
+    },
     "docs/objectives.md": {
         "exact for any weights": "test_of_any_weights_and_curved_terms",
     },

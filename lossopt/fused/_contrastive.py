@@ -295,6 +295,7 @@ def _fit(**embeddings):
 
 def _weighed(name, weights, present, count):
     _checks.exact_shape((count,), weights=weights)
+    _checks.fits(weights=weights)
     (weights,) = _checks.floats(weights=weights)
     weights = jnp.where(present, weights, 0)
     _checks.at_least(0, weights=weights)

@@ -105,7 +105,8 @@ def likeness(tile: Array, operands: Operands, facts: Facts) -> Array:
     rest = jnp.sum(jnp.where(others & ~best, jnp.exp(logits - top), 0), axis=1)
     positives = others & (facts.rows["labels"][:, None] == facts.columns["labels"][None, :])
     count = jnp.sum(positives, axis=1).astype(tile.dtype)
-    lead = jnp.sum(jnp.where(positives, top - logits, 0), axis=1) / jnp.maximum(1, count)
+    behind = jnp.where(best, lax.stop_gradient(top - logits), top - logits)  # the best by 0, always
+    lead = jnp.sum(jnp.where(positives, behind, 0), axis=1) / jnp.maximum(1, count)
     return jnp.where(count > 0, lead + jnp.log1p(rest), 0)
 
 

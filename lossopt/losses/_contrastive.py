@@ -147,6 +147,7 @@ def nt_xent(
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020.
     """
+    _checks.exact_shape((), temperature=temperature)
     _checks.above(0, temperature=temperature)
     a, b, present, others = _items(items, a=a, b=b)
     twice = jnp.concatenate([others, others], axis=-1)

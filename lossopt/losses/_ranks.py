@@ -45,6 +45,7 @@ def weighed(member: str, scores: Lists, weights: Lists | None, items: Mask) -> t
     Only ratios of weights matter, and so no product of two leaves the range.
     """
     weights = jnp.ones(_checks.shape("scores", scores), bool) if weights is None else weights
+    _checks.fits(weights=weights)
     scores, weights = _checks.same_shape(scores=scores, weights=weights)
     exist = _checks.mask("items", items, scores.shape)
     weights = jnp.where(exist & (weights != 0), weights, 0)  # what is not read has no slope

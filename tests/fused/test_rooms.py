@@ -150,6 +150,18 @@ def test_the_rooms_refuse_alike_and_take_alike(name):
     assert seen >= 6
 
 
+def test_slopes_near_zero_keep_their_digits():
+    def total(scale):
+        pair, other = jnp.stack([jnp.ones(2), scale * jnp.ones(2)]), jnp.zeros((1, 2))
+        embeddings, labels = jnp.concatenate([pair, other]), np.array([0, 0, 1])
+        loss = lo.fused.supervised_contrastive(embeddings, labels, temperature=1.0)
+        return loss.total
+
+    value, slope = run(jax.value_and_grad(total), np.float32(10))
+    np.testing.assert_allclose(value, 2 * np.exp(-20.0), rtol=1e-5)
+    np.testing.assert_allclose(slope, -2 * 2 * np.exp(-20.0), rtol=1e-5)
+
+
 def test_integers_are_numbers_in_both():
     a, b = (4 * x.astype(np.int32) for x in (A, B))
     want = lo.mean(lo.losses.clip(a, b, 0.1))
