@@ -64,8 +64,7 @@ def sequence_log_probs(
       log-probability. With `entropy` a pair: these, and the entropies in [0, log classes].
 
     Raises:
-      ValueError: as `linear_softmax_cross_entropy`.
-      TypeError: if `where` is not boolean.
+      ValueError, TypeError: as `linear_softmax_cross_entropy`.
 
     Examples:
       >>> features, kernel = jnp.eye(2), jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))

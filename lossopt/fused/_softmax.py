@@ -81,10 +81,10 @@ def linear_softmax_cross_entropy(
       The `Mean` over tokens, or shape `[*tokens]`, 0 where the weight is 0.
 
     Raises:
-      ValueError: if shapes do not fit, labels are not integers, weights or `z_loss` are negative,
-        `label_smoothing` is outside of [0, 1], `soft_cap` or `temperature` is not positive, or the
-        budget is below one tile.
-      TypeError: if `where` is not boolean.
+      ValueError: if shapes do not fit, weights or `z_loss` are negative, `label_smoothing` is
+        outside of [0, 1], `soft_cap` or `temperature` is not positive, or the budget is below one
+        tile.
+      TypeError: if labels are not integers, or `where` is not boolean.
 
     Examples:
       >>> features, kernel = jnp.eye(2), jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))
@@ -114,7 +114,7 @@ def linear_softmax_cross_entropy(
     known = {name for name, x in numbers.items() if isinstance(x, float | int) and x == 0}
     numbers = {name: x for name, x in numbers.items() if name not in known}
     name, rows = "linear_softmax_cross_entropy", {"weights": weights}
-    if not isinstance(labels, tuple | list):
+    if not isinstance(labels, tuple):
         rows |= {"labels": class_numbers(labels, layer.tokens)}
         _checks.fits(ignore_index=-1 if ignore_index is None else ignore_index)
         criterion, more = Softmax(), {"numbers": numbers, "ignore_index": ignore_index}
@@ -206,13 +206,8 @@ def class_numbers(
     labels: Int[ArrayLike, "*tokens"], tokens: tuple[int, ...], name: str = "labels"
 ) -> ArrayLike:
     """The labels, which must be integers of this shape."""
-    if not jnp.issubdtype(_checks.dtype(name, labels), jnp.integer):
-        raise ValueError(
-            f"Expected integer {name}, got {jnp.result_type(labels)}. Convert class numbers with "
-            "astype(int). (linear_softmax_cross_entropy takes a teacher as (features, kernel).)"
-        )
+    (labels,) = _checks.integers(**{name: labels})
     _checks.exact_shape(tokens, **{name: labels})
-    _checks.fits(**{name: labels})
     return labels
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from lossopt import _checks
 from lossopt._typing import Params, PyTree, Scalar, StepSize
 from lossopt.regularizers import _leaves
 from lossopt.regularizers._base import Regularizer
@@ -113,6 +114,7 @@ class Box:
 
 def _in_order(x, low, high):
     _leaves.fits(x, low=low, high=high)
+    _checks.fits(low=low, high=high)
     if isinstance(low, Tracer) or isinstance(high, Tracer):
         return
     pairs = np.stack(np.broadcast_arrays(low, high), -1).reshape(-1, 2)

@@ -19,7 +19,11 @@ TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class AdagradState(NamedTuple):
-    """State of `adagrad`'s direction. Attributes: sum_of_squares, like the parameters."""
+    """State of `adagrad`'s direction.
+
+    Attributes:
+      sum_of_squares: all that came, like the parameters.
+    """
 
     sum_of_squares: PyTree
 

@@ -34,6 +34,7 @@ def test_a_whole_number_that_no_int32_holds_is_refused_by_its_name(name, call):
     [
         ("features", lambda: lo.fused.linear_softmax_cross_entropy(X.tolist(), KERNEL, LABELS)),
         ("kernel", lambda: lo.fused.linear_softmax_cross_entropy(X, KERNEL.tolist(), LABELS)),
+        ("labels", lambda: linear(LABELS.tolist())),
         ("weights", lambda: linear(LABELS, [1, 1, 1, 1])),
         ("tokens", lambda: lo.fused.sequence_log_probs(X, KERNEL, LABELS.tolist())),
         ("labels", lambda: lo.fused.linear_sigmoid_cross_entropy(X, KERNEL, [[0] * 5] * 4)),
@@ -42,3 +43,11 @@ def test_a_whole_number_that_no_int32_holds_is_refused_by_its_name(name, call):
 def test_a_list_is_refused_by_its_name(name, call):
     with pytest.raises(TypeError, match=f"Expected {name} as an array .* got list"):
         call()
+
+
+def test_labels_are_integers():
+    floats = LABELS.astype(np.float32)
+    with pytest.raises(TypeError, match="Expected integer labels, got float32"):
+        linear(floats)
+    with pytest.raises(TypeError, match="Expected integer tokens, got float32"):
+        lo.fused.sequence_log_probs(X, KERNEL, floats)

@@ -85,3 +85,9 @@ def test_bounds_that_do_not_fit_are_refused(box, message):
 def test_a_step_size_that_is_another_tree_is_refused():
     with pytest.raises(ValueError, match=r"step_size as one number or array.*got .*'a'"):
         Box(0, 1).prox({"b": X}, {"a": 0.1})
+
+
+def test_a_bound_that_no_int32_holds_is_refused():
+    box = lo.regularizers.Box(np.int64(-(2**32)), 1)
+    with pytest.raises(ValueError, match="Expected low within 32 bits, got -4294967296"):
+        box.prox(np.zeros(2, np.float32), 0.1)
