@@ -3,13 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 NEWEST := .venv-newest/bin/python
 # The laws of all families, the front door, the doctests, and of each room the files that take little.
-QUICK := lossopt tests/contract tests/schedules \
-	$(filter-out %_examples.py %_benchmarks.py %_textbook.py %_mutants.py %_measure.py %_devices.py, \
-		$(wildcard tests/test_*.py)) \
-	tests/losses/test_contrastive.py tests/losses/test_decisions.py tests/losses/test_policy.py \
-	tests/losses/test_regression.py tests/regularizers/test_members.py \
-	tests/transforms/test_proximal.py tests/transforms/test_rules.py \
-	tests/fused/test_plan.py tests/training/test_evaluation.py \
+QUICK := lossopt tests/contract \
+	$(filter-out %_examples.py %_benchmarks.py %_textbook.py %_mutants.py %_measure.py %_devices.py \
+		%_weights.py, $(wildcard tests/test_*.py)) \
+	$(addprefix tests/schedules/test_,combinators.py cycles.py shapes.py) \
+	tests/losses/test_decisions.py tests/losses/test_regression.py \
+	tests/transforms/test_proximal.py tests/fused/test_inputs.py tests/training/test_evaluation.py \
 	tests/checkpoint/test_digest.py tests/checkpoint/test_manifest.py \
 	tests/testing/test_gradients.py tests/testing/test_schedules.py tests/testing/test_transforms.py
 export MPLBACKEND ?= Agg
