@@ -17,5 +17,6 @@ from lossopt._mean import mean as mean
 from lossopt._mean import pool as pool
 from lossopt._mean import value as value
 from lossopt.training._fit import fit as fit
+from lossopt.training._step import train_step as train_step
 
 __getattr__ = _missing.Missing(__name__)

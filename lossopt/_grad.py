@@ -52,13 +52,7 @@ def measure(
       >>> print(f"{value:.4f} {means['fit'].value:.4f} {means['fit'].weight}")
       4.6667 3.6667 3.0
     """
-    walked = _walked(objective, microbatches, axis_name, has_aux)
-
-    def fn(params, batch, *args, **kwargs):
-        call, params, state, pieces = walked.begin(params, batch, args, kwargs)
-        return walked.end(*walk(partial(call, params), state, pieces))
-
-    return fn
+    return _walked(objective, microbatches, axis_name, has_aux).measure
 
 
 def value_and_grad(
@@ -140,13 +134,18 @@ def value_and_grad(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Walked:
+class Walked:
     """An objective, and the pieces and devices over which it is walked."""
 
     objective: Callable[..., PyTree]
-    microbatches: int
+    cut: Callable[[Batch], Pieces]
     axes: tuple[Hashable, ...]
     has_aux: bool
+
+    def measure(self, params: PyTree, batch: Batch, *args: PyTree, **kwargs: PyTree) -> tuple:
+        """Value and means, and perhaps aux."""
+        call, params, state, pieces = self.begin(params, batch, args, kwargs)
+        return self.end(*walk(partial(call, params), state, pieces))
 
     def begin(
         self, params: PyTree, batch: Batch, args: tuple, kwargs: dict[str, PyTree]
@@ -156,7 +155,7 @@ class _Walked:
         local, state = _jax.varying((params, kwargs.get("model_state")), self.axes)
         kwargs = kwargs | {"model_state": None} if "model_state" in kwargs else kwargs
         inputs = _keys.of_device({"args": args, "kwargs": kwargs}, self.axes)
-        return partial(self._call, inputs), local, state, strided(batch, self.microbatches)
+        return partial(self._call, inputs), local, state, self.cut(batch)
 
     def _call(self, inputs, params, state, number, piece):
         """The objective on one piece: the next model state, and means and metrics."""
@@ -185,7 +184,7 @@ class _Walked:
 
 def _walked(objective, microbatches, axis_name, has_aux):
     _checks.at_least(1, microbatches=operator.index(microbatches))
-    return _Walked(objective, microbatches, _checks.axes(axis_name), has_aux)
+    return Walked(objective, partial(strided, count=microbatches), _checks.axes(axis_name), has_aux)
 
 
 def fixed_weights(

@@ -36,6 +36,12 @@ def adapt(objective: Callable, has_aux: bool, **given: PyTree) -> Callable:
     return adapted
 
 
+def names(objective: Callable, keyword: str) -> bool:
+    """Whether an objective names a keyword that nothing has bound yet."""
+    parameter = inspect.signature(objective).parameters.get(keyword)
+    return parameter is not None and any(parameter.default is x for x in (parameter.empty, None))
+
+
 def split_aux(out: PyTree, has_aux: bool) -> tuple[Means, dict[str, PyTree]]:
     """What an objective returned, as means and aux; raises where it is another thing."""
     pair = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)

@@ -1,15 +1,17 @@
-"""The one evaluation loop, and the names of what is measured."""
+"""The one evaluation, and the names of what is measured."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks
-from lossopt._mean import terms, value
+from lossopt import _checks, _programs
+from lossopt._grad import Walked
+from lossopt._mean import terms
 from lossopt._objective import adapt
-from lossopt._pieces import Pieces, contiguous, rows, walk
-from lossopt._typing import Array, Batch, Means, PyTree
+from lossopt._pieces import contiguous, rows
+from lossopt._typing import Array, Batch, Key, Means, PyTree
 
 
 def evaluate(
@@ -17,18 +19,20 @@ def evaluate(
     params: PyTree,
     data: Batch,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     has_aux: bool = False,
     model_state: PyTree = None,
     hyperparameters: PyTree = None,
 ) -> dict[str, Array]:
     """Measures an objective on a whole data set, batch by batch and exactly.
 
+    It is compiled once for an objective and shapes, also outside of `jit`.
+
     Args:
       objective: as in `run`; its `key` is None here, by which it knows that it is evaluated.
       params: any tree of arrays.
       data: tree of arrays that share a leading axis of rows.
-      batch_size: rows at a time; the last batch may be smaller.
+      batch_size: rows at a time, the last batch may be smaller; None takes all.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: given to the objective, and not changed.
       hyperparameters: given to the objective.
@@ -38,45 +42,67 @@ def evaluate(
 
     Raises:
       ValueError: if leaves of `data` differ in rows, or two columns would have one name.
+      TypeError: if `batch_size` is no whole number.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
       >>> lo.training.evaluate(objective, 1.0, jnp.array([0.0, 2.0, 4.0]), batch_size=2)
       {'value': Array(3.6666667, dtype=float32), 'fit': Array(3.6666667, dtype=float32)}
     """
-    keywords = {"model_state": model_state, "hyperparameters": hyperparameters}
-    call = adapt(objective, has_aux, **keywords)
-
-    def step(carry, number, indices):
-        means, aux = call(params, take(data, indices), key=None, **keywords)
-        return carry, (means, aux.get("metrics"))
-
-    _, measured = walk(step, None, batches(jnp.arange(rows(data)), batch_size))
-    return columns(*measured.added())
-
-
-def batches(order: Array, batch_size: int, *, drop_last: bool = False) -> Pieces:
-    """Row numbers in batches; the last may be smaller, or is dropped."""
-    _checks.at_least(1, batch_size=batch_size)
-    if drop_last:
-        _checks.at_most(len(order), batch_size=batch_size)
-        order = order[: len(order) // batch_size * batch_size]
-    return contiguous(order, batch_size)
+    size = None if batch_size is None else _checks.count("batch_size", batch_size, 1)
+    adapt(objective, has_aux, model_state=model_state, hyperparameters=hyperparameters)
+    data, params, model_state, hyperparameters = on_device(
+        data=data, params=params, model_state=model_state, hyperparameters=hyperparameters
+    )
+    return _programs.call(
+        evaluated, (objective, has_aux, size), params, data, model_state, hyperparameters
+    )
 
 
-def take(data: Batch, indices: Array) -> Batch:
-    """The rows with these numbers."""
-    return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
+def evaluated(
+    objective: Callable,
+    has_aux: bool,
+    batch_size: int | None,
+    params: PyTree,
+    data: Batch,
+    model_state: PyTree,
+    hyperparameters: PyTree,
+    key: Key[Array, ""] | None = None,
+) -> dict[str, Array]:
+    """The columns of an objective; in evaluation, when there is no key."""
+    call = adapt(objective, has_aux)
+    given = {"key": key, "model_state": model_state, "hyperparameters": hyperparameters}
+
+    def still(params, batch):
+        means, aux = call(params, batch, **given)
+        return means, {name: part for name, part in aux.items() if name == "metrics"}
+
+    cut = partial(contiguous, size=batch_size or rows(data))
+    _, means, aux = Walked(still, cut, axes=(), has_aux=True).measure(params, data)
+    return columns(means, aux.get("metrics"))
 
 
 def columns(means: Means, metrics: Means) -> dict[str, Array]:
     """One number per name: `"value"`, the objective, then its terms and the metrics."""
-    table = {"value": value(means)}
+    table = {"value": sum(map(_read, terms(means).values()))}
     for name, term in [*terms(means).items(), *terms(metrics).items()]:
         if name in table or (name == "" and term is not means):
             raise ValueError(
                 f"Terms and metrics need names of their own, none of them 'value'; got {name!r} "
                 "twice or no name at all. Return them in dicts."
             )
-        table |= {name: term.value} if name else {}
+        table |= {name: _read(term)} if name else {}
     return table
+
+
+def _read(term):
+    """The value; NaN, which is never best, where nothing was weighed."""
+    return jnp.where(term.weight == 0, jnp.nan, term.value)
+
+
+def on_device(**trees: PyTree) -> list[PyTree]:
+    """Trees of jax arrays; raises where whole numbers would not fit."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            _checks.fits(**{name + jax.tree_util.keystr(path): leaf})
+    return [jax.tree.map(jnp.asarray, tree) for tree in trees.values()]

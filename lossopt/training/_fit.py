@@ -1,172 +1,209 @@
-"""The host's shell around a compiled run: several epochs a call, progress, numpy results."""
+"""The host of a compiled run: what is checked before, one call after another, a progress bar."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.experimental import checkify
+from jax.core import Tracer
 
-from lossopt import _checks
-from lossopt._objective import adapt
-from lossopt._pieces import rows, walk
+from lossopt import _checks, _programs
 from lossopt._typing import Array, Batch, Key, PyTree
-from lossopt.training._evaluation import batches, take
-from lossopt.training._run import Data, Run, Spec, advance, finish, start
+from lossopt.training._bar import bar
+from lossopt.training._evaluation import on_device
+from lossopt.training._loop import Data, Plan, Progress, advance, start
+from lossopt.training._preflight import preflight
+from lossopt.training._run import Run, finish, plan_of
+from lossopt.training._source import source
+from lossopt.training._step import Optimizer
+from lossopt.training._stop import Stopped, StopRule, checked
+
+WINDOW = 256
+BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
 
 
 def fit(
     objective: Callable,
     params: PyTree,
     train: Batch,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
-    batch_size: int,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+    evaluate_every: int | None = None,
+    batch_size: int | None = None,
     key: Key[Array, ""],
     validation: Batch = None,
+    stop: StopRule | None = None,
+    best: Literal["train", "validation"] | None = None,
     microbatches: int = 1,
     has_aux: bool = False,
     model_state: PyTree = None,
     hyperparameters: PyTree = None,
     drop_last: bool = False,
-    epochs_per_call: int | None = None,
     progress: bool | Literal["auto"] = "auto",
 ) -> Run:
-    """Trains as `training.run` does, compiled, with a progress bar and numpy columns.
+    """Trains as `training.run` does, compiled, with early stopping and a progress bar.
 
     Before it compiles, it evaluates the conditions that losses state on values (labels in range,
     weights at least 0) over `train` and `validation`. Rows of weight 0 count, too: pad with copies
-    of real rows, or name the label of padding as `ignore_index`. Compiled programs outlive the
-    call: a second `fit` with the same objective and optimizer objects and the same shapes compiles
-    nothing.
+    of real rows, or name the label of padding as `ignore_index`. A loss or parameters that are not
+    finite end the run, with the last finite parameters. Compiled programs outlive the call: a
+    second `fit` with the same objective and optimizer and the same shapes compiles nothing, for any
+    numbers, epochs and stop.
 
     Args:
-      objective: as in `training.run`, and so are all arguments up to `drop_last`.
+      objective: as in `training.run`.
       params: any tree of floating arrays; not changed.
       train: tree of arrays that share a leading axis of rows.
-      optimizer: any `optax.GradientTransformation`.
-      batch_size: rows a step. The ragged last batch is a smaller step of its own.
-      epochs: passes over `train`, at least 1.
+      optimizer: any `optax.GradientTransformation`, or a function from the hyperparameters to one.
+      epochs: passes over `train`, at least 1. Give either these or `steps`.
+      steps: batches, at least 1; the last epoch may be cut.
+      evaluate_every: steps between two rows of history, beside the one after the last step; None is
+        an epoch.
+      batch_size: rows a step; the ragged last batch is a smaller step of its own. None takes all.
       key: typed PRNG key.
-      validation: like `train`; measured after each epoch.
+      validation: like `train`; measured with each row of history.
+      stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value.
+      best: `"validation"`, the default where there is validation; `"train"` measures the training
+        set with each row of history and judges by that.
       microbatches: pieces a batch is cut into.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: the first one, such as batch statistics.
-      hyperparameters: numbers for the objective.
+      hyperparameters: numbers for the objective and the optimizer.
       drop_last: whether the ragged last batch is left out.
-      epochs_per_call: epochs between two updates of the progress bar; None adapts, so that a call
-        takes a fraction of a second. The result has the same bits for any number.
       progress: whether to show a bar; `"auto"` shows it on a terminal.
 
     Returns:
-      A `Run` whose `history` holds numpy arrays.
+      A `Run` whose `history` holds numpy arrays; `run.stopped.value` says why it ended.
 
     Raises:
       ValueError: if data, names or numbers do not fit together, or a condition on values fails.
-      TypeError: if `key` is not typed, or the objective returns another thing than `Mean`s.
+      TypeError: if `key` is not typed, a count is no whole number, or the objective returns another
+        thing than `Mean`s; and inside of `jit`, `vmap` and `grad`: take `training.run` there.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
       >>> data, key = jnp.array([1.0, 2.0, 6.0]), jax.random.key(0)
-      >>> run = lo.fit(objective, 0.0, data, optax.sgd(0.1), batch_size=3, epochs=50, key=key)
+      >>> run = lo.fit(objective, 0.0, data, optax.sgd(0.1), epochs=50, key=key)
       >>> first, *_, last = run.history["train/fit"]
       >>> print(f"{run.params:.3f} {first:.3f} {last:.3f}")
       3.000 13.667 4.667
     """
-    _checks.at_least(1, epochs_per_call=1 if epochs_per_call is None else epochs_per_call)
-    train, validation, params, model_state, hyperparameters = jax.tree.map(
-        _on_device, (train, validation, params, model_state, hyperparameters)
+    given = {"params": params, "train": train, "key": key, "validation": validation, "stop": stop}
+    given |= {"model_state": model_state, "hyperparameters": hyperparameters}
+    _refuse_tracers(given)
+    params, train, key, validation, stop, model_state, hyperparameters = on_device(**given)
+    data = Data(train, validation, key, hyperparameters, stop)
+    rows = source(train, batch_size, drop_last)
+    schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
+    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
+    plan = plan._replace(window=WINDOW)
+    if stop is not None:
+        checked(given["stop"]).init()
+    begun = _programs.call(start, plan, data, params, model_state)
+    preflight(plan, data, params, model_state)
+    return _host(plan, data, begun, schedule, progress, time.perf_counter)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Schedule:
+    """How many steps, and how many of them between two rows of history."""
+
+    steps: int
+    every: int
+    unit: Literal["epochs", "steps"]
+    per_unit: int
+
+    @classmethod
+    def of(cls, epochs, steps, every, per_epoch):
+        """From what the user gave, of which one counts."""
+        if (epochs is None) == (steps is None):
+            raise ValueError(
+                f"Expected either epochs or steps, got epochs={epochs} and steps={steps}."
+            )
+        every = per_epoch if every is None else _checks.count("evaluate_every", every, 1)
+        if steps is not None:
+            return cls(_checks.count("steps", steps, 1), every, "steps", 1)
+        return cls(_checks.count("epochs", epochs, 1) * per_epoch, every, "epochs", per_epoch)
+
+
+def _host(
+    plan: Plan,
+    data: Data,
+    progress: Progress,
+    schedule: _Schedule,
+    shown: bool | Literal["auto"],
+    clock: Callable[[], float],
+) -> Run:
+    """Calls the program until the run ends; each call takes a fraction of a second."""
+    every, last = np.int32(schedule.every), np.int32(schedule.steps)
+    call = lambda progress, first, end: _programs.call(
+        advance, plan, data, progress, np.int32(first), np.int32(end), every, last
     )
-    spec = Spec(objective, optimizer, batch_size, microbatches, has_aux, drop_last)
-    data = Data(train, validation, key, hyperparameters)
-    course = jax.tree.map(_own, start(spec, data, params, model_state, epochs))
-    for name, part in (("train", train), ("validation", validation)):
-        checked = data if name == "train" else data._replace(key=None)
-        _preflight(name, spec, checked, part, model_state, params)
-
-    done, count = 0, epochs_per_call or 1
-    with _bar(epochs, progress) as show:
-        while done < epochs:
-            began = time.perf_counter()
-            end = min(done + count, epochs)
-            course = _advance(spec, data, course, np.int32(done), np.int32(end))
-            history = jax.device_get(course.history)
-            show(end, {name: column[end - 1] for name, column in history.items()})
-            if epochs_per_call is None and done > 0:  # the first call compiles
-                count = _adapted(count, time.perf_counter() - began)
+    history, done, count = [], 0, 1
+    with bar(schedule.unit, schedule.steps // schedule.per_unit, shown) as show:
+        while done < schedule.steps:
+            end = min(done + count, schedule.steps, done + (plan.window - 1) * schedule.every)
+            began, before = clock(), progress
+            progress = call(before, done, end)
+            stopped, pool = Stopped(int(progress.status)), progress.pool
+            if stopped in BROKEN:
+                progress, stopped = _last_finite(call, before, progress, stopped)
+            history += _new_rows(progress, before)
+            show(end / schedule.per_unit, history[-1] if history else {})
+            if stopped is not Stopped.FINISHED:
+                break
+            if done:  # the first call compiles
+                count = _adapted(end - done, clock() - began)
             done = end
-    result = finish(course)
-    return dataclasses.replace(result, history=jax.device_get(result.history))
+    columns = {
+        name: np.array([row[name] for row in history], column.dtype)
+        for name, column in progress.window.items()
+    }
+    measured = pool if stopped is Stopped.NONFINITE_LOSS else progress.pool
+    run = finish(plan, progress, jnp.int32(stopped.code), measured)
+    return dataclasses.replace(run, history=columns)
 
 
-_advance = jax.jit(advance, static_argnums=0, donate_argnums=2)
+def _last_finite(call, before, after, stopped):
+    """The last progress whose numbers are finite, by taking steps of the last call again.
+
+    It is sought between `before`, whose numbers are, and `after`, whose are not.
+    """
+    first = low = int(before.state.count)
+    high, last = int(after.state.count), before
+    trial = high - 1
+    while high - low > 1:
+        tried = call(before, first, trial)
+        if int(tried.status) == Stopped.FINISHED.code:
+            low, last = trial, tried
+        else:
+            high, stopped = trial, Stopped.NONFINITE_PARAMETERS
+        trial = (low + high) // 2
+    return last, stopped
 
 
-def _own(x):
-    """A copy, whose buffer may be donated, of a strong type, as what comes out of a program."""
-    return jnp.array(x, dtype=jnp.result_type(x), copy=True)
+def _new_rows(progress, before):
+    """The rows of history that are in one window and not yet in the other."""
+    window = jax.device_get(progress.window)
+    size = len(next(iter(window.values())))
+    rows = range(int(before.rows), int(progress.rows))
+    return [{name: column[i % size] for name, column in window.items()} for i in rows]
 
 
-def _adapted(count, seconds, low=0.1, high=0.25):
-    if seconds < low:
-        return count * 2
-    return max(1, count // 2) if seconds > high else count
+def _adapted(count, seconds, aim=0.15):
+    """How many steps take so long, approached without leaps."""
+    return max(1, int(count * min(16, max(0.25, aim / max(seconds, 1e-9)))))
 
 
-def _on_device(x):
-    array = jnp.asarray(x)
-    narrowed = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype != np.asarray(x).dtype
-    if narrowed and not np.array_equal(array, x):
-        raise ValueError(
-            f"Integers up to {np.max(np.abs(x))} do not fit {array.dtype}: renumber them, or set "
-            "jax_enable_x64."
-        )
-    return array
-
-
-@partial(jax.jit, static_argnums=0)
-def _broken_conditions(spec, data, part, model_state, params):
-    given = {"model_state": model_state, "hyperparameters": data.hyperparameters}
-    call = adapt(spec.objective, spec.has_aux)
-
-    def step(carry, number, indices):
-        return carry, call(params, take(part, indices), key=data.key, **given)[0]
-
-    pieces = batches(jnp.arange(rows(part)), spec.batch_size)
-    checked = checkify.checkify(partial(walk, step), errors=checkify.user_checks)
-    return checked(None, pieces)[0]
-
-
-def _preflight(name, spec, data, part, model_state, params):
-    """Evaluates the conditions on values; the compiler deletes whatever they do not need."""
-    if part is None:
-        return
-    message = _broken_conditions(spec, data, part, model_state, params).get()
-    if message:
-        raise ValueError(f"{name}: {message.removesuffix(' (`check` failed)')}")
-
-
-@contextlib.contextmanager
-def _bar(epochs, progress):
-    from rich import console
-    from rich import progress as rich
-
-    terminal = console.Console(stderr=True)
-    shown = terminal.is_terminal if progress == "auto" else progress
-    numbers = rich.TextColumn("{task.fields[numbers]}")
-    columns = (*rich.Progress.get_default_columns(), rich.MofNCompleteColumn(), numbers)
-    with rich.Progress(*columns, console=terminal, disable=not shown) as bar:
-        task = bar.add_task("fit", total=epochs, numbers="")
-
-        def show(done, row):
-            numbers = "  ".join(f"{n} {x:.4g}" for n, x in row.items() if n.endswith("/value"))
-            bar.update(task, completed=done, numbers=numbers)
-
-        yield show
+def _refuse_tracers(given):
+    for name, tree in given.items():
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"fit is the host's loop, and {name} is traced by jit, vmap or grad: take "
+                "lossopt.training.run there."
+            )

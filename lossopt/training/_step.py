@@ -1,0 +1,194 @@
+"""One training step on a batch, wherever the batch comes from and wherever it lies."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lossopt import _checks
+from lossopt._grad import measure, value_and_grad
+from lossopt._objective import adapt, names
+from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
+
+Optimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
+
+
+class Recipe(NamedTuple):
+    """What a step is made for; all else is data."""
+
+    objective: Callable
+    optimizer: Optimizer
+    microbatches: int = 1
+    axis_name: Axis = ()
+    has_aux: bool = False
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+      params: the parameters.
+      model_state: what the objective passes on, such as batch statistics; or None.
+      opt_state: of the optimizer.
+      count: steps taken, shape `()`, int32.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    opt_state: optax.OptState
+    count: Array
+
+
+class Measured(NamedTuple):
+    """What a step measured, at the parameters it started from.
+
+    Attributes:
+      value: the objective, shape `()`.
+      terms: its tree of `Mean`; pool them to average over steps.
+      metrics: a tree of `Mean`, or None.
+    """
+
+    value: Array
+    terms: Means
+    metrics: Means
+
+
+def train_step(
+    objective: Callable,
+    optimizer: Optimizer,
+    *,
+    microbatches: int = 1,
+    axis_name: Axis = (),
+    has_aux: bool = False,
+) -> tuple[Callable[..., State], Callable[..., tuple[State, Measured]]]:
+    """The step of `fit`, for a loop of one's own: two pure functions.
+
+    Args:
+      objective: maps `(params, batch)` to a tree of `Mean`. It also receives those of the keywords
+        `key`, `model_state` and `hyperparameters` that its signature names.
+      optimizer: any `optax.GradientTransformation`, which is offered `value`, `grad` and
+        `value_fn`; or a function from the hyperparameters to one.
+      microbatches: pieces a batch is cut into, see `value_and_grad`.
+      axis_name: axes of an enclosing `pmap`, `shard_map` or `vmap` over which the batch is split.
+      has_aux: whether the objective returns `(means, aux)`, where the dict `aux` may hold
+        `"metrics"`, a tree of `Mean`, and `"model_state"`.
+
+    Returns:
+      `init(params, model_state=None, *, hyperparameters=None)`, which gives a `training.State` of
+      copies, and `step(state, batch, *, key=None, hyperparameters=None)`, which gives the next one
+      and a `training.Measured`. Compile the step with `jax.jit(step, donate_argnums=0)`.
+
+    Raises:
+      TypeError: if the objective names `key` and is stepped without one, or the optimizer is a
+        function and there are no hyperparameters.
+      ValueError: if hyperparameters are given that nobody takes, or a model state of another form
+        is returned.
+
+    Examples:
+      >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
+      >>> init, step = lo.train_step(objective, optax.sgd(0.25))
+      >>> state, measured = jax.jit(step)(init(0.0), jnp.array([1.0, 3.0]))
+      >>> print(state.params, measured.value, state.count)
+      1.0 5.0 1
+    """
+    recipe = Recipe(objective, optimizer, microbatches, axis_name, has_aux)
+
+    def init(params, model_state=None, *, hyperparameters=None):
+        return begin(recipe, params, model_state, hyperparameters)
+
+    def step(state, batch, *, key=None, hyperparameters=None):
+        return take_step(recipe, state, batch, key, hyperparameters)
+
+    return init, step
+
+
+def begin(
+    recipe: Recipe, params: PyTree, model_state: PyTree, hyperparameters: PyTree = None
+) -> State:
+    """The state before the first step: copies of strong types, as those that steps return."""
+    own = lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True)
+    params, model_state = jax.tree.map(own, (params, model_state))
+    opt_state = _rule(recipe, hyperparameters).init(params)
+    return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))
+
+
+def take_step(
+    recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
+) -> tuple[State, Measured]:
+    """The one training step."""
+    if key is None and names(recipe.objective, "key"):
+        raise TypeError(
+            "The objective names key, and the step has none: dropout would be off. Pass key=..., "
+            "another one in each step."
+        )
+    given = {"key": key, "model_state": state.model_state, "hyperparameters": hyperparameters}
+    call = _checked(recipe, state, hyperparameters)
+    options = {"microbatches": recipe.microbatches, "axis_name": recipe.axis_name, "has_aux": True}
+    differentiate = value_and_grad(call, **options)
+    (now, means, aux), grads = differentiate(state.params, batch, **given)
+
+    @jax.custom_jvp
+    def value_fn(params):
+        return measure(call, **options)(params, batch, **given)[0]
+
+    @value_fn.defjvp  # piece by piece, too, and exact where devices share the batch
+    def _(primals, tangents):
+        (value, *_), grads = differentiate(*primals, batch, **given)
+        slope = jax.tree.map(partial(jnp.vdot, preferred_element_type=value.dtype), grads, *tangents)
+        return value, sum(jax.tree.leaves(slope), start=jnp.zeros_like(value))
+
+    update = optax.with_extra_args_support(_rule(recipe, hyperparameters)).update
+    extra = {"value": now, "grad": grads, "value_fn": value_fn}
+    updates, opt_state = update(grads, state.opt_state, state.params, **extra)
+    params = optax.apply_updates(state.params, updates)
+    state = State(params, aux.get("model_state"), opt_state, state.count + 1)
+    return state, Measured(now, means, aux.get("metrics"))
+
+
+def _rule(recipe, hyperparameters):
+    """The gradient transformation."""
+    optimizer = recipe.optimizer
+    if not _is_function(optimizer):
+        return optimizer
+    if hyperparameters is None:
+        raise TypeError(
+            f"Expected an optax.GradientTransformation, got {optimizer}. Call it, as in "
+            "optax.adam(1e-3); or, for a function of the hyperparameters, give hyperparameters."
+        )
+    rule = optimizer(hyperparameters)
+    if not hasattr(rule, "init"):
+        raise TypeError(
+            f"Expected an optimizer that maps hyperparameters to an optax.GradientTransformation; "
+            f"{optimizer} returned {type(rule).__name__}."
+        )
+    return rule
+
+
+def _is_function(optimizer):
+    return callable(optimizer) and not hasattr(optimizer, "init")
+
+
+def _checked(recipe, state, hyperparameters):
+    """The objective, which takes all that is given and keeps the form of its model state."""
+    given = {"model_state": state.model_state}
+    if not _is_function(recipe.optimizer):
+        given |= {"hyperparameters": hyperparameters}
+    call = adapt(recipe.objective, recipe.has_aux, **given)
+
+    def checked(params, batch, **given):
+        means, aux = call(params, batch, **given)
+        before = given["model_state"]
+        like, got = map(_outline, (before, aux.get("model_state", before)))
+        if like != got:
+            raise ValueError(f"Expected a model_state like the first one, {like}, got {got}.")
+        return means, aux
+
+    return checked
+
+
+def _outline(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), str(jnp.result_type(x))) for x in leaves]
