@@ -77,7 +77,8 @@ def evaluated(
         means, aux = call(params, batch, **given)
         return means, {name: part for name, part in aux.items() if name == "metrics"}
 
-    cut = partial(contiguous, size=batch_size or rows(data))
+    count = rows(data)
+    cut = partial(contiguous, size=min(batch_size or count, count))
     _, means, aux = Walked(still, cut, axes=(), has_aux=True).measure(params, data)
     return columns(means, aux.get("metrics"))
 

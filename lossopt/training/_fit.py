@@ -16,13 +16,12 @@ from lossopt.training._bar import bar
 from lossopt.training._evaluation import on_device
 from lossopt.training._loop import Data, Plan, Progress, advance, start
 from lossopt.training._preflight import preflight
-from lossopt.training._run import Run, finish, plan_of
+from lossopt.training._run import BROKEN, Run, finish, plan_of
 from lossopt.training._source import source
 from lossopt.training._step import Optimizer
 from lossopt.training._stop import Stopped, StopRule, checked
 
 WINDOW = 256
-BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
 
 
 def fit(

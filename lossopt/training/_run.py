@@ -17,6 +17,8 @@ from lossopt.training._source import source
 from lossopt.training._step import Optimizer
 from lossopt.training._stop import StopRule, Stopped
 
+BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -76,8 +78,8 @@ class Run:
     def stopped_at(self) -> tuple[int, int, str | None] | None:
         """Where numbers became non-finite, counted from 0: epoch, step and term, or None.
 
-        The step counts from the beginning of the run. The term is None where the loss was finite
-        and the parameters after the step were not.
+        The step counts from the beginning of the run. The term is None where each was finite, and
+        the parameters after the step, or the sum of the terms, were not.
         """
         epoch, step, term = map(int, self.position)
         if step < 0:
@@ -121,7 +123,7 @@ def run(
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value. With
         one, numbers that are not finite stop the run, too. Rows after a stop are NaN.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
-        set after each epoch, and judges and stops by that.
+        set after each epoch and judges by that; so does `stop`, where there is no validation.
       microbatches: pieces a batch is cut into, see `value_and_grad`. Each counts a constant term
         once: in the train column of a penalty a ragged last step of fewer pieces weighs less.
       has_aux: whether the objective returns `(means, aux)`, where the dict `aux` may hold
@@ -181,9 +183,7 @@ def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:
     names = tuple(name or "value" for name in terms(pool.sums[0]))
     means = jnp.stack([jnp.isfinite(term.value) for term in terms(pool.sums[0]).values()])
     term = jnp.where(jnp.all(means), -1, jnp.argmin(means))
-    broken = (status == Stopped.NONFINITE_LOSS.code) | (
-        status == Stopped.NONFINITE_PARAMETERS.code
-    )
+    broken = jnp.isin(status, jnp.array([reason.code for reason in BROKEN]))
     position = jnp.where(broken, jnp.stack([step // plan.source.steps, step, term]), -1)
     best = progress.best
     kept = (None,) * 3 if best is None else (best.params, best.model_state, best.row)

@@ -137,7 +137,9 @@ def take_step(
     @value_fn.defjvp  # piece by piece, too, and exact where devices share the batch
     def _(primals, tangents):
         (value, *_), grads = differentiate(*primals, batch, **given)
-        slope = jax.tree.map(partial(jnp.vdot, preferred_element_type=value.dtype), grads, *tangents)
+        slope = jax.tree.map(
+            partial(jnp.vdot, preferred_element_type=value.dtype), grads, *tangents
+        )
         return value, sum(jax.tree.leaves(slope), start=jnp.zeros_like(value))
 
     update = optax.with_extra_args_support(_rule(recipe, hyperparameters)).update
