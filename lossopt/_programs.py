@@ -1,6 +1,7 @@
 """Stub."""
 
 from functools import partial
+
 import jax
 
 _P = {}

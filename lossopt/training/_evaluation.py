@@ -85,7 +85,7 @@ def evaluated(
 
 def columns(means: Means, metrics: Means) -> dict[str, Array]:
     """One number per name: `"value"`, the objective, then its terms and the metrics."""
-    table = {"value": sum(map(_read, terms(means).values()))}
+    table = {"value": jnp.asarray(sum(map(_read, terms(means).values())))}
     for name, term in [*terms(means).items(), *terms(metrics).items()]:
         if name in table or (name == "" and term is not means):
             raise ValueError(

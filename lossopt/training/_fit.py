@@ -103,9 +103,9 @@ def fit(
     plan = plan._replace(window=WINDOW)
     if stop is not None:
         checked(given["stop"]).init()
-    begun = _programs.call(start, plan, data, params, model_state)
     preflight(plan, data, params, model_state)
-    return _host(plan, data, begun, schedule, progress, time.perf_counter)
+    begin = lambda: _programs.call(start, plan, data, params, model_state)
+    return _host(plan, data, begin, schedule, progress, time.perf_counter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _Schedule:
 def _host(
     plan: Plan,
     data: Data,
-    progress: Progress,
+    begin: Callable[[], Progress],
     schedule: _Schedule,
     shown: bool | Literal["auto"],
     clock: Callable[[], float],
@@ -143,7 +143,8 @@ def _host(
     call = lambda progress, first, end: _programs.call(
         advance, plan, data, progress, np.int32(first), np.int32(end), every, last
     )
-    history, done, count = [], 0, 1
+    progress, history, done, count = begin(), [], 0, 1
+    stopped, pool = Stopped.FINISHED, progress.pool
     with bar(schedule.unit, schedule.steps // schedule.per_unit, shown) as show:
         while done < schedule.steps:
             end = min(done + count, schedule.steps, done + (plan.window - 1) * schedule.every)

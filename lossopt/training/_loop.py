@@ -11,7 +11,7 @@ from lossopt._typing import Array, ArrayLike, Batch, Key, Means, PyTree
 from lossopt.training._evaluation import columns, evaluated
 from lossopt.training._source import Rows
 from lossopt.training._step import Optimizer, Recipe, State, begin, take_step
-from lossopt.training._stop import StopRule, Stopped
+from lossopt.training._stop import Stopped, StopRule
 
 
 class Plan(NamedTuple):

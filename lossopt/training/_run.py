@@ -15,7 +15,7 @@ from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
 from lossopt.training._source import source
 from lossopt.training._step import Optimizer
-from lossopt.training._stop import StopRule, Stopped
+from lossopt.training._stop import Stopped, StopRule
 
 BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
 
@@ -186,6 +186,15 @@ def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:
     broken = jnp.isin(status, jnp.array([reason.code for reason in BROKEN]))
     position = jnp.where(broken, jnp.stack([step // plan.source.steps, step, term]), -1)
     best = progress.best
-    kept = (None,) * 3 if best is None else (best.params, best.model_state, best.row)
-    fixed = status, position.astype(jnp.int32), names
-    return Run(params, model_state, opt_state, *kept, progress.window, *fixed)
+    return Run(
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        best_params=best and best.params,
+        best_model_state=best and best.model_state,
+        best_epoch=best and best.row,
+        history=progress.window,
+        status=status,
+        position=position.astype(jnp.int32),
+        terms=names,
+    )

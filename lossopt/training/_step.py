@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lossopt import _checks
 from lossopt._grad import measure, value_and_grad
 from lossopt._objective import adapt, names
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
@@ -150,9 +149,9 @@ def take_step(
     return state, Measured(now, means, aux.get("metrics"))
 
 
-def _rule(recipe, hyperparameters):
+def _rule(recipe: Recipe, hyperparameters: PyTree) -> Any:
     """The gradient transformation."""
-    optimizer = recipe.optimizer
+    optimizer: Any = recipe.optimizer
     if not _is_function(optimizer):
         return optimizer
     if hyperparameters is None:
