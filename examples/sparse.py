@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,11 @@ from sklearn.preprocessing import StandardScaler
 import lossopt as lo
 
 
-def objective(params, batch):
-    """Cross entropy alone: the penalty is the optimizer's."""
+def objective(params, batch, lasso):
+    """Cross entropy, and the value of the penalty; its slope is the optimizer's."""
     logits = batch["x"] @ params["kernel"] + params["bias"]
-    return {"fit": lo.mean(lo.losses.sigmoid_cross_entropy(logits, batch["y"]))}
+    fit = lo.mean(lo.losses.sigmoid_cross_entropy(logits, batch["y"]))
+    return {"fit": fit, "penalty": lo.constant(lasso(params), gradient=False)}
 
 
 def main():
@@ -44,8 +46,9 @@ def main():
         rate = 0.3 if batch_size == len(train) else lo.schedules.cosine(0.03, steps)
         optimizer = lo.transforms.momentum(rate, 0.9, regularizer=lasso)
         sizes = {"epochs": epochs, "batch_size": batch_size, "key": jax.random.key(0)}
-        run = lo.training.run(objective, start, rows(train), optimizer, **sizes)
-        return run.params, lo.value(objective(run.params, rows(valid)))
+        penalized = partial(objective, lasso=lasso)
+        run = lo.training.run(penalized, start, rows(train), optimizer, **sizes)
+        return run.params, penalized(run.params, rows(valid))["fit"].value
 
     whole, losses = jax.jit(jax.vmap(lambda s: fit(s, len(train), 10_000)))(strengths)
     noisy, _ = jax.jit(jax.vmap(lambda s: fit(s, 32, 200)))(strengths)

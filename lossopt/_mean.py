@@ -95,11 +95,13 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Mean:
     return Mean(jnp.sum(jnp.where(unread, 0, values) * weights), jnp.sum(weights))
 
 
-def constant(value: Number) -> Mean:
+def constant(value: Number, *, gradient: bool = True) -> Mean:
     """A term that does not depend on the batch, such as a penalty on the parameters.
 
     Args:
       value: one number, shape `()`.
+      gradient: whether it has one. False is for what the optimizer does by itself, as a rule with
+        `regularizer=`: the term counts in the value and not in the gradient.
 
     Returns:
       A `Mean` of weight 1.
@@ -110,9 +112,12 @@ def constant(value: Number) -> Mean:
     Examples:
       >>> float(lo.constant(0.5).value)
       0.5
+      >>> float(jax.grad(lambda w: lo.constant(w**2, gradient=False).value)(3.0))
+      0.0
     """
     _checks.exact_shape((), value=value)
     (total,) = _checks.floats(value=value)
+    total = total if gradient else jax.lax.stop_gradient(total)
     return Mean(total, jnp.ones_like(total))
 
 

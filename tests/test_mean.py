@@ -200,6 +200,18 @@ class TestArithmetic:
         assert got.total.dtype == jnp.float32
         np.testing.assert_array_equal(jax.grad(lambda x: lo.constant(x * x).value)(3.0), 6)
 
+    @pytest.mark.parametrize("microbatches", [1, 3])
+    def test_a_constant_without_gradient_counts_in_the_value_alone(self, microbatches):
+        x, w = np.array([0.0, 1.0, 5.0, 2.0]), 3.0
+        objective = lambda w, x: {
+            "fit": lo.mean((w - x) ** 2),
+            "penalty": 2 * lo.constant(w**3, gradient=False),
+        }
+        differentiate = lo.value_and_grad(objective, microbatches=microbatches)
+        (value, _), gradient = differentiate(jnp.asarray(w), x)
+        np.testing.assert_allclose(value, np.mean((w - x) ** 2) + 2 * w**3, rtol=1e-6)
+        np.testing.assert_allclose(gradient, np.mean(2 * (w - x)), rtol=1e-6)
+
     @pytest.mark.parametrize("penalty", [np.ones(1), np.ones(3), [1.0, 2.0]])
     def test_constant_refuses_arrays(self, penalty):
         with pytest.raises(ValueError, match=r"value of shape \(\)"):

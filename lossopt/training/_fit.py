@@ -16,7 +16,7 @@ from lossopt.training._bar import bar
 from lossopt.training._evaluation import on_device
 from lossopt.training._loop import Data, Plan, Progress, advance, start
 from lossopt.training._preflight import preflight
-from lossopt.training._run import BROKEN, Run, finish, plan_of
+from lossopt.training._run import BROKEN, Run, finish, judge_run, plan_of
 from lossopt.training._source import source
 from lossopt.training._step import Optimizer
 from lossopt.training._stop import Stopped, StopRule, checked
@@ -43,6 +43,7 @@ def fit(
     model_state: PyTree = None,
     hyperparameters: PyTree = None,
     drop_last: bool = False,
+    check: bool = True,
     progress: bool | Literal["auto"] = "auto",
 ) -> Run:
     """Trains as `training.run` does, compiled, with early stopping and a progress bar.
@@ -74,6 +75,8 @@ def fit(
       model_state: the first one, such as batch statistics.
       hyperparameters: numbers for the objective and the optimizer.
       drop_last: whether the ragged last batch is left out.
+      check: whether an optimizer with a regularizer is refused beside an objective that does not
+        hold its value, `constant(R(params), gradient=False)`.
       progress: whether to show a bar; `"auto"` shows it on a terminal.
 
     Returns:
@@ -103,6 +106,8 @@ def fit(
     plan = plan._replace(window=WINDOW)
     if stop is not None:
         checked(given["stop"]).init()
+    if check:
+        judge_run(plan, data, params, model_state)
     preflight(plan, data, params, model_state)
     begin = lambda: _programs.call(start, plan, data, params, model_state)
     return _host(plan, data, begin, schedule, progress, time.perf_counter)

@@ -14,7 +14,7 @@ from lossopt._mean import terms
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
 from lossopt.training._source import source
-from lossopt.training._step import Optimizer
+from lossopt.training._step import Optimizer, Recipe, begin, judge
 from lossopt.training._stop import Stopped, StopRule
 
 BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
@@ -104,6 +104,7 @@ def run(
     model_state: PyTree = None,
     hyperparameters: PyTree = None,
     drop_last: bool = False,
+    check: bool = True,
 ) -> Run:
     """Trains for whole epochs over shuffled minibatches: one pure function for `jit` and `vmap`.
 
@@ -131,6 +132,8 @@ def run(
       model_state: the first one, such as batch statistics.
       hyperparameters: numbers for the objective and the optimizer, perhaps traced.
       drop_last: whether the ragged last batch is left out.
+      check: whether an optimizer with a regularizer is refused beside an objective that does not
+        hold its value, `constant(R(params), gradient=False)`.
 
     Returns:
       A `Run` of arrays.
@@ -152,6 +155,8 @@ def run(
     epochs = _checks.count("epochs", epochs, 1)
     rows = source(train, batch_size, drop_last)
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
+    if check:
+        judge_run(plan, data, params, model_state)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
     progress = advance_whole(plan, data, start(plan, data, params, model_state), epochs)
     return finish(plan, progress, progress.status, progress.pool)
@@ -175,6 +180,18 @@ def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux) -> Pl
             )
     judged = "trained" if best == "train" else "validation" if validated else None
     return Plan(objective, optimizer, rows, pieces, has_aux, judged, "stop", 1)
+
+
+def judge_run(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> None:
+    """Refuses an optimizer with a regularizer whose value the objective does not hold."""
+    recipe = Recipe(plan.objective, plan.optimizer, has_aux=plan.has_aux)
+
+    def look(data, params, model_state):
+        state = begin(recipe, params, model_state, data.hyperparameters)
+        batch = plan.source.batch(data.train, data.key, 0)
+        judge(recipe, state, batch, data.key, data.hyperparameters)
+
+    jax.eval_shape(look, data, params, model_state)
 
 
 def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:

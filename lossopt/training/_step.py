@@ -11,6 +11,7 @@ import optax
 from lossopt._grad import measure, value_and_grad
 from lossopt._objective import adapt, names
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
+from lossopt.training._rules import judged, moved, started
 
 Optimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
 
@@ -62,6 +63,7 @@ def train_step(
     microbatches: int = 1,
     axis_name: Axis = (),
     has_aux: bool = False,
+    check: bool = True,
 ) -> tuple[Callable[..., State], Callable[..., tuple[State, Measured]]]:
     """The step of `fit`, for a loop of one's own: two pure functions.
 
@@ -74,6 +76,8 @@ def train_step(
       axis_name: axes of an enclosing `pmap`, `shard_map` or `vmap` over which the batch is split.
       has_aux: whether the objective returns `(means, aux)`, where the dict `aux` may hold
         `"metrics"`, a tree of `Mean`, and `"model_state"`.
+      check: whether an optimizer with a regularizer is refused beside an objective that does not
+        hold its value, `constant(R(params), gradient=False)`.
 
     Returns:
       `init(params, model_state=None, *, hyperparameters=None)`, which gives a `training.State` of
@@ -83,8 +87,8 @@ def train_step(
     Raises:
       TypeError: if the objective names `key` and is stepped without one, or the optimizer is a
         function and there are no hyperparameters.
-      ValueError: if hyperparameters are given that nobody takes, or a model state of another form
-        is returned.
+      ValueError: if hyperparameters are given that nobody takes, a model state of another form is
+        returned, or the optimizer needs more than the gradient of a batch, or gathers several.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
@@ -99,6 +103,8 @@ def train_step(
         return begin(recipe, params, model_state, hyperparameters)
 
     def step(state, batch, *, key=None, hyperparameters=None):
+        if check:
+            judge(recipe, state, batch, key, hyperparameters)
         return take_step(recipe, state, batch, key, hyperparameters)
 
     return init, step
@@ -110,8 +116,17 @@ def begin(
     """The state before the first step: copies of strong types, as those that steps return."""
     own = lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True)
     params, model_state = jax.tree.map(own, (params, model_state))
-    opt_state = _rule(recipe, hyperparameters).init(params)
+    opt_state = started(_rule(recipe, hyperparameters), params)
     return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))
+
+
+def judge(
+    recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
+) -> None:
+    """Refuses an optimizer with a regularizer whose value the objective does not hold."""
+    given = {"key": key, "model_state": state.model_state, "hyperparameters": hyperparameters}
+    call = adapt(recipe.objective, recipe.has_aux)
+    judged(call, state.opt_state, state.params, batch, **given)
 
 
 def take_step(
@@ -141,9 +156,10 @@ def take_step(
         )
         return value, sum(jax.tree.leaves(slope), start=jnp.zeros_like(value))
 
-    update = optax.with_extra_args_support(_rule(recipe, hyperparameters)).update
-    extra = {"value": now, "grad": grads, "value_fn": value_fn}
-    updates, opt_state = update(grads, state.opt_state, state.params, **extra)
+    rule, extra = _rule(recipe, hyperparameters), {"value": now, "grad": grads}
+    updates, opt_state = moved(
+        rule, grads, state.opt_state, state.params, **extra, value_fn=value_fn
+    )
     params = optax.apply_updates(state.params, updates)
     state = State(params, aux.get("model_state"), opt_state, state.count + 1)
     return state, Measured(now, means, aux.get("metrics"))

@@ -22,6 +22,7 @@ from lossopt.transforms._rounding import KahanState as KahanState
 from lossopt.transforms._rounding import StochasticRoundingState as StochasticRoundingState
 from lossopt.transforms._rounding import kahan as kahan
 from lossopt.transforms._rounding import stochastic_rounding as stochastic_rounding
+from lossopt.transforms._rules import ProximalState as ProximalState
 from lossopt.transforms._rules import RuleState as RuleState
 from lossopt.transforms._sgd import MomentumState as MomentumState
 from lossopt.transforms._sgd import momentum as momentum

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lossopt import _checks, _paths
+from lossopt import _checks, _jax, _paths
 from lossopt._typing import Array, Params, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._codes import together, widen
@@ -20,6 +20,21 @@ Where = str | Callable[[PyTree], PyTree] | None
 
 class RuleState(NamedTuple):
     """State of a complete rule.
+
+    Attributes:
+      count: steps taken, an integer of shape `()`.
+      inner: state of what gives the direction: moments, in float32 or wider.
+    """
+
+    count: Array
+    inner: PyTree
+
+
+class ProximalState(NamedTuple):
+    """State of a complete rule with a regularizer that has a value.
+
+    By its type `fit` knows that the objective must hold the value. The value of a constraint is 0
+    everywhere: its rule keeps a `RuleState`.
 
     Attributes:
       count: steps taken, an integer of shape `()`.
@@ -84,9 +99,11 @@ def rule(
             change = jax.tree.map(jnp.subtract, near, point)
         narrow = lambda u, x: u.astype(jnp.result_type(x))
         change = jax.tree.map(narrow, change, updates if params is None else params)
-        return change, RuleState(jnp.asarray(optax.safe_increment(state.count)), inner)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return change, state._replace(count=count, inner=inner)
 
-    return with_moments(optax.GradientTransformationExtraArgs(init, update), moments)
+    stored = with_moments(optax.GradientTransformationExtraArgs(init, update), moments)
+    return stored if regularizer is None else _told_apart(stored, regularizer)
 
 
 def like(x: Array, number: Any) -> Array:
@@ -101,6 +118,20 @@ def only_regularizer(regularizer: Any) -> None:
             f"Expected regularizer as a lossopt regularizer, got {regularizer!r}. "
             "Under optax.inject_hyperparams, name it in static_args."
         )
+
+
+def _told_apart(rule, regularizer):
+    """The rule, whose state has another type where the regularizer has a value."""
+    other = lambda x: ProximalState(*x) if isinstance(x, RuleState) else x
+
+    def init(params):
+        state = rule.init(params)
+        _, (valued,) = _jax.prune(regularizer, params)
+        if not any(jax.tree.leaves(valued)):
+            return state
+        return jax.tree.map(other, state, is_leaf=lambda x: isinstance(x, RuleState))
+
+    return optax.GradientTransformationExtraArgs(init, rule.update)
 
 
 def _floating(tree: Params) -> Params:

@@ -776,7 +776,6 @@ OPTIMIZERS = {
     "clip and schedule": optax.chain(
         optax.clip_by_global_norm(0.5), optax.sgd(optax.cosine_decay_schedule(0.5, 4))
     ),
-    "MultiSteps": optax.MultiSteps(optax.sgd(0.1), 2),
     "masked": optax.masked(optax.scale(-0.1), {"w": True, "b": False}),
     "partition": optax.partition({"a": optax.sgd(0.1), "b": optax.adam(0.1)}, {"w": "a", "b": "b"}),
     "inject_hyperparams": optax.inject_hyperparams(optax.adam)(optax.linear_schedule(0.5, 0, 4)),
