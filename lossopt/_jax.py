@@ -8,6 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.config import disable_jit, trace_context
+from jax._src.core import NamedAxisEffect as NamedAxisEffect
+from jax._src.core import trace_state_clean
+from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core
 from jax.interpreters import partial_eval
 from jax.ref import AbstractRef
@@ -86,6 +90,24 @@ def _simplify(equation):
 
     params = {name: visit(value) for name, value in equation.params.items()}
     return equation.replace(params=params, effects=equation.effects - gone)
+
+
+def compiles() -> bool:
+    """Whether a function of `jit` would compile here: nobody traces, maps or differentiates."""
+    return trace_state_clean() and not disable_jit.value
+
+
+def context() -> Hashable:
+    """What a traced program depends on beside its arguments: precision, meshes, ..."""
+    return trace_context()
+
+
+def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
+    """How many inputs of a `scan` are constant, and how many are carried."""
+    if "ft_in" not in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since jax 0.12
+    return len(list(consts)), len(list(carry))
 
 
 @contextmanager
