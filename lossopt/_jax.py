@@ -7,6 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.config import disable_jit, trace_context
+from jax._src.core import NamedAxisEffect as NamedAxisEffect
+from jax._src.core import trace_state_clean
+from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 
 from lossopt._typing import PyTree
 
@@ -28,6 +32,24 @@ def alike(tree: PyTree) -> PyTree:
     """Marks all leaves as per-device along every axis along which one of them is."""
     axes = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree)))
     return varying(tree, tuple(axes))
+
+
+def compiles() -> bool:
+    """Whether a function of `jit` would compile here: nobody traces, maps or differentiates."""
+    return trace_state_clean() and not disable_jit.value
+
+
+def context() -> Hashable:
+    """What a traced program depends on beside its arguments: precision, meshes, ..."""
+    return trace_context()
+
+
+def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
+    """How many inputs of a `scan` are constant, and how many are carried."""
+    if "ft_in" not in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since jax 0.12
+    return len(list(consts)), len(list(carry))
 
 
 @contextmanager
