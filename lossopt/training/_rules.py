@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lossopt import _jax
+from lossopt import _jaxprs
 from lossopt._mean import terms
 from lossopt._typing import Batch, PyTree
 
@@ -106,9 +106,9 @@ def judged(
 
     shapes = jax.eval_shape(values, params)
     factors = {name: jnp.ones((), x.dtype) for name, x in shapes.items()}
-    _, (sloped,) = _jax.prune(slope, factors)
+    _, (sloped,) = _jaxprs.prune(slope, factors)
     flat = lambda params: [x for name, x in values(params).items() if not sloped[name]]
-    _, (used,) = _jax.prune(flat, params)
+    _, (used,) = _jaxprs.prune(flat, params)
     if not any(jax.tree.leaves(used)):
         shown = ", ".join(name or "its only one" for name in shapes)
         raise ValueError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lossopt import _checks, _jax, _paths
+from lossopt import _checks, _jaxprs, _paths
 from lossopt._typing import Array, Params, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._codes import together, widen
@@ -126,7 +126,7 @@ def _told_apart(rule, regularizer):
 
     def init(params):
         state = rule.init(params)
-        _, (valued,) = _jax.prune(regularizer, params)
+        _, (valued,) = _jaxprs.prune(regularizer, params)
         if not any(jax.tree.leaves(valued)):
             return state
         return jax.tree.map(other, state, is_leaf=lambda x: isinstance(x, RuleState))
