@@ -33,7 +33,7 @@ _REFUSED = {
     ),
 }
 _WRAP = (
-    "a step offers it as value_fn. Wrap it: optax.GradientTransformationExtraArgs(rule.init, "
+    "a step offers value_fn=. Wrap it: optax.GradientTransformationExtraArgs(rule.init, "
     "lambda grads, state, params, *, value_fn, **_: rule.update(grads, state, params, {}))."
 )
 _SHARP = (

@@ -227,3 +227,139 @@ def test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn():
     np.testing.assert_array_equal(kept, model.coef_[0] != 0)
     fit_alone = lambda params, batch: {"fit": objective(params, batch)["fit"]}
     assert best(fit_alone, check=False)[1] > 1.2 * wanted
+
+
+# What no optimizer may be
+
+
+plain = optax.sgd(0.1)
+GATHERED = "gathers.*Use a larger batch_size and microbatches="
+EACH = "needs the gradient of each example"
+PRIVATE = optax.contrib.differentially_private_aggregate(1.0, 0.1, 0)
+REFUSED = {
+    "accumulate": (lo.transforms.accumulate(plain, 4), GATHERED),
+    "MultiSteps": (optax.MultiSteps(plain, 2), GATHERED),
+    "MultiSteps, as a rule": (optax.MultiSteps(plain, 2).gradient_transformation(), GATHERED),
+    "apply_every": (optax.chain(plain, optax.apply_every(2)), GATHERED),
+    "within a group": (
+        optax.partition({"a": lo.transforms.accumulate(plain, 2), "b": plain}, LABELS),
+        GATHERED,
+    ),
+    "within a mask, behind a guard": (
+        lo.transforms.skip_spikes(
+            optax.masked(optax.MultiSteps(plain, 2).gradient_transformation(), FIRST)
+        ),
+        GATHERED,
+    ),
+    "privacy": (optax.chain(PRIVATE, plain), EACH),
+    "privacy before momentum, which gives it back its shape": (
+        optax.chain(PRIVATE, optax.trace(0.9), optax.scale(-0.1)),
+        EACH,
+    ),
+    "lookahead": (optax.lookahead(plain, 2, 0.5), "needs parameters that are a pair"),
+    "sam": (optax.contrib.sam(plain, plain), "sam needs opaque_mode=True.*grad_fn="),
+    "sam, opaque": (
+        optax.contrib.sam(plain, plain, opaque_mode=True),
+        r"grad_fn=lambda point, _: jax\.grad\(value_fn\)\(point\)",
+    ),
+    "sophia": (optax.contrib.sophia(0.1), "sophia needs obj_fn=.*obj_fn=value_fn"),
+    "a state that grows": (
+        optax.monitor({"norm": optax.tree.norm}),
+        r"monitor, returned a state of another form.* None became float32\(\) at .*'norm'",
+    ),
+    "updates of another shape": (
+        optax.stateless(lambda u, _: jax.tree.map(jnp.sum, u)),
+        r"stateless, returned updates that are not like.*\(2,\) became \(\) at \['b'\]",
+    ),
+    "updates of another structure": (
+        optax.stateless(lambda u, _: tuple(u.values())),
+        "not like the parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_wrong_in_silence_is_refused(name):
+    rule, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        by_step(bare, rule)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_what_gathers_steps(door):
+    with pytest.raises(ValueError, match=GATHERED):
+        DOORS[door](bare, lo.transforms.accumulate(plain, 2), check=False)
+
+
+WRAPPED = {
+    "sophia": (
+        optax.contrib.sophia(0.1),
+        lambda value_fn: {"obj_fn": value_fn},
+    ),
+    "sam": (
+        optax.contrib.sam(plain, optax.sgd(0.05), opaque_mode=True),
+        lambda value_fn: {"grad_fn": lambda point, _: jax.grad(value_fn)(point)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_needs_a_function_takes_the_one_that_is_offered(name):
+    rule, needs = WRAPPED[name]
+
+    def update(grads, state, params, *, value_fn, **_):
+        return rule.update(grads, state, params, **needs(value_fn))
+
+    wrapped = optax.GradientTransformationExtraArgs(rule.init, update)
+    init, step = lo.train_step(bare, wrapped, microbatches=3)
+    whole = lambda params: jnp.mean(loss(params, DATA))
+
+    @jax.jit
+    def both(ours, params, state):
+        updates, state = rule.update(jax.grad(whole)(params), state, params, **needs(whole))
+        return step(ours, DATA)[0], optax.apply_updates(params, updates), state
+
+    ours, params, state = init(PARAMS), PARAMS, rule.init(PARAMS)
+    for _ in range(3):
+        ours, params, state = both(ours, params, state)
+    for leaf in params:
+        np.testing.assert_allclose(ours.params[leaf], params[leaf], rtol=1e-4, atol=1e-5)
+        assert np.abs(params[leaf] - PARAMS[leaf]).max() > 1e-3
+
+
+def _needy():
+    def update(grads, state, params, *, temperature):
+        return grads, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+def _broken():
+    def init_fn(params):
+        return params["missing"]
+
+    return optax.GradientTransformation(init_fn, plain.update)
+
+
+FAILS = {
+    "a missing argument": (_needy(), TypeError, "In update of the optimizer, _needy. A step gives"),
+    "within a chain": (
+        optax.chain(optax.clip(1.0), optax.contrib.scale_by_muon()),
+        ValueError,
+        "In update of the optimizer, chain > scale_by_muon. A step gives it one gradient",
+    ),
+    "init": (optax.chain(plain, _broken()), KeyError, "In init of the optimizer, chain > _broken."),
+    "a bound method": (
+        optax.MultiSteps(_broken(), 2),
+        KeyError,
+        "In init of the optimizer, MultiSteps.init > _broken.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_what_fails_by_itself_is_passed_on_with_its_name(name):
+    rule, kind, told = FAILS[name]
+    with pytest.raises(kind) as caught:
+        by_step(bare, rule)
+    assert any(note.startswith(told) for note in caught.value.__notes__), caught.value.__notes__
