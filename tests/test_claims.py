@@ -40,7 +40,7 @@ CLAIMS = {
         "exact accumulation of weighted microbatches": "test_any_weights_and_windows",
         "transformations that take one gradient of the batch": "test_it_runs",
         "Its schedules work here": "test_schedules_of_optax_are_rates_and_parts_here",
-        "but [nine, such as": "test_what_the_page_excepts_does_not_run",
+        "but [eleven, such as": "test_what_the_page_excepts_does_not_run",
     },
     "docs/losses.md": {
         "Any other label out of range": "test_out_of_range_is_nan_and_never_another_class",
@@ -66,6 +66,9 @@ CLAIMS = {
     },
     "docs/objectives.md": {
         "exact for any weights": "test_of_any_weights_and_curved_terms",
+        "so the sum must be measured": (
+            "test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn"
+        ),
     },
     "docs/why.md": {
         "Every loss here refuses": "test_law",
@@ -102,6 +105,9 @@ CLAIMS = {
         "the same bits for any number of epochs": "test_epochs_per_call_do_not_change_a_bit",
         "makes a sweep": "test_vmap_gives_the_runs_one_by_one",
         "batch by batch and exactly": "test_any_batches_give_the_whole",
+        "what judges the best parameters is the sum": (
+            "test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn"
+        ),
     },
     "docs/recipes.md": {
         "like any term": "test_microbatches_do_not_change_the_columns",

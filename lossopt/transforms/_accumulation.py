@@ -46,7 +46,8 @@ def accumulate(
     Here $g_j$ is the gradient of microbatch $j$'s own mean and $W_j$ the weight of that mean. So
     $\bar g$ is the gradient of the whole batch for an objective of one weighted term, with any
     penalties. Several weighted terms need more than one weight: `value_and_grad(microbatches=)`
-    is exact for them, and where the pieces fit into one program it is faster, too.
+    is exact for them, and where the pieces fit into one program it is faster, too. `fit` and
+    `train_step` refuse it, because they have no one weight to give: there, `microbatches=` is it.
 
     `update(grads, state, params, *, weight=1.0, flush=False, **extra)` returns zeros until its
     window of `every` microbatches ends. A microbatch whose gradient or weight is not finite, or

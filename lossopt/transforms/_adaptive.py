@@ -91,7 +91,7 @@ def adagrad(
       eps_in_sqrt: False divides by $\sqrt{s} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
       weight_decay_where: the leaves that decay, as for `sgd`.
-      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      regularizer: $R$, as for `sgd`; its prox is taken in the metric $D$.
       moments: how $s$ is stored; see `quantized` for `"int8"`.
 
     Returns:
@@ -166,7 +166,7 @@ def rmsprop(
       eps_in_sqrt: False divides by $\sqrt{\nu} + \epsilon$, as torch does.
       weight_decay: $w \ge 0$.
       weight_decay_where: the leaves that decay, as for `sgd`.
-      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      regularizer: $R$, as for `sgd`; its prox is taken in the metric $D$.
       moments: how $\nu$ and the others are stored; see `quantized` for `"int8"`.
 
     Returns:
@@ -275,7 +275,7 @@ def adam(
       nesterov: looks one step ahead, as `optax.nadam`.
       weight_decay: $w \ge 0$; decoupled from the gradient, multiplied by the rate.
       weight_decay_where: the leaves that decay, as for `sgd`.
-      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      regularizer: $R$, as for `sgd`; its prox is taken in the metric $D$.
       moments: how $\mu$ and $\nu$ are stored; see `quantized` for `"int8"`.
 
     Returns:

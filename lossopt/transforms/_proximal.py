@@ -41,7 +41,7 @@ def proximal(
     Wrap `optax.MultiSteps` or `accumulate` around it, not the other way round.
 
     Args:
-      regularizer: $R$, left out of the objective.
+      regularizer: $R$, which the objective holds by its value alone, as for `sgd`.
       learning_rate: $\eta \ge 0$, a number, a tracer or a schedule.
       direction: the rule that gives $d$, without a learning rate and its sign; None takes $d = g$.
       metric: reads $D$, a number or a tree like the parameters, from the state of `direction`;

@@ -46,7 +46,8 @@ def sgd(
         in `by_path`; or a function from the parameters to a tree of booleans; None takes those of
         two axes or more, which is wrong for stacked layers: name them. Inside of
         `optax.partition`, which hides the leaves of other groups, a pattern may take none.
-      regularizer: $R$, left out of the objective. None has no proximal step.
+      regularizer: $R$, which the objective holds by its value alone, as
+        `constant(R(params), gradient=False)`. None has no proximal step.
 
     Returns:
       A complete transformation. `update` requires `params` for a decay or a regularizer.
@@ -95,7 +96,7 @@ def momentum(
       nesterov: looks one step ahead.
       weight_decay: $w \ge 0$.
       weight_decay_where: the leaves that decay, as for `sgd`.
-      regularizer: $R$, left out of the objective; its prox is taken in the metric $D$.
+      regularizer: $R$, as for `sgd`; its prox is taken in the metric $D$.
       moments: how $v$ is stored; see `quantized` for `"int8"`.
 
     Returns:
