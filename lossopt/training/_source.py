@@ -1,0 +1,122 @@
+"""Where batches come from: rows in memory, shuffled without a table of their order."""
+
+from typing import NamedTuple, SupportsIndex
+
+import jax
+import jax.numpy as jnp
+
+from lossopt import _checks, _pieces
+from lossopt._numerics import mixed
+from lossopt._typing import Array, Batch, Int, Key, Num, Number
+
+GOLDEN = 0x9E3779B9
+
+
+class Rows(NamedTuple):
+    """Rows in memory and how an epoch cuts them into batches.
+
+    Attributes:
+      rows: how many there are.
+      batch_size: rows of a full batch, at most `rows`. A batch of all rows is not shuffled.
+      drop_last: whether the rows that fill no batch are left out, others in each epoch.
+    """
+
+    rows: int
+    batch_size: int
+    drop_last: bool
+
+    @property
+    def full(self) -> int:
+        """Full batches of an epoch."""
+        return self.rows // self.batch_size
+
+    @property
+    def rest(self) -> int:
+        """Rows of the ragged last batch; 0 if there is none."""
+        return 0 if self.drop_last else self.rows % self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.full + (self.rest > 0)
+
+    def batch(self, data: Batch, key: Key[Array, ""], number: Number) -> Batch:
+        """A full batch.
+
+        Args:
+          data: the rows.
+          key: typed PRNG key of the epoch.
+          number: of the batch within the epoch, from 0, perhaps traced.
+
+        Returns:
+          A tree like `data`, of `batch_size` rows.
+        """
+        if self.batch_size == self.rows:
+            return data
+        return self._take(data, key, number, self.batch_size)
+
+    def last(self, data: Batch, key: Key[Array, ""]) -> Batch:
+        """The ragged last batch, of `rest` rows."""
+        return self._take(data, key, self.full, self.rest)
+
+    def _take(self, data, key, number, size):
+        begin = jnp.asarray(number, jnp.uint32) * jnp.uint32(self.batch_size)
+        numbers = begin + jnp.arange(size, dtype=jnp.uint32)
+        order = places(numbers, self.rows, jax.random.bits(key, (2,), jnp.uint32))
+        take = lambda x: jnp.asarray(x).at[order].get(mode="promise_in_bounds")
+        return jax.tree.map(take, data)
+
+
+def source(data: Batch, batch_size: SupportsIndex | None, drop_last: bool) -> Rows:
+    """How an epoch cuts the rows of `data`; refuses what cannot be cut.
+
+    Args:
+      data: tree of arrays that share a leading axis of rows.
+      batch_size: rows a step, at least 1; all rows if there are no more, or if it is None.
+      drop_last: whether the ragged last batch is left out.
+    """
+    rows = _pieces.rows(data)
+    size = rows if batch_size is None else _checks.count("batch_size", batch_size, 1)
+    if drop_last:
+        _checks.at_most(rows, batch_size=size)
+    return Rows(rows, min(size, rows), bool(drop_last))
+
+
+def places(
+    numbers: Int[Array, "*batch"], rows: int, words: Num[Array, "2"]
+) -> Int[Array, "*batch"]:
+    """The rows at these places of a shuffled epoch: a bijection of 0 ... `rows` - 1.
+
+    A Feistel network over pairs, `left * width + right`; who falls beyond the rows walks on along
+    his cycle until he is back. Nothing of length `rows` is made.
+
+    Args:
+      numbers: places, 0 ... `rows` - 1.
+      rows: at most 2**31 - 1.
+      words: which of the bijections.
+
+    References:
+      Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
+    """
+    width = 1 << -(-(rows - 1).bit_length() // 2)  # a power of two, so a division is a shift
+    height = -(-rows // width)
+
+    def once(x):
+        left, right = x // jnp.uint32(width), x % jnp.uint32(width)
+        for number in range(_rounds(height)):
+            size = jnp.uint32(width if number % 2 else height)
+            word = words[number % 2] + jnp.uint32(GOLDEN * number % 2**32)
+            moved = left + mixed(right ^ word) % size
+            left, right = right, jnp.where(moved >= size, moved - size, moved)
+        return left * jnp.uint32(width) + right
+
+    walk = lambda x: jnp.where(x >= rows, once(x), x)
+    beyond = lambda x: jnp.any(x >= rows)
+    first = once(jnp.asarray(numbers, jnp.uint32))
+    return jax.lax.while_loop(beyond, walk, first).astype(jnp.int32)
+
+
+def _rounds(side):
+    """So many that what two rounds leave, one part of the shorter side each, is below 2**-12."""
+    bits = max(1, side.bit_length() - 1)
+    return 2 + 2 * -(-12 // bits)
