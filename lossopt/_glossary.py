@@ -157,8 +157,8 @@ TABLE = {
     },
     "lossopt.training": {
         "train": "lossopt.fit, or lossopt.training.run under jax.jit",
-        "early stopping, patience, save best": "best_params of the run that lossopt.fit returns, "
-        "those of the best epoch",
+        "early stopping, stop rule": "lossopt.training.Patience or lossopt.training.Target",
+        "save best": "best_params of the run that lossopt.fit returns, those of the best epoch",
         "callbacks, history, progress bar": "the history of the run that lossopt.fit returns "
         "(docs/training.md#what-a-run-returns)",
         "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",

@@ -1,6 +1,7 @@
 """Where batches come from: rows in memory, shuffled without a table of their order."""
 
 import math
+from functools import partial
 from typing import NamedTuple, SupportsIndex
 
 import jax
@@ -10,7 +11,7 @@ from lossopt import _checks, _pieces
 from lossopt._numerics import mixed
 from lossopt._typing import Array, Batch, Int, Key, Num, Number
 
-ROUNDS = 8
+GOLDEN = 0x9E3779B9
 
 
 class Rows(NamedTuple):
@@ -83,6 +84,7 @@ def source(data: Batch, batch_size: SupportsIndex | None, drop_last: bool) -> Ro
     return Rows(rows, min(size, rows), bool(drop_last))
 
 
+@partial(jax.jit, static_argnums=1)
 def places(
     numbers: Int[Array, "*batch"], rows: int, words: Num[Array, "2"]
 ) -> Int[Array, "*batch"]:
@@ -99,20 +101,37 @@ def places(
     References:
       Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
     """
-    height = math.isqrt(rows - 1) + 1
-    width = -(-rows // height)
+    width, height = _sides(rows)
 
     def once(x):
         left, right = x // jnp.uint32(width), x % jnp.uint32(width)
         sizes = height, width
-        for number in range(ROUNDS):
-            size = jnp.uint32(sizes[number % 2])
-            word = mixed(words[number % 2] + jnp.uint32(0x9E3779B9 * number % 2**32))
-            moved = left + mixed(right ^ word) % size
-            left, right = right, jnp.where(moved >= size, moved - size, moved)
-        return left * jnp.uint32(width) + right
+        for number in range(_rounds(height)):
+            word = words[number % 2] + jnp.uint32(GOLDEN * number % 2**32)
+            moved = left + _scaled(mixed(right ^ word), sizes[0])
+            left, right = right, jnp.where(moved >= sizes[0], moved - sizes[0], moved)
+            sizes = sizes[::-1]
+        return left * jnp.uint32(sizes[1]) + right
 
     walk = lambda x: jnp.where(x >= rows, once(x), x)
     beyond = lambda x: jnp.any(x >= rows)
     first = once(jnp.asarray(numbers, jnp.uint32))
     return jax.lax.while_loop(beyond, walk, first).astype(jnp.int32)
+
+
+def _sides(rows):
+    """An even width and a height, about the root, with hardly more pairs than rows."""
+    root = math.isqrt(rows - 1) + 1
+    width = min(range(root + root % 2, root + root // 3 + 2, 2), key=lambda side: -rows % side)
+    return width, -(-rows // width)
+
+
+def _rounds(side):
+    """So many that of what two of them let show, a root of the side each, 2**-12 is left."""
+    return 2 + math.ceil(24 / math.log2(max(2, side)))
+
+
+def _scaled(word, size):
+    """`word * size // 2**32`, in halves of 16 bits: below `size`, which is at most 2**16."""
+    half = jnp.uint32(2**16)
+    return (word // half * size + word % half * size // half) // half
