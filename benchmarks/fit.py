@@ -161,7 +161,7 @@ def whole(console, names, rounds, only):
     if "convolutions" in only:
         yield from single(console, convolutional, names[:2], rounds, least=1.0, judged=True)
     if "first" in only:
-        yield from first_calls(console, [*tasks, wide, convolutional], 3)
+        yield from first_calls(console, [tasks[-1], convolutional], 3)
     for batch_size in (256, 4096) if "rows" in only else ():
         yield from epochs(console, 10**6, batch_size, (2, 10), rounds, judged=True)
     if "left" in only:
