@@ -59,7 +59,7 @@ def main():
 
     by_examples.set(xlabel="examples", ylabel="cross entropy", yscale="log", title="digits")
     by_seconds.set(xlabel="seconds")
-    by_seconds.legend()
+    figure.legend(*by_examples.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     pathlib.Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/batch_sizes.png", dpi=150)
     share = max(last[1], last[32]) / last[rows]
