@@ -7,15 +7,12 @@ TABLE = {
     "lossopt": {
         "gradient accumulation, microbatching": "lossopt.value_and_grad(microbatches=), exact for "
         "ragged masks, or lossopt.transforms.accumulate for microbatches that come one by one",
-        "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=), "
-        "or lossopt.train_step in a loop of your own (docs/own_loop.md)",
+        "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=)",
         "data parallel, DDP, multi-GPU, distributed, FSDP, sharding": "lossopt.train_step("
-        "axis_name=) inside of a map (docs/own_loop.md#several-devices), or sharded arrays under "
-        "jax.jit (docs/objectives.md#devices)",
-        "mixed precision, AMP, autocast, bf16, fp16": "a cast inside of the objective "
-        "(docs/own_loop.md#float32-parameters-computed-in-bfloat16): losses are summed in "
-        "float32; and lossopt.transforms.stochastic_rounding trains bfloat16 parameters "
-        "(docs/transforms.md#bfloat16-parameters)",
+        "axis_name=) inside of a map, or sharded arrays under jax.jit (docs/objectives.md#devices)",
+        "mixed precision, AMP, autocast, bf16, fp16": "a cast in the objective "
+        "(docs/own_loop.md#float32-parameters-computed-in-bfloat16), or bfloat16 parameters and "
+        "lossopt.transforms.stochastic_rounding (docs/transforms.md#bfloat16-parameters)",
         "loss scaling, grad scaler": "bfloat16 instead of float16: it needs no scaling",
         "mask, padding, sample weight, reduction": "lossopt.mean(values, weights)",
         "regularization, penalty": "lossopt.constant of the value of a regularizer, such as "
@@ -30,8 +27,7 @@ TABLE = {
         "dropout, noise, rng": "the keyword key of an objective (docs/objectives.md#keys)",
         "large vocabulary, memory-efficient cross entropy": "lossopt.fused."
         "linear_softmax_cross_entropy",
-        "minimize, scipy.optimize, curve fit": "optax.lbfgs "
-        "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
+        "minimize, scipy.optimize, curve fit": "optax.lbfgs (docs/recipes.md#l-bfgs-for-a-curve-fit)",
         "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
         "(docs/recipes.md#sweeping-by-vmap)",
         "float64, double precision": "jax.enable_x64 (docs/recipes.md#float64)",
@@ -160,15 +156,13 @@ TABLE = {
     },
     "lossopt.training": {
         "train": "lossopt.fit, or lossopt.training.run under jax.jit",
-        "early stopping, save best": "lossopt.fit(stop=), with lossopt.training.Patience, and "
-        "best_params of the run (docs/training.md#when-a-run-ends)",
-        "terminate on NaN, detect anomaly": "stopped_at of the run that lossopt.fit returns "
-        "(docs/training.md#numbers-that-are-not-finite)",
+        "early stopping, save best": "lossopt.fit(stop=), and best_params of the run "
+        "(docs/training.md#when-a-run-ends)",
+        "terminate on NaN, detect anomaly": "stopped_at of the run of lossopt.fit",
         "max steps, max iter, eval steps": "lossopt.fit(steps=, evaluate_every=)",
-        "callbacks, history, progress bar": "the history of the run that lossopt.fit returns "
-        "(docs/training.md#what-a-run-returns)",
+        "callbacks, history, progress bar": "a run's history (docs/training.md#what-a-run-returns)",
         "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",
-        "TrainState": "lossopt.training.State, of lossopt.train_step (docs/own_loop.md)",
+        "custom loop, TrainState": "lossopt.train_step (docs/own_loop.md)",
     },
     "lossopt.checkpoint": {
         "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."
