@@ -27,7 +27,8 @@ TABLE = {
         "dropout, noise, rng": "the keyword key of an objective (docs/objectives.md#keys)",
         "large vocabulary, memory-efficient cross entropy": "lossopt.fused."
         "linear_softmax_cross_entropy",
-        "minimize, scipy.optimize, curve fit": "optax.lbfgs (docs/recipes.md#l-bfgs-for-a-curve-fit)",
+        "minimize, scipy.optimize, curve fit": "optax.lbfgs "
+        "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
         "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
         "(docs/recipes.md#sweeping-by-vmap)",
         "float64, double precision": "jax.enable_x64 (docs/recipes.md#float64)",
