@@ -26,6 +26,7 @@ import sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import lossopt as lo
+from lossopt import _programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
@@ -72,6 +73,7 @@ def _no_programs_of_other_files():
 
 
 def _forget():
+    _programs.clear()
     jax.clear_caches()
     _compiled.clear()
 

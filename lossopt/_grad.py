@@ -7,8 +7,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lossopt import _checks, _jax, _keys
+from lossopt import _checks, _jax, _jaxprs, _keys, _programs
 from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
 from lossopt._objective import split_aux
@@ -52,7 +53,15 @@ def measure(
       >>> print(f"{value:.4f} {means['fit'].value:.4f} {means['fit'].weight}")
       4.6667 3.6667 3.0
     """
-    return _walked(objective, microbatches, axis_name, has_aux).measure
+    walked = _walked(objective, microbatches, axis_name, has_aux)
+
+    def fn(params, batch, *args, **kwargs):
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        data = [x if _is_data(x) else None for x in leaves]
+        fixed = tuple(None if _is_data(x) else x for x in leaves)
+        return _programs.call(_measured, (objective, walked, structure, fixed), params, batch, data)
+
+    return fn
 
 
 def value_and_grad(
@@ -182,6 +191,17 @@ class Walked:
         return (value(means), means, aux) if self.has_aux else (value(means), means)
 
 
+def _measured(_, walked, structure, fixed, params, batch, data):
+    """What is no array, such as a flag, is the same in all runs of a program."""
+    leaves = [x if y is None else y for x, y in zip(fixed, data)]
+    args, kwargs = structure.unflatten(leaves)
+    return walked.measure(params, batch, *args, **kwargs)
+
+
+def _is_data(x):
+    return isinstance(x, (jax.Array, np.ndarray, np.generic, float, complex))
+
+
 def _walked(objective, microbatches, axis_name, has_aux):
     _checks.at_least(1, microbatches=operator.index(microbatches))
     return Walked(objective, partial(strided, count=microbatches), _checks.axes(axis_name), has_aux)
@@ -196,7 +216,7 @@ def fixed_weights(
         found = means(params, state, batch)
         return jax.tree.map(lambda mean: mean.weight, found, is_leaf=is_mean)
 
-    weights, (params_used, state_used, _) = _jax.prune(weigh, params, state, batch)
+    weights, (params_used, state_used, _) = _jaxprs.prune(weigh, params, state, batch)
     used = {"params": params_used, "model_state": state_used}
     for path, needed in jax.tree_util.tree_leaves_with_path(used):
         if needed:

@@ -1,20 +1,163 @@
-"""Stub."""
+"""Compiled programs that outlive the calls they were made for, and let go of what they knew."""
 
-from functools import partial
+import dataclasses
+import hashlib
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from enum import Enum
+from functools import lru_cache, partial
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
-_P = {}
+from lossopt import _jax
+from lossopt._hoist import hoist
+from lossopt._typing import Array, PyTree
+
+_OBJECTIVES = 4
+_PROGRAMS = 16
+_SHARED = 64
 
 
-def call(fn, plan, *args):
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
-        return _bound(fn, plan)(*args)
-    key = fn, *(id(x) if callable(x) or hasattr(x, "init") else x for x in plan)
-    if key not in _P:
-        _P[key] = jax.jit(_bound(fn, plan)), plan
-    return _P[key][0](*args)
+class _Program(NamedTuple):
+    run: Callable[..., PyTree]
+    arrays: tuple[Array, ...]
 
 
-def _bound(fn, plan):
-    return partial(fn, plan) if hasattr(plan, "_fields") else partial(fn, *plan)
+_programs: OrderedDict[Hashable, OrderedDict[Hashable, _Program]] = OrderedDict()
+_shared: OrderedDict[Hashable, Callable[..., PyTree]] = OrderedDict()
+_lock = threading.RLock()
+
+
+def call(fn: Callable, plan: tuple, *args: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+    """`fn(*plan, *args)`, compiled; programs outlive calls and let go of what they were made for.
+
+    Where something is traced already, or nothing is to be compiled, it is the call itself.
+
+    Args:
+      fn: a function of a module.
+      plan: what a program is made for; the objective stands first. Functions and objects are
+        themselves alone, bound methods and partials are what they are made of; numbers, strings,
+        tuples and frozen dataclasses are compared by value and type. Programs of the last four
+        objectives are kept.
+      *args: trees of arrays and numbers.
+      donate: which of `args` may be overwritten.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    kinds = set(map(type, leaves))
+    traced = any(issubclass(kind, Tracer) for kind in kinds)
+    if traced or not _jax.compiles():
+        return fn(*plan, *args)
+    context = _jax.context()
+    arrays = all(hasattr(kind, "aval") for kind in kinds)
+    avals = map(attrgetter("aval"), leaves) if arrays else (_aval(x, context) for x in leaves)
+    owner = _identity(_objective(plan))
+    key = fn, _identity(plan), donate, structure, tuple(avals), context
+    with _lock:
+        program = _found(_found(_programs, owner, {}), key, None)
+    if program is None:
+        program = _made(fn, plan, args, donate)
+        with _lock:
+            kept = _kept(_programs, owner, OrderedDict(), _OBJECTIVES)
+            program = _kept(kept, key, program, _PROGRAMS)
+    return program.run(program.arrays, *args)
+
+
+def clear() -> None:
+    """Forgets all programs."""
+    with _lock:
+        _programs.clear()
+        _shared.clear()
+
+
+def _made(fn, plan, args, donate):
+    """A program, which another objective may have left behind: one of equal text is the same."""
+    hoisted = hoist(partial(fn, *plan), *args)
+    run = jax.jit(hoisted.fn, donate_argnums=tuple(1 + i for i in donate))
+    if not hoisted.pure:
+        return _Program(run, hoisted.arrays)
+    traced = run.trace(hoisted.arrays, *args)
+    lowered = traced.lower()
+    digest = hashlib.sha256(lowered.as_text().encode()).digest()
+    jaxpr = traced.jaxpr.jaxpr
+    avals = tuple(x.aval for x in (*jaxpr.invars, *jaxpr.outvars))
+    trees = jax.tree.structure(args), lowered.out_tree
+    settings = tuple(jax.config.values.values())
+    key = digest, trees, avals, donate, _jax.context(), settings
+    with _lock:
+        return _Program(_kept(_shared, key, run, _SHARED), hoisted.arrays)
+
+
+def _aval(x, context):
+    if hasattr(x, "aval"):
+        return x.aval
+    return _numpy(x.shape, x.dtype, context) if type(x) is np.ndarray else jax.typeof(x)
+
+
+@lru_cache(maxsize=4096)
+def _numpy(shape, dtype, context):
+    """What jax makes of an array of numpy, which it is slow to say."""
+    return jax.typeof(np.broadcast_to(np.zeros((), dtype), shape))
+
+
+def _found(kept, key, otherwise):
+    if key not in kept:
+        return otherwise
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _kept(kept, key, new, most):
+    """What stands at the key, perhaps `new`; what was used longest ago makes room."""
+    kept.setdefault(key, new)
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
+    return kept[key]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Itself:
+    """Equal to itself alone; it keeps its object alive, so that no other takes its place."""
+
+    it: Any
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.it is other.it
+
+
+def _identity(x: Any) -> Hashable:
+    """Equal for what a program cannot tell apart."""
+    if x is None or type(x) in (bool, int, str, bytes, jax.tree_util.PyTreeDef):
+        return type(x), x
+    if type(x) in (float, complex):
+        return type(x), repr(x)
+    if isinstance(x, (Enum, type, types.FunctionType)):
+        return _Itself(x)
+    if isinstance(x, tuple):
+        return type(x), *map(_identity, x)
+    if hasattr(x, "__self__") and hasattr(x, "__func__"):
+        return type(x), _Itself(x.__self__), _Itself(x.__func__)
+    if isinstance(x, partial):
+        named = sorted(x.keywords.items())
+        return type(x), _identity(x.func), _identity(x.args), _identity(tuple(named))
+    record = getattr(type(x), "__dataclass_params__", None)
+    if record and record.frozen and not callable(x):
+        fields = dataclasses.fields(x)
+        return type(x), *(_identity(getattr(x, field.name)) for field in fields)
+    return _Itself(x)
+
+
+def _objective(plan):
+    """What stands first, at any depth of tuples."""
+    while isinstance(plan, tuple) and plan and not callable(plan):
+        plan = plan[0]
+    return plan

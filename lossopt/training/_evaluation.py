@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lossopt import _checks, _programs
 from lossopt._grad import Walked
+from lossopt._jaxprs import canonical
 from lossopt._mean import terms
 from lossopt._objective import adapt
 from lossopt._pieces import contiguous, rows
@@ -79,7 +80,8 @@ def evaluated(
 
     count = rows(data)
     cut = partial(contiguous, size=min(batch_size or count, count))
-    _, means, aux = Walked(still, cut, axes=(), has_aux=True).measure(params, data)
+    measure = Walked(still, cut, axes=(), has_aux=True).measure
+    _, means, aux = canonical(measure)(params, data)
     return columns(means, aux.get("metrics"))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lossopt._grad import measure, value_and_grad
+from lossopt._jaxprs import canonical
 from lossopt._objective import adapt, names
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
 
@@ -117,7 +118,11 @@ def begin(
 def take_step(
     recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
 ) -> tuple[State, Measured]:
-    """The one training step."""
+    """The one training step; convolutions in it are fast inside of loops on a CPU, too."""
+    return canonical(partial(_taken, recipe))(state, batch, key, hyperparameters)
+
+
+def _taken(recipe, state, batch, key, hyperparameters):
     if key is None and names(recipe.objective, "key"):
         raise TypeError(
             "The objective names key, and the step has none: dropout would be off. Pass key=..., "
