@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lossopt import _jax
 from lossopt._typing import Array, ArrayLike, Batch, Key, Means, PyTree
 from lossopt.training._evaluation import columns, evaluated
 from lossopt.training._source import Rows
@@ -86,7 +87,8 @@ def start(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progre
         best = Best(state.params, state.model_state, high, none)
     if data.stop is not None:
         waiting = data.stop.init()
-    return Progress(state, best, waiting, none + 1, pool, none + 1, window)
+    progress = Progress(state, best, waiting, none + 1, pool, none + 1, window)
+    return _jax.alike((data, progress))[1]
 
 
 def advance(
@@ -238,7 +240,7 @@ def _close(plan, data, step, progress):
 def _row(plan, data, state, sums):
     """One number for each column."""
     given = state.model_state, data.hyperparameters
-    fixed = plan.objective, plan.has_aux, plan.source.batch_size, state.params
+    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards, state.params
     parts = {"train": columns(*sums)}
     if data.validation is not None:
         parts["validation"] = evaluated(*fixed, data.validation, *given)
