@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks, _jax, _keys
+from lossopt import _checks, _jax, _jaxprs, _keys
 from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
 from lossopt._objective import split_aux
@@ -196,7 +196,7 @@ def fixed_weights(
         found = means(params, state, batch)
         return jax.tree.map(lambda mean: mean.weight, found, is_leaf=is_mean)
 
-    weights, (params_used, state_used, _) = _jax.prune(weigh, params, state, batch)
+    weights, (params_used, state_used, _) = _jaxprs.prune(weigh, params, state, batch)
     used = {"params": params_used, "model_state": state_used}
     for path, needed in jax.tree_util.tree_leaves_with_path(used):
         if needed:

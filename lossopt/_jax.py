@@ -3,14 +3,10 @@
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import compress
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
-from jax.interpreters import partial_eval
-from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec as P
 
 from lossopt._typing import PyTree
@@ -113,60 +109,6 @@ def replicated(x: PyTree, like: PyTree) -> PyTree:
     if not place.auto_axes:
         return x
     return jax.lax.with_sharding_constraint(x, jax.NamedSharding(place, P()))
-
-
-def prune(fn: Callable, *args: PyTree) -> tuple[Callable[[], PyTree], PyTree]:
-    """Traces `fn(*args)` and deletes what its result does not need, also inside of loops.
-
-    Effects without a result, such as `debug.print` and `checkify.debug_check`, are deleted too.
-
-    Returns:
-      A function without arguments giving the result, and a tree like `args` of booleans: whether
-      the result depends on the leaf.
-    """
-    traced, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    pure = _without_mere_effects(traced.jaxpr)
-    everything = [True] * len(pure.outvars)
-    pruned, used_consts, used = partial_eval.dce_jaxpr_consts(pure, everything, False)
-    leaves, structure = jax.tree.flatten(args)
-    consts, inputs = list(compress(traced.consts, used_consts)), list(compress(leaves, used))
-
-    def result():
-        out = core.jaxpr_as_fun(core.ClosedJaxpr(pruned, consts))(*inputs)
-        return jax.tree.structure(shapes).unflatten(out)
-
-    return result, structure.unflatten(used)
-
-
-def _without_mere_effects(jaxpr):
-    """Deletes equations that have effects and no results, at every depth."""
-    kept = [_simplify(e) for e in jaxpr.eqns if not _mere_effect(e)]
-    effects = set().union(*(e.effects for e in kept))
-    gone = set().union(*(e.effects for e in jaxpr.eqns)) - effects
-    return jaxpr.replace(eqns=kept, effects=jaxpr.effects - gone)
-
-
-def _mere_effect(equation):
-    writes = any(isinstance(operand.aval, AbstractRef) for operand in equation.invars)
-    return equation.effects and not equation.outvars and not writes
-
-
-def _simplify(equation):
-    if not equation.effects:
-        return equation
-    gone = set()
-
-    def visit(x):
-        if isinstance(x, core.Jaxpr):  # since jax 0.11 there is no other kind
-            simple = _without_mere_effects(x)
-            gone.update(x.effects - simple.effects)
-            return simple
-        if isinstance(x, core.ClosedJaxpr):
-            return x.map_jaxpr(visit)
-        return type(x)(map(visit, x)) if type(x) in (tuple, list) else x
-
-    params = {name: visit(value) for name, value in equation.params.items()}
-    return equation.replace(params=params, effects=equation.effects - gone)
 
 
 @contextmanager

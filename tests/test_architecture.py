@@ -16,13 +16,14 @@ import pytest
 import lossopt
 
 ROOT = pathlib.Path(lossopt.__file__).parent
-BASE = {"_typing", "_checks", "_jax", "_paths", "_numerics", "_missing"}
+BASE = {"_typing", "_checks", "_jax", "_jaxprs", "_paths", "_numerics", "_missing"}
 PARTS = {"_pieces", "_keys", "_mean"}
 CORE = BASE | PARTS | {"_objective", "_grad"}
 MAY_IMPORT = {
     "_typing": set(),
     "_checks": {"_typing", "_numerics"},
     "_jax": {"_typing"},
+    "_jaxprs": {"_typing"},
     "_paths": {"_typing"},
     "_numerics": {"_typing"},
     "_glossary": set(),
