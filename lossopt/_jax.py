@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
 from lossopt._typing import PyTree
@@ -74,7 +75,7 @@ def _entered(abstract, leaves):
 
 
 def _concrete(x):
-    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer)
 
 
 def _sharding(x):

@@ -57,6 +57,7 @@ def evaluate(
     data, params, model_state, hyperparameters = on_device(
         data=data, params=params, model_state=model_state, hyperparameters=hyperparameters
     )
+    rows(data)
     plan = objective, has_aux, size, parts or _jax.shards(data)
     with _jax.on_mesh(data, params):
         return _programs.call(evaluated, plan, params, data, model_state, hyperparameters)

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lossopt import _jax
 from lossopt._typing import Array, ArrayLike, Batch, Key, Means, PyTree
 from lossopt.training._evaluation import columns, evaluated
 from lossopt.training._source import Rows
@@ -87,8 +86,7 @@ def start(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progre
         best = Best(state.params, state.model_state, high, none)
     if data.stop is not None:
         waiting = data.stop.init()
-    progress = Progress(state, best, waiting, none + 1, pool, none + 1, window)
-    return _jax.alike((data, progress))[1]
+    return Progress(state, best, waiting, none + 1, pool, none + 1, window)
 
 
 def advance(

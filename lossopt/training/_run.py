@@ -159,7 +159,9 @@ def run(
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
     with _jax.on_mesh(train, params):
-        progress = advance_whole(plan, data, start(plan, data, params, model_state), epochs)
+        begun = start(plan, data, params, model_state)
+        _, begun = _jax.alike((data, begun))  # within a shard_map each device has a run of its own
+        progress = advance_whole(plan, data, begun, epochs)
         return finish(plan, progress, progress.status, progress.pool)
 
 

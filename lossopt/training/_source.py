@@ -11,7 +11,6 @@ from lossopt._numerics import mixed
 from lossopt._typing import Array, Batch, Int, Key, Num, Number
 
 ROUNDS = 8
-GOLDEN = 0x9E3779B9
 
 
 class Rows(NamedTuple):
@@ -73,7 +72,7 @@ class Rows(NamedTuple):
             words = jax.random.bits(key, (2,), jnp.uint32)
 
             def order(part):
-                return places(numbers, shape[1], mixed(words + jnp.uint32(GOLDEN) * part))
+                return places(numbers, shape[1], words ^ mixed(part))
 
             orders = jax.vmap(order)(jnp.arange(count, dtype=jnp.uint32))
             orders = _jax.replicated(orders, data)
@@ -138,7 +137,7 @@ def places(
         sizes = height, width
         for number in range(ROUNDS):
             size = jnp.uint32(sizes[number % 2])
-            word = mixed(words[number % 2] + jnp.uint32(GOLDEN * number % 2**32))
+            word = mixed(words[number % 2] + jnp.uint32(0x9E3779B9 * number % 2**32))
             moved = left + mixed(right ^ word) % size
             left, right = right, jnp.where(moved >= size, moved - size, moved)
         return left * jnp.uint32(width) + right
