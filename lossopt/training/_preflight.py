@@ -13,7 +13,7 @@ def preflight(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> No
 
     The compiler deletes whatever they do not need, the model above all.
     """
-    fixed = plan.objective, plan.has_aux, plan.source.batch_size
+    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards
     given = model_state, data.hyperparameters
     for name, part, key in (("train", data.train, data.key), ("validation", data.validation, None)):
         if part is None:
