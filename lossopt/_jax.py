@@ -46,6 +46,11 @@ def context() -> Hashable:
     return trace_context()
 
 
+def failures(error: Any) -> list[Any]:
+    """Of each kind of error of `checkify`, whether it occurred."""
+    return list(error._pred.values())
+
+
 def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
     """How many inputs of a `scan` are constant, and how many are carried."""
     if "ft_in" not in params:
