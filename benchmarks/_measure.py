@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -117,6 +118,56 @@ def compare_steps(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """What one rival returned and what it cost, a number per turn.
+
+    Attributes:
+      results: what it returned.
+      seconds: by `clock`.
+      wall: by the wall clock.
+    """
+
+    results: list
+    seconds: np.ndarray
+    wall: np.ndarray
+
+
+def take_turns(rivals: dict[str, Callable[[int], Callable]], *, rounds: int) -> dict[str, Turns]:
+    """Warm calls in turns; each rival gets ready by the turn's number, and returns the call."""
+    for ready in rivals.values():
+        ready(rounds)()
+    taken = {name: Turns([], np.empty(rounds), np.empty(rounds)) for name in rivals}
+    for turn, name in _turns(rivals, rounds):
+        call, turns = rivals[name](turn), taken[name]
+        gc.collect()
+        start, wall = clock(), time.perf_counter()
+        turns.results.append(call())
+        turns.seconds[turn], turns.wall[turn] = clock() - start, time.perf_counter() - wall
+    return taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A number, and what it should be: at most, or at least."""
+
+    what: str
+    got: float
+    most: float = np.inf
+    least: float = -np.inf
+    judged: bool = True
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is not so; a NaN never is."""
+        return not self.least <= self.got <= self.most
+
+    def __str__(self) -> str:
+        verdict = ("MISSED" if self.missed else "met") + ("" if self.judged else ", not judged")
+        target = f"most {self.most:g}" if np.isinf(self.least) else f"least {self.least:g}"
+        return f"{verdict}: {self.what} {self.got:.3g}, target at {target}"
+
+
 def clock() -> float:
     """Seconds: on one thread of a CPU those it was given, which neighbors cannot lengthen."""
     return time.process_time() if _alone() else time.perf_counter()
@@ -128,9 +179,10 @@ def spread(ratios: np.ndarray) -> str:
     return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
-def header() -> str:
+def header(*packages: str) -> str:
     """When, where and with what."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "numpy")]
+    names = ("jax", "optax", "numpy", *packages)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
     device = jax.devices()[0]
     return "\n".join(
         [

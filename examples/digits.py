@@ -33,7 +33,7 @@ class Classifier(nn.Module):
 def objective(params, batch, key, hyperparameters):
     """Cross entropy and a penalty on the kernels; accuracy is measured beside them."""
     logits = Classifier().apply(params, batch["x"], key)
-    penalty = lo.regularizers.by_path({r"kernel$": lo.regularizers.L2(hyperparameters)})
+    penalty = lo.regularizers.by_path({r"kernel$": lo.regularizers.L2(hyperparameters["strength"])})
     means = {
         "fit": lo.mean(lo.losses.softmax_cross_entropy(logits, batch["y"])),
         "penalty": lo.constant(penalty(params)),
@@ -41,10 +41,10 @@ def objective(params, batch, key, hyperparameters):
     return means, {"metrics": {"accuracy": lo.mean(logits.argmax(-1) == batch["y"])}}
 
 
-def optimizer(rate, steps):
+def optimizer(hyperparameters):
     """Adam behind a clipped gradient, with a warmed-up cosine."""
-    warm = steps // 10
-    schedule = lo.schedules.warmup(lo.schedules.cosine(rate, steps - warm), warm)
+    rate, steps = hyperparameters["rate"], hyperparameters["steps"]
+    schedule = lo.schedules.warmup(lo.schedules.cosine(rate, 0.9 * steps), 0.1 * steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
@@ -65,20 +65,23 @@ def main():
         objective,
         params,
         train,
-        optimizer(3e-3, 60 * steps),
-        epochs=60,
-        hyperparameters=1e-5,
+        optimizer,
+        epochs=100,
+        hyperparameters={"rate": 3e-3, "strength": 1e-5, "steps": 60 * steps},
+        stop=lo.training.Patience(15),
         **common,
     )
+    ended = len(run.history["step"])
+    print(f"stopped after {ended} epochs: {run.stopped.value}; best epoch: {run.best_epoch}")
 
     def trial(rate, strength):
         result = lo.training.run(
             objective,
             params,
             train,
-            optimizer(rate, 15 * steps),
+            optimizer,
             epochs=15,
-            hyperparameters=strength,
+            hyperparameters={"rate": rate, "strength": strength, "steps": 15 * steps},
             **common,
         )
         return result.history["validation/fit"][-1]
@@ -94,14 +97,14 @@ def main():
     for name in ("train/fit", "validation/fit"):
         axes.plot(run.history[name], label=name)
     axes.axvline(run.best_epoch, color="gray", linestyle=":", label="best epoch")
+    axes.axvline(ended - 1, color="gray", linestyle="--", label="stop")
     axes.set(xlabel="epoch", ylabel="cross entropy", yscale="log", title="digits")
     axes.legend()
     pathlib.Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/digits.png", dpi=150)
 
-    measured = lo.training.evaluate(
-        objective, run.best_params, test, batch_size=BATCH, has_aux=True, hyperparameters=1e-5
-    )
+    given = {"has_aux": True, "hyperparameters": {"strength": 1e-5}}
+    measured = lo.training.evaluate(objective, run.best_params, test, **given)
     accuracy = float(measured["accuracy"])
     print(f"test accuracy {accuracy:.4f} (wanted: 0.97), curves in figures/digits.png")
     return 0 if accuracy >= 0.97 else 1

@@ -8,11 +8,11 @@ TABLE = {
         "gradient accumulation, microbatching": "lossopt.value_and_grad(microbatches=), exact for "
         "ragged masks, or lossopt.transforms.accumulate for microbatches that come one by one",
         "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=)",
-        "data parallel, DDP, multi-GPU, distributed, FSDP, sharding": "lossopt.value_and_grad("
+        "data parallel, DDP, multi-GPU, distributed, FSDP, sharding": "lossopt.train_step("
         "axis_name=) inside of a map, or sharded arrays under jax.jit (docs/objectives.md#devices)",
-        "mixed precision, AMP, autocast, bf16, fp16": "models in bfloat16: losses are summed in "
-        "float32, and lossopt.transforms.stochastic_rounding trains bfloat16 parameters "
-        "(docs/transforms.md#bfloat16-parameters)",
+        "mixed precision, AMP, autocast, bf16, fp16": "a cast in the objective "
+        "(docs/own_loop.md#float32-parameters-computed-in-bfloat16), or bfloat16 parameters and "
+        "lossopt.transforms.stochastic_rounding (docs/transforms.md#bfloat16-parameters)",
         "loss scaling, grad scaler": "bfloat16 instead of float16: it needs no scaling",
         "mask, padding, sample weight, reduction": "lossopt.mean(values, weights)",
         "regularization, penalty": "lossopt.constant of the value of a regularizer, such as "
@@ -157,13 +157,13 @@ TABLE = {
     },
     "lossopt.training": {
         "train": "lossopt.fit, or lossopt.training.run under jax.jit",
-        "early stopping, patience, save best": "best_params of the run that lossopt.fit returns, "
-        "those of the best epoch",
-        "callbacks, history, progress bar": "the history of the run that lossopt.fit returns "
-        "(docs/training.md#what-a-run-returns)",
+        "early stopping, save best": "lossopt.fit(stop=), and best_params of the run "
+        "(docs/training.md#when-a-run-ends)",
+        "terminate on NaN, detect anomaly": "stopped_at of the run of lossopt.fit",
+        "max steps, max iter, eval steps": "lossopt.fit(steps=, evaluate_every=)",
+        "callbacks, history, progress bar": "a run's history (docs/training.md#what-a-run-returns)",
         "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",
-        "TrainState": "a loop of your own around lossopt.value_and_grad "
-        "(docs/checkpoints.md#states)",
+        "custom loop, TrainState": "lossopt.train_step (docs/own_loop.md)",
     },
     "lossopt.checkpoint": {
         "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."

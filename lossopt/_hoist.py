@@ -8,12 +8,14 @@ import jax
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.extend.random import threefry_prng_impl
 
 from lossopt import _jax
 from lossopt._typing import Array, PyTree
 
 _CUSTOM = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p}
 _CALLS = {primitives.jit_p, primitives.remat_p}
+_GENERATOR = type(threefry_prng_impl)
 _COPIED = _CUSTOM | _CALLS | {primitives.scan_p, primitives.while_p, primitives.cond_p}
 
 
@@ -180,7 +182,7 @@ def _is_jaxpr(x):
 
 
 def _is_leaf(x):
-    return x is None or _is_jaxpr(x)
+    return x is None or _is_jaxpr(x) or isinstance(x, _GENERATOR)
 
 
 def _stale(equation):

@@ -1,6 +1,6 @@
 """What rests on jax's inner workings or differs between its versions, and nothing else."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
@@ -11,6 +11,8 @@ from jax._src.config import disable_jit, trace_context
 from jax._src.core import NamedAxisEffect as NamedAxisEffect
 from jax._src.core import trace_state_clean
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
+from jax.core import Tracer
+from jax.sharding import PartitionSpec as P
 
 from lossopt._typing import PyTree
 
@@ -44,12 +46,97 @@ def context() -> Hashable:
     return trace_context()
 
 
+def failures(error: Any) -> list[Any]:
+    """Of each kind of error of `checkify`, whether it occurred."""
+    return list(error._pred.values())
+
+
 def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
     """How many inputs of a `scan` are constant, and how many are carried."""
     if "ft_in" not in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # since jax 0.12
     return len(list(consts)), len(list(carry))
+
+
+def shards(batch: PyTree) -> int:
+    """In how many equal parts the rows of a batch lie on devices, as far as can be seen.
+
+    Traced arrays show it on Explicit axes alone.
+    """
+
+    def count(x):
+        sharding = _sharding(x)
+        seen = _concrete(x) or sharding.mesh.explicit_axes
+        return len(x) // sharding.shard_shape(np.shape(x))[0] if seen else 1
+
+    return max(map(count, jax.tree.leaves(batch)))
+
+
+def mesh(tree: PyTree) -> Any:
+    """The abstract mesh on which arrays lie; that of the caller's context where none does."""
+    here = jax.sharding.get_abstract_mesh()
+    meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(tree))
+    return here if not here.empty else next((m for m in meshes if not m.empty), here)
+
+
+@contextmanager
+def on_mesh(*trees: PyTree) -> Iterator[None]:
+    """In the mesh of the arrays, where its axes are Explicit and the caller named none."""
+    found = mesh(trees)
+    if not found.explicit_axes or not jax.sharding.get_abstract_mesh().empty:
+        yield
+        return
+    with _entered(found, jax.tree.leaves(trees)):
+        yield
+
+
+def _entered(abstract, leaves):
+    """A mesh of devices, where there are some and no trace is under way; else an abstract one."""
+    shardings = [x.sharding for x in leaves if _concrete(x)]
+    for sharding in shardings:
+        with suppress(ValueError):  # inside of jit
+            if getattr(sharding, "mesh", None):
+                return jax.set_mesh(sharding.mesh)
+    return jax.sharding.use_abstract_mesh(abstract)
+
+
+def _concrete(x):
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer)
+
+
+def _sharding(x):
+    return x.sharding if _concrete(x) else jax.typeof(x).sharding
+
+
+def by_rows(fn: Callable, parts: int, ahead: int, batch: PyTree, *args: PyTree) -> PyTree:
+    """`fn(batch, *args)`, trees of batches that lie as this one does, also on Explicit axes.
+
+    Args:
+      fn: gives trees like `batch`, whose rows come in as many equal parts.
+      parts: where the devices do not divide it, rows are not sharded.
+      ahead: axes before the rows of the results.
+      batch: tree of arrays with a leading axis of rows.
+      *args: trees of arrays.
+    """
+    place = mesh(batch)
+    if not place.explicit_axes:
+        return fn(batch, *args)
+
+    def spec(x):
+        rows, *rest = jax.typeof(x).sharding.spec
+        return P(*[None] * ahead, rows if parts % shards(x) == 0 else None, *rest)
+
+    with jax.sharding.use_abstract_mesh(place):
+        return jax.sharding.auto_axes(fn, out_sharding=jax.tree.map(spec, batch))(batch, *args)
+
+
+def replicated(x: PyTree, like: PyTree) -> PyTree:
+    """An array that each device computes for itself, on the mesh of others."""
+    place = mesh(like)
+    if not place.auto_axes:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.NamedSharding(place, P()))
 
 
 @contextmanager

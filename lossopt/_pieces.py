@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks
+from lossopt import _checks, _jax
 from lossopt._typing import ArrayLike, Batch, PyTree
 
 
@@ -71,6 +71,26 @@ def contiguous(batch: Batch, size: int) -> Pieces:
     rest = total % size or not total
     last = (jax.tree.map(lambda x: x[full * size :], batch),) if rest else ()
     return Pieces(stacked, last)
+
+
+def by_shard(batch: Batch, size: int, shards: int) -> Pieces:
+    """Pieces of about `size` rows, of each shard equally many consecutive ones, at least one."""
+    total = rows(batch) // shards
+    each = min(max(1, size // shards), total)
+    full = total // each
+    shard = lambda x: jnp.reshape(x, (shards, total, *jnp.shape(x)[1:]))
+
+    def block(x):
+        cut = shard(x)[:, : full * each].reshape(shards, full, each, *jnp.shape(x)[1:])
+        return jnp.swapaxes(cut, 0, 1).reshape(full, shards * each, *cut.shape[3:])
+
+    def rest(x):
+        cut = shard(x)[:, full * each :]
+        return cut.reshape(-1, *cut.shape[2:])
+
+    stacked = _jax.by_rows(partial(jax.tree.map, block), shards, 1, batch)
+    last = (_jax.by_rows(partial(jax.tree.map, rest), shards, 0, batch),) if total % each else ()
+    return Pieces((stacked,), last)
 
 
 def walk(

@@ -10,7 +10,15 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-VERDICTS = {"checkpoint": 2, "exactness": 1, "faults": 5, "fused": 4, "optax_rules": 1, "sparsity": 2}
+VERDICTS = {
+    "checkpoint": 2,
+    "exactness": 1,
+    "faults": 5,
+    "fit": 2,
+    "fused": 4,
+    "optax_rules": 1,
+    "sparsity": 2,
+}
 
 
 @pytest.mark.parametrize(("name", "verdicts"), VERDICTS.items())

@@ -102,12 +102,18 @@ CLAIMS = {
     },
     "docs/training.md": {
         "a smaller step of its own": "test_the_ragged_last_batch_is_a_smaller_step",
-        "the same bits for any number of epochs": "test_epochs_per_call_do_not_change_a_bit",
+        "Each epoch visits all rows": "test_every_row_is_visited_once_an_epoch",
+        "gradients reach hyperparameters": "test_gradients_reach_hyperparameters_through_the_run",
+        "small batches are far ahead": "test_quick_form",
+        "a perceptron on 442 patients": "test_quick_form",
         "makes a sweep": "test_vmap_gives_the_runs_one_by_one",
         "batch by batch and exactly": "test_any_batches_give_the_whole",
         "what judges the best parameters is the sum": (
             "test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn"
         ),
+    },
+    "docs/own_loop.md": {
+        "Means are pooled over the devices": "test_ours_is_the_truth_in_the_table",
     },
     "docs/recipes.md": {
         "like any term": "test_microbatches_do_not_change_the_columns",

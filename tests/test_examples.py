@@ -8,9 +8,10 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+NAMES = ["batch_sizes", "language_model", "low_memory", "overfit", "resume", "sparse"]
 
 
-@pytest.mark.parametrize("name", ["language_model", "low_memory", "resume", "sparse"])
+@pytest.mark.parametrize("name", NAMES)
 def test_quick_form(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick"]
     env = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}  # one device

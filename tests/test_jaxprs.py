@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import checkify
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -389,6 +390,18 @@ class TestCanonical:
 
         text = jax.jit(_jaxprs.canonical(fn)).lower(X, KERNEL).as_text()
         assert text.count("stablehlo.convolution") == 1
+
+    def test_names_and_metadata_stay(self):
+        @_jaxprs.canonical
+        @jax.jit
+        def fn(x, kernel):
+            with jax.named_scope("stem"), set_xla_metadata(part="first"):
+                return _convolve(x, kernel)
+
+        assert fn.__name__ == "fn"
+        text = jax.jit(fn).lower(X, KERNEL).as_text(debug_info=True)
+        assert "stem/conv_general_dilated" in text
+        assert text.count('part = "first"') == 4
 
     def test_a_program_without_convolutions_is_not_touched(self):
         fn = jax.grad(lambda w, x: jnp.sum(jax.nn.gelu(x @ w) @ w.T))

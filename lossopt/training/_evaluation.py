@@ -6,12 +6,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks, _programs
+from lossopt import _checks, _jax, _programs
 from lossopt._grad import Walked
 from lossopt._jaxprs import canonical
 from lossopt._mean import terms
 from lossopt._objective import adapt
-from lossopt._pieces import contiguous, rows
+from lossopt._pieces import by_shard, rows
 from lossopt._typing import Array, Batch, Key, Means, PyTree
 
 
@@ -21,6 +21,7 @@ def evaluate(
     data: Batch,
     *,
     batch_size: int | None = None,
+    shards: int | None = None,
     has_aux: bool = False,
     model_state: PyTree = None,
     hyperparameters: PyTree = None,
@@ -34,6 +35,7 @@ def evaluate(
       params: any tree of arrays.
       data: tree of arrays that share a leading axis of rows.
       batch_size: rows at a time, the last batch may be smaller; None takes all.
+      shards: as in `run`; the rows of a batch come from each alike.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: given to the objective, and not changed.
       hyperparameters: given to the objective.
@@ -51,19 +53,22 @@ def evaluate(
       {'value': Array(3.6666667, dtype=float32), 'fit': Array(3.6666667, dtype=float32)}
     """
     size = None if batch_size is None else _checks.count("batch_size", batch_size, 1)
+    parts = None if shards is None else _checks.count("shards", shards, 1)
     adapt(objective, has_aux, model_state=model_state, hyperparameters=hyperparameters)
     data, params, model_state, hyperparameters = on_device(
         data=data, params=params, model_state=model_state, hyperparameters=hyperparameters
     )
-    return _programs.call(
-        evaluated, (objective, has_aux, size), params, data, model_state, hyperparameters
-    )
+    rows(data)
+    plan = objective, has_aux, size, parts or _jax.shards(data)
+    with _jax.on_mesh(data, params):
+        return _programs.call(evaluated, plan, params, data, model_state, hyperparameters)
 
 
 def evaluated(
     objective: Callable,
     has_aux: bool,
     batch_size: int | None,
+    shards: int,
     params: PyTree,
     data: Batch,
     model_state: PyTree,
@@ -79,7 +84,8 @@ def evaluated(
         return means, {name: part for name, part in aux.items() if name == "metrics"}
 
     count = rows(data)
-    cut = partial(contiguous, size=min(batch_size or count, count))
+    shards = shards if count % shards == 0 else 1
+    cut = partial(by_shard, size=batch_size or count, shards=shards)
     measure = Walked(still, cut, axes=(), has_aux=True).measure
     _, means, aux = canonical(measure)(params, data)
     return columns(means, aux.get("metrics"))

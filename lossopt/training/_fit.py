@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lossopt import _checks, _programs
+from lossopt import _checks, _jax, _programs
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._bar import bar
 from lossopt.training._evaluation import on_device
@@ -38,6 +38,7 @@ def fit(
     validation: Batch = None,
     stop: StopRule | None = None,
     best: Literal["train", "validation"] | None = None,
+    shards: int | None = None,
     microbatches: int = 1,
     has_aux: bool = False,
     model_state: PyTree = None,
@@ -70,6 +71,9 @@ def fit(
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
         set with each row of history and judges by that.
+      shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
+        that devices keep the rows they hold. A number of the run, not of the machine: 8 draw the
+        same rows on any devices. None is how `train` lies on devices.
       microbatches: pieces a batch is cut into.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: the first one, such as batch statistics.
@@ -100,17 +104,18 @@ def fit(
     _refuse_tracers(given)
     params, train, key, validation, stop, model_state, hyperparameters = on_device(**given)
     data = Data(train, validation, key, hyperparameters, stop)
-    rows = source(train, batch_size, drop_last)
+    rows = source(train, batch_size, drop_last, shards)
     schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
     plan = plan._replace(window=WINDOW)
     if stop is not None:
         checked(given["stop"]).init()
-    if check:
-        judge_run(plan, data, params, model_state)
-    preflight(plan, data, params, model_state)
     begin = lambda: _programs.call(start, (plan,), data, params, model_state)
-    return _host(plan, data, begin, schedule, progress, time.perf_counter)
+    with _jax.on_mesh(train, params):
+        if check:
+            judge_run(plan, data, params, model_state)
+        preflight(plan, data, params, model_state)
+        return _host(plan, data, begin, schedule, progress, time.perf_counter)
 
 
 @dataclasses.dataclass(frozen=True)

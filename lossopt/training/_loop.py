@@ -238,7 +238,7 @@ def _close(plan, data, step, progress):
 def _row(plan, data, state, sums):
     """One number for each column."""
     given = state.model_state, data.hyperparameters
-    fixed = plan.objective, plan.has_aux, plan.source.batch_size, state.params
+    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards, state.params
     parts = {"train": columns(*sums)}
     if data.validation is not None:
         parts["validation"] = evaluated(*fixed, data.validation, *given)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lossopt import _checks
+from lossopt import _checks, _jax
 from lossopt._mean import terms
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
@@ -99,6 +99,7 @@ def run(
     validation: Batch = None,
     stop: StopRule | None = None,
     best: Literal["train", "validation"] | None = None,
+    shards: int | None = None,
     microbatches: int = 1,
     has_aux: bool = False,
     model_state: PyTree = None,
@@ -125,6 +126,10 @@ def run(
         one, numbers that are not finite stop the run, too. Rows after a stop are NaN.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
         set after each epoch and judges by that; so does `stop`, where there is no validation.
+      shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
+        that devices keep the rows they hold. A number of the run, not of the machine: 8 draw the
+        same rows on any devices. None is how `train` lies on devices, where that is visible (also
+        inside of `jit`, on Explicit axes); else 1.
       microbatches: pieces a batch is cut into, see `value_and_grad`. Each counts a constant term
         once: in the train column of a penalty a ragged last step of fewer pieces weighs less.
       has_aux: whether the objective returns `(means, aux)`, where the dict `aux` may hold
@@ -153,13 +158,16 @@ def run(
     """
     data = Data(train, validation, key, hyperparameters, stop)
     epochs = _checks.count("epochs", epochs, 1)
-    rows = source(train, batch_size, drop_last)
+    rows = source(train, batch_size, drop_last, shards)
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
-    if check:
-        judge_run(plan, data, params, model_state)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
-    progress = advance_whole(plan, data, start(plan, data, params, model_state), epochs)
-    return finish(plan, progress, progress.status, progress.pool)
+    with _jax.on_mesh(train, params):
+        if check:
+            judge_run(plan, data, params, model_state)
+        begun = start(plan, data, params, model_state)
+        _, begun = _jax.alike((data, begun))  # within a shard_map each device has a run of its own
+        progress = advance_whole(plan, data, begun, epochs)
+        return finish(plan, progress, progress.status, progress.pool)
 
 
 def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux) -> Plan:

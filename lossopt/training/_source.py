@@ -1,16 +1,17 @@
 """Where batches come from: rows in memory, shuffled without a table of their order."""
 
 import math
+from functools import partial
 from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 
-from lossopt import _checks, _pieces
+from lossopt import _checks, _jax, _pieces
 from lossopt._numerics import mixed
 from lossopt._typing import Array, Batch, Int, Key, Num, Number
 
-ROUNDS = 8
+GOLDEN = 0x9E3779B9
 
 
 class Rows(NamedTuple):
@@ -20,11 +21,13 @@ class Rows(NamedTuple):
       rows: how many there are.
       batch_size: rows of a full batch, at most `rows`. A batch of all rows is not shuffled.
       drop_last: whether the rows that fill no batch are left out, others in each epoch.
+      shards: equal parts of consecutive rows; each gives its share of each batch, in order.
     """
 
     rows: int
     batch_size: int
     drop_last: bool
+    shards: int = 1
 
     @property
     def full(self) -> int:
@@ -61,28 +64,57 @@ class Rows(NamedTuple):
         return self._take(data, key, self.full, self.rest)
 
     def _take(self, data, key, number, size):
-        begin = jnp.asarray(number, jnp.uint32) * jnp.uint32(self.batch_size)
-        numbers = begin + jnp.arange(size, dtype=jnp.uint32)
-        order = places(numbers, self.rows, jax.random.bits(key, (2,), jnp.uint32))
-        take = lambda x: jnp.asarray(x).at[order].get(mode="promise_in_bounds")
-        return jax.tree.map(take, data)
+        count, size = self.shards, size // self.shards
+        shape = count, self.rows // count
+
+        def drawn(data, key, number):
+            begin = jnp.asarray(number, jnp.uint32) * jnp.uint32(self.batch_size // count)
+            numbers = begin + jnp.arange(size, dtype=jnp.uint32)
+            words = jax.random.bits(key, (2,), jnp.uint32)
+
+            def order(part):
+                return places(numbers, shape[1], words ^ mixed(part))
+
+            orders = jax.vmap(order)(jnp.arange(count, dtype=jnp.uint32))
+            orders = _jax.replicated(orders, data)
+
+            def take(x):
+                part = jnp.reshape(x, shape + jnp.shape(x)[1:])
+                pick = lambda x, order: x.at[order].get(mode="promise_in_bounds")
+                return jax.vmap(pick)(part, orders).reshape(-1, *part.shape[2:])
+
+            return jax.tree.map(take, data)
+
+        return _jax.by_rows(drawn, count, 0, data, key, number)
 
 
-def source(data: Batch, batch_size: SupportsIndex | None, drop_last: bool) -> Rows:
+def source(
+    data: Batch, batch_size: SupportsIndex | None, drop_last: bool, shards: SupportsIndex | None
+) -> Rows:
     """How an epoch cuts the rows of `data`; refuses what cannot be cut.
 
     Args:
       data: tree of arrays that share a leading axis of rows.
       batch_size: rows a step, at least 1; all rows if there are no more, or if it is None.
       drop_last: whether the ragged last batch is left out.
+      shards: parts that divide rows and batches; None is how the rows lie on devices.
     """
     rows = _pieces.rows(data)
     size = rows if batch_size is None else _checks.count("batch_size", batch_size, 1)
     if drop_last:
         _checks.at_most(rows, batch_size=size)
-    return Rows(rows, min(size, rows), bool(drop_last))
+    size = min(size, rows)
+    parts = _jax.shards(data) if shards is None else _checks.count("shards", shards, 1)
+    if rows % parts or size % parts:
+        raise ValueError(
+            f"Each of {parts} shards draws its own rows, as many as each other; got {rows} rows "
+            f"and batch_size={size}. Take multiples of {parts}, or shards=1, which draws from all "
+            "rows, wherever they lie."
+        )
+    return Rows(rows, size, bool(drop_last), parts)
 
 
+@partial(jax.jit, static_argnums=1)
 def places(
     numbers: Int[Array, "*batch"], rows: int, words: Num[Array, "2"]
 ) -> Int[Array, "*batch"]:
@@ -99,20 +131,37 @@ def places(
     References:
       Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
     """
-    height = math.isqrt(rows - 1) + 1
-    width = -(-rows // height)
+    width, height = _sides(rows)
 
     def once(x):
         left, right = x // jnp.uint32(width), x % jnp.uint32(width)
         sizes = height, width
-        for number in range(ROUNDS):
-            size = jnp.uint32(sizes[number % 2])
-            word = mixed(words[number % 2] + jnp.uint32(0x9E3779B9 * number % 2**32))
-            moved = left + mixed(right ^ word) % size
-            left, right = right, jnp.where(moved >= size, moved - size, moved)
-        return left * jnp.uint32(width) + right
+        for number in range(_rounds(height)):
+            word = words[number % 2] + jnp.uint32(GOLDEN * number % 2**32)
+            moved = left + _scaled(mixed(right ^ word), sizes[0])
+            left, right = right, jnp.where(moved >= sizes[0], moved - sizes[0], moved)
+            sizes = sizes[::-1]
+        return left * jnp.uint32(sizes[1]) + right
 
     walk = lambda x: jnp.where(x >= rows, once(x), x)
     beyond = lambda x: jnp.any(x >= rows)
     first = once(jnp.asarray(numbers, jnp.uint32))
     return jax.lax.while_loop(beyond, walk, first).astype(jnp.int32)
+
+
+def _sides(rows):
+    """An even width and a height, about the root, with hardly more pairs than rows."""
+    root = math.isqrt(rows - 1) + 1
+    width = min(range(root + root % 2, root + root // 3 + 2, 2), key=lambda side: -rows % side)
+    return width, -(-rows // width)
+
+
+def _rounds(side):
+    """So many that of what two of them let show, a root of the side each, 2**-12 is left."""
+    return 2 + math.ceil(24 / math.log2(max(2, side)))
+
+
+def _scaled(word, size):
+    """`word * size // 2**32`, in halves of 16 bits: below `size`, which is at most 2**16."""
+    half = jnp.uint32(2**16)
+    return (word // half * size + word % half * size // half) // half

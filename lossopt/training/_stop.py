@@ -2,9 +2,8 @@
 
 import dataclasses
 import enum
-import operator
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +38,8 @@ class Stopped(enum.Enum):
 
     @classmethod
     def _missing_(cls, value):
-        try:
-            return {member.code: member for member in cls}.get(operator.index(value))
-        except TypeError:
-            return None
+        codes = (member for member in cls if member.code == value)
+        return next(codes, None)
 
 
 @runtime_checkable
@@ -155,9 +152,7 @@ class Patience:
           ValueError: if a number is out of its range.
           TypeError: if `patience` is no whole number.
         """
-        if not isinstance(self.patience, Tracer):
-            _checks.count("patience", self.patience, 1)
-        _checks.fits(patience=self.patience)
+        _whole(self.patience)
         _checks.at_least(0, min_delta=self.min_delta)
         return jnp.full((), jnp.inf, float), jnp.zeros((), jnp.int32)
 
@@ -211,6 +206,12 @@ def _number(x):
     """In the widest floating dtype, so that the state keeps its own."""
     _checks.exact_shape((), value=x)
     return jnp.asarray(x, float)
+
+
+def _whole(patience: Any):
+    _checks.fits(patience=patience)
+    if not isinstance(patience, Tracer):
+        _checks.count("patience", patience, 1)
 
 
 def _status(stops, why):
