@@ -128,7 +128,12 @@ def _kind(node):
 def _nodes(tree: PyTree) -> list[Any]:
     """The nodes of a tree, at every depth."""
     nodes = []
-    jax.tree.leaves(tree, is_leaf=nodes.append)  # which is None: no node is a leaf
+
+    def seen(node):
+        nodes.append(node)
+        return False
+
+    jax.tree.leaves(tree, is_leaf=seen)
     return nodes
 
 
