@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from itertools import compress
 from typing import Any
 
@@ -13,6 +13,9 @@ from jax.interpreters import partial_eval
 from jax.ref import AbstractRef
 
 from lossopt._typing import PyTree
+
+_trace = partial(core.get_opaque_trace_state, convention="flax")
+_NOT_TRACED = _trace()
 
 
 def varying(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
@@ -32,6 +35,11 @@ def alike(tree: PyTree) -> PyTree:
     """Marks all leaves as per-device along every axis along which one of them is."""
     axes = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree)))
     return varying(tree, tuple(axes))
+
+
+def traced() -> bool:
+    """Whether `jit`, `vmap` or `grad` trace what runs here, also where no array of it is traced."""
+    return _trace() != _NOT_TRACED
 
 
 def prune(fn: Callable, *args: PyTree) -> tuple[Callable[[], PyTree], PyTree]:

@@ -13,6 +13,7 @@ from lossopt import _checks
 from lossopt._grad import measure, value_and_grad
 from lossopt._objective import adapt, names
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
+from lossopt.training._evaluation import on_device
 
 Optimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
 
@@ -111,7 +112,8 @@ def begin(
 ) -> State:
     """The state before the first step: copies of strong types, as those that steps return."""
     own = lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True)
-    params, model_state = jax.tree.map(own, (params, model_state))
+    given = on_device(params=params, model_state=model_state)
+    params, model_state = jax.tree.map(own, given)
     with _rule(recipe, hyperparameters) as rule:
         opt_state = rule.init(params)
     return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))
