@@ -135,7 +135,8 @@ def _replay(steps, epochs, optimizer, params):
             tables.append(table)
         train, valid = _columns(tables), _columns([_measure(params, VALIDATION)[0]])
         history.append(
-            {f"train/{k}": v for k, v in train.items()}
+            {"step": epoch[-1] + 1}
+            | {f"train/{k}": v for k, v in train.items()}
             | {f"validation/{k}": v for k, v in valid.items()}
         )
         trajectory.append(params)
@@ -187,7 +188,7 @@ def test_terms_add_up_to_the_value_and_metrics_do_not(trained):
         value, fit, penalty = (trained.history[f"{part}/{k}"] for k in ("value", "fit", "penalty"))
         np.testing.assert_allclose(value, fit + penalty, rtol=1e-6)
         assert trained.history[f"{part}/absolute"].shape == (EPOCHS,)
-    assert len(trained.history) == 8
+    assert len(trained.history) == 9
 
 
 def test_validation_is_measured_after_the_epoch(trained):
@@ -332,7 +333,8 @@ def in_float64():
 
 def test_a_run_in_float64_is_the_plain_loop(in_float64):
     result, (trajectory, columns) = in_float64
-    floats = (result.params, result.best_params, result.history)
+    columns_of_floats = {k: column for k, column in result.history.items() if k != "step"}
+    floats = (result.params, result.best_params, columns_of_floats)
     assert {leaf.dtype for leaf in jax.tree.leaves(floats)} == {jnp.dtype("float64")}
     _close(result.params, trajectory[-1], rtol=1e-12)
     _close(result.history, columns, rtol=1e-12)
@@ -377,14 +379,15 @@ def test_gradients_reach_the_weights_of_rows():
 # What is best
 
 
-def _table_objective(params, batch, model_state, hyperparameters):
-    """Falls through a table of values, whatever the parameters."""
-    means = lo.constant(params - jax.lax.stop_gradient(params) + hyperparameters[model_state])
+def _table_objective(params, batch, key, model_state, hyperparameters):
+    """Falls through a table of values, after each epoch, whatever the parameters."""
+    value = 0.0 if key is not None else hyperparameters[model_state - 1]
+    means = lo.constant(params - jax.lax.stop_gradient(params) + value)
     return means, {"model_state": model_state + 1}
 
 
 INF, NAN = np.inf, np.nan
-TABLES = {  # values at validation after each epoch, and the best
+TABLES = {  # values after each epoch, and the best
     "falling": ([3, 2, 1, 0], 3),
     "rising": ([0, 1, 2, 3], 0),
     "the first of two": ([2, 1, 3, 1], 1),
@@ -397,7 +400,7 @@ TABLES = {  # values at validation after each epoch, and the best
 }
 
 
-def _through(table, validation):
+def _through(table, **judged):
     return run(
         _table_objective,
         1.0,
@@ -406,24 +409,24 @@ def _through(table, validation):
         batch_size=2,
         epochs=4,
         key=KEY,
-        validation=validation,
         has_aux=True,
         model_state=0,
         hyperparameters=table,
+        **judged,
     )
 
 
 @pytest.fixture(scope="module")
 def through_tables():
     tables = jnp.array([values for values, _ in TABLES.values()], jnp.float32)
-    late = jnp.pad(tables, ((0, 0), (1, 0)), constant_values=9)  # read after the step
-    return {
-        "validation": jax.jit(jax.vmap(partial(_through, validation=jnp.zeros(2))))(late),
-        "train": jax.jit(jax.vmap(partial(_through, validation=None)))(tables),
+    trials = {
+        "validation": partial(_through, validation=jnp.zeros(2)),
+        "trained": partial(_through, best="train"),
     }
+    return {name: jax.jit(jax.vmap(trial))(tables) for name, trial in trials.items()}
 
 
-@pytest.mark.parametrize("watched", ["train", "validation"])
+@pytest.mark.parametrize("watched", ["trained", "validation"])
 @pytest.mark.parametrize("case", TABLES)
 def test_the_best_epoch_has_the_lowest_finite_value(through_tables, watched, case):
     i, (values, best) = list(TABLES).index(case), TABLES[case]
@@ -628,7 +631,8 @@ def test_hyperparameters_may_be_a_regularizer():
 )
 def test_columns_are_named_by_path(objective, names):
     history = _outline(objective, validation=jnp.ones(3)).history
-    assert set(history) == {f"{part}/{name}" for part in ("train", "validation") for name in names}
+    parts = ("train", "validation")
+    assert set(history) == {"step"} | {f"{part}/{name}" for part in parts for name in names}
     assert all(column.shape == (2,) for column in history.values())
 
 
@@ -754,7 +758,7 @@ def test_what_is_another_thing_is_refused(case):
 
 def test_metrics_and_state_are_each_optional():
     names = set(_outline(_with_aux(metrics={"m": MEAN}), has_aux=True).history)
-    assert names == {"train/value", "train/fit", "train/m"}
+    assert names == {"step", "train/value", "train/fit", "train/m"}
     assert set(_outline(_with_aux(), has_aux=True).history) == names - {"train/m"}
     state = _outline(_stateful(lambda s: s + 1), has_aux=True, model_state=0.0).model_state
     assert state.shape == ()
@@ -844,7 +848,9 @@ def test_low_precision_parameters_keep_their_dtype(microbatches):
     )
     kept = {leaf.dtype for leaf in jax.tree.leaves((result.params, result.best_params))}
     assert kept == {jnp.dtype("bfloat16")}
-    assert {x.dtype for x in result.history.values()} == {jnp.dtype("float32")}
+    dtypes = {name: x.dtype for name, x in result.history.items()}
+    assert dtypes.pop("step") == jnp.int32
+    assert set(dtypes.values()) == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", ["adam", "lbfgs", "reduce_on_plateau", "polyak"])
