@@ -54,6 +54,10 @@ def _same_bits(got, want):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+def _at(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 # What a line search compares
 
 
@@ -81,7 +85,7 @@ def _mapped(how, step, state, batch):
         return jax.jit(jax.shard_map(step, mesh=mesh, **specs))(state, batch)
     several = {"vmap": jax.vmap, "pmap": jax.pmap}[how]
     run = several(step, axis_name="i", in_axes=(None, 0))
-    return jax.tree.map(lambda x: x[0], run(state, halves))
+    return _at(run(state, halves), 0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_steps_may_be_scanned():
     for key in keys:
         state, last = once(state, key)
     _close(scanned, state)
-    _close(jax.tree.map(lambda x: x[-1], measured), last)
+    _close(_at(measured, -1), last)
 
 
 def test_steps_map_over_hyperparameters():
@@ -203,8 +207,7 @@ def test_steps_map_over_hyperparameters():
     numbers = {"learning_rate": jnp.array([0.01, 0.3]), "strength": jnp.array([0.0, 2.0])}
     many, alone = jax.jit(jax.vmap(trial))(numbers), jax.jit(trial)
     for i in range(2):
-        at = partial(jax.tree.map, lambda x: x[i])
-        _close(at(many), alone(at(numbers)))
+        _close(_at(many, i), alone(_at(numbers, i)))
     assert many[0].params["b"][0] != many[0].params["b"][1]
 
 
