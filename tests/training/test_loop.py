@@ -1,5 +1,6 @@
 """Laws of the loop: cuts change no bit, stops are those of a plain loop, nothing broken is kept."""
 
+import math
 from functools import partial
 
 import jax
@@ -110,7 +111,7 @@ def _plainly(values, patience, min_delta, target):
     """Why a run ends, after how many epochs, and which was best."""
     accepted, waited, lowest, best = INF, 0, INF, -1
     for epoch, value in enumerate(values):
-        if value < lowest and np.isfinite(value):
+        if value < lowest and math.isfinite(value):
             lowest, best = value, epoch
         if accepted - value > min_delta:
             accepted, waited = value, 0
@@ -135,7 +136,7 @@ def _tables():
 TABLES = _tables()
 PATIENCES, DELTAS = np.resize([1, 2, 3], len(TABLES)), np.resize([0.0, 0.0, 0.5, 1.0], len(TABLES))
 TARGETS = np.resize([-INF, -2.0, 0.0], len(TABLES)).astype(np.float32)
-WANTED = [_plainly(*row) for row in zip(TABLES, PATIENCES, DELTAS, TARGETS)]
+WANTED = [_plainly(*row) for row in zip(TABLES.tolist(), PATIENCES, DELTAS, TARGETS)]
 
 
 def test_the_tables_hold_every_end():

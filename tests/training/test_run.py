@@ -12,9 +12,9 @@ import pytest
 
 import lossopt as lo
 
-run = lo.training.run
+run, Patience = lo.training.run, lo.training.Patience
 ROWS, BATCH, EPOCHS, STRENGTH = 10, 4, 5, 0.1
-KEY = jax.random.key(3)
+KEY = jax.random.key(1)
 
 
 def _data(rows, seed):
@@ -211,7 +211,7 @@ def test_a_run_holds_arrays_only(trained):
 
 
 def test_the_key_decides_the_order(compiled, trained):
-    again, other = compiled(jax.random.key(3)), compiled(jax.random.key(4))
+    again, other = compiled(jax.random.key(1)), compiled(jax.random.key(4))
     _same_bits(again, trained)
     assert (other.model_state["rows"] != trained.model_state["rows"]).any()
     assert (other.model_state["noise"] != trained.model_state["noise"]).any()
@@ -524,7 +524,7 @@ def test_a_state_that_is_only_read_stays():
     options = {"batch_size": 4, "epochs": 50, "key": KEY, "model_state": {"shift": jnp.array(1.0)}}
     result = run(read, 0.0, jnp.ones(4), optax.sgd(0.2), **options)
     np.testing.assert_allclose(result.params, 2, rtol=1e-5)
-    assert result.model_state == result.best_model_state == {"shift": 1.0}
+    assert result.model_state == {"shift": 1.0}
 
 
 def test_a_state_may_be_any_tree():
@@ -702,6 +702,11 @@ REFUSED = {
         dict(objective=_stateful(lambda s: jnp.ones(2)), has_aux=True),
         "model_state like the first",
     ),
+    "best without validation": (dict(best="validation"), "best was given.*give validation"),
+    "a stop without what it watches": (dict(stop=Patience(1)), "stop was given.*give validation"),
+    "another best": (dict(best="last"), "best as 'train', 'validation' or None, got 'last'"),
+    "patience out of range": (dict(stop=Patience(0), best="train"), "patience >= 1, got 0"),
+    "integers that do not fit": (dict(train=np.array([2**40])), "train within 32 bits"),
     "no epochs": (dict(epochs=0), "epochs >= 1, got 0"),
     "empty batches": (dict(batch_size=0), "batch_size >= 1, got 0"),
     "no microbatches": (dict(microbatches=0), "microbatches >= 1, got 0"),
@@ -724,6 +729,12 @@ def test_what_does_not_fit_is_refused(case):
 REFUSED_TYPES = {
     "a raw key": (dict(key=jax.random.PRNGKey(0)), "typed PRNG key"),
     "no key": (dict(key=None), "PRNG key"),
+    "epochs that are no integer": (dict(epochs=3.0), "epochs as a whole number, got 3.0"),
+    "batches that are no integer": (dict(batch_size=4.0), "batch_size as a whole number, got 4.0"),
+    "pieces that are no integer": (dict(microbatches=2.0), "microbatches as a whole number"),
+    "a number for a rule": (dict(stop=3, best="train"), "Expected a stop rule, got 3"),
+    "a class for a rule": (dict(stop=Patience, best="train"), "Expected a stop rule, got <class"),
+    "an optimizer that is not called": (dict(optimizer=optax.adam), r"Call it, as in optax\.adam"),
     "an array for a term": (dict(objective=lambda w, x: {"fit": jnp.mean(w - x)}), "tree of Mean"),
     "an array for a metric": (
         dict(objective=_with_aux(metrics={"m": jnp.ones(())}), has_aux=True),
