@@ -134,8 +134,8 @@ def _tables():
 
 
 TABLES = _tables()
-PATIENCES, DELTAS = np.resize([1, 2, 3], len(TABLES)), np.resize([0.0, 0.0, 0.5, 1.0], len(TABLES))
-TARGETS = np.resize([-INF, -2.0, 0.0], len(TABLES)).astype(np.float32)
+PATIENCES, DELTAS = np.resize([1, 2, 3, 9], len(TABLES)), np.resize([0, 0.5, 0], len(TABLES))
+TARGETS = np.resize([-INF, -2.0, -INF, 0.0, -INF], len(TABLES)).astype(np.float32)
 WANTED = [_plainly(*row) for row in zip(TABLES.tolist(), PATIENCES, DELTAS, TARGETS)]
 
 
