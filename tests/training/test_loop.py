@@ -300,15 +300,19 @@ def test_a_run_that_stops_ends_there_too(troubled, kind, step):
     np.testing.assert_array_equal(run.history["step"], rows)
 
 
-def test_a_run_without_stop_goes_on_and_keeps_nothing_broken():
-    run = jax.jit(lambda numbers: lo.training.run(**TROUBLED, epochs=3, hyperparameters=numbers))(
-        _numbers("slope", 4)
-    )
+@pytest.fixture(scope="module")
+def unguarded():
+    return jax.jit(partial(lo.training.run, **TROUBLED, epochs=3))
+
+
+@pytest.mark.parametrize(("kind", "leaf"), [("slope", "w"), ("unread leaf", "idle")])
+def test_a_run_without_stop_goes_on_and_keeps_nothing_broken(unguarded, kind, leaf):
+    run = unguarded(hyperparameters=_numbers(kind, 4))
     assert run.stopped is Stopped.FINISHED
-    assert np.isnan(run.params["w"])
-    assert run.best_epoch == 0
-    _same_bits(run.best_model_state, np.array(3))
-    assert np.isfinite(run.best_params["w"])
+    assert not np.isfinite(run.params[leaf])
+    assert np.isfinite(run.history["validation/value"]).all() == (leaf == "idle")
+    assert (run.best_epoch, run.best_model_state) == (0, 3)
+    assert all(np.isfinite(kept) for kept in run.best_params.values())
 
 
 @pytest.mark.parametrize("judged", [{"best": "train"}, {"validation": jnp.array([1.0])}])

@@ -132,8 +132,8 @@ def test_hypergradients_reach_through_value_fn(microbatches):
 
 def test_microbatches_bound_the_memory_of_a_line_search():
     rows, width = 512, 1024
-    objective = lambda params, x: {"fit": lo.mean(jnp.tanh(x[:, None] * params["w"][None]) ** 2)}
-    params, x = {"w": jnp.ones(width)}, jnp.ones(rows)
+    objective = lambda w, x: {"fit": lo.mean(jnp.tanh(x @ w) ** 2)}
+    params, x = jnp.ones((4, width)), jnp.ones((rows, 4))
 
     def temporary(microbatches):
         search = optax.lbfgs(memory_size=1)
