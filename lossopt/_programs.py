@@ -17,4 +17,4 @@ def call(fn, plan, *args):
 
 
 def _bound(fn, plan):
-    return partial(fn, plan) if hasattr(plan, "_fields") else partial(fn, *plan)
+    return partial(fn, *plan)

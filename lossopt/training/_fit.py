@@ -102,7 +102,7 @@ def fit(
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
     plan = plan._replace(window=WINDOW)
     preflight(plan, data, params, model_state)
-    begin = lambda: _programs.call(start, plan, data, params, model_state)
+    begin = lambda: _programs.call(start, (plan,), data, params, model_state)
     return _host(plan, data, begin, schedule, progress, time.perf_counter)
 
 
@@ -140,7 +140,7 @@ def _host(
     """Calls the program until the run ends; each call takes a fraction of a second."""
     every, last = np.int32(schedule.every), np.int32(schedule.steps)
     call = lambda progress, first, end: _programs.call(
-        advance, plan, data, progress, np.int32(first), np.int32(end), every, last
+        advance, (plan,), data, progress, np.int32(first), np.int32(end), every, last
     )
     progress, history, done, count = begin(), [], 0, 1
     stopped, pool = Stopped.FINISHED, progress.pool
