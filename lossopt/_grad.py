@@ -1,7 +1,6 @@
 """Exact value and gradient of an objective, in any number of pieces, on any number of devices."""
 
 import dataclasses
-import operator
 from collections.abc import Callable, Hashable
 from functools import partial
 
@@ -203,8 +202,8 @@ def _is_data(x):
 
 
 def _walked(objective, microbatches, axis_name, has_aux):
-    _checks.at_least(1, microbatches=operator.index(microbatches))
-    return Walked(objective, partial(strided, count=microbatches), _checks.axes(axis_name), has_aux)
+    count = _checks.count("microbatches", microbatches, 1)
+    return Walked(objective, partial(strided, count=count), _checks.axes(axis_name), has_aux)
 
 
 def fixed_weights(

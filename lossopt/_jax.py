@@ -36,9 +36,14 @@ def alike(tree: PyTree) -> PyTree:
     return varying(tree, tuple(axes))
 
 
+def traced() -> bool:
+    """Whether `jit`, `vmap` or `grad` trace what runs here, also where no array of it is traced."""
+    return not trace_state_clean()
+
+
 def compiles() -> bool:
-    """Whether a function of `jit` would compile here: nobody traces, maps or differentiates."""
-    return trace_state_clean() and not disable_jit.value
+    """Whether a function of `jit` would compile here."""
+    return not traced() and not disable_jit.value
 
 
 def context() -> Hashable:

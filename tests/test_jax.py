@@ -38,3 +38,20 @@ class TestVarying:
         specs = {"in_specs": (P(), P("i")), "out_specs": P("i"), "check_vma": check}
         local = jax.jit(jax.shard_map(fn, mesh=mesh, **specs))(1.0, jnp.arange(8.0))
         np.testing.assert_array_equal(local, np.arange(8))
+
+
+TRACES = {
+    "jit": lambda fn: jax.jit(fn)(1.0),
+    "vmap": lambda fn: jax.vmap(fn)(jnp.ones(2)),
+    "grad": lambda fn: jax.grad(fn)(1.0),
+    "eval_shape": lambda fn: jax.eval_shape(fn, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", TRACES)
+def test_what_is_traced_is_known_without_a_tracer_in_hand(case):
+    seen = []
+    TRACES[case](lambda x: (seen.append(_jax.traced()), x)[1])
+    assert seen == [True]
+    with jax.set_mesh(jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))):
+        assert not _jax.traced()

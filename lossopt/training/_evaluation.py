@@ -50,7 +50,7 @@ def evaluate(
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
       >>> lo.training.evaluate(objective, 1.0, jnp.array([0.0, 2.0, 4.0]), batch_size=2)
-      {'value': Array(3.6666667, dtype=float32), 'fit': Array(3.6666667, dtype=float32)}
+      {'fit': Array(3.6666667, dtype=float32), 'value': Array(3.6666667, dtype=float32)}
     """
     size = None if batch_size is None else _checks.count("batch_size", batch_size, 1)
     parts = None if shards is None else _checks.count("shards", shards, 1)

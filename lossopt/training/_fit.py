@@ -19,7 +19,7 @@ from lossopt.training._preflight import preflight
 from lossopt.training._run import BROKEN, Run, finish, judge_run, plan_of
 from lossopt.training._source import source
 from lossopt.training._step import Optimizer
-from lossopt.training._stop import Stopped, StopRule, checked
+from lossopt.training._stop import Stopped, StopRule
 
 WINDOW = 256
 
@@ -99,17 +99,15 @@ def fit(
       >>> print(f"{run.params:.3f} {first:.3f} {last:.3f}")
       3.000 13.667 4.667
     """
-    given = {"params": params, "train": train, "key": key, "validation": validation, "stop": stop}
+    given = {"params": params, "train": train, "key": key, "validation": validation}
     given |= {"model_state": model_state, "hyperparameters": hyperparameters}
-    _refuse_tracers(given)
-    params, train, key, validation, stop, model_state, hyperparameters = on_device(**given)
+    _refuse_tracers(given | {"stop": stop})
+    params, train, key, validation, model_state, hyperparameters = on_device(**given)
     data = Data(train, validation, key, hyperparameters, stop)
     rows = source(train, batch_size, drop_last, shards)
     schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
     plan = plan._replace(window=WINDOW)
-    if stop is not None:
-        checked(given["stop"]).init()
     begin = lambda: _programs.call(start, (plan,), data, params, model_state)
     with _jax.on_mesh(train, params):
         if check:
@@ -135,9 +133,10 @@ class _Schedule:
                 f"Expected either epochs or steps, got epochs={epochs} and steps={steps}."
             )
         every = per_epoch if every is None else _checks.count("evaluate_every", every, 1)
-        if steps is not None:
-            return cls(_checks.count("steps", steps, 1), every, "steps", 1)
-        return cls(_checks.count("epochs", epochs, 1) * per_epoch, every, "epochs", per_epoch)
+        unit, number, size = ("epochs", epochs, per_epoch) if steps is None else ("steps", steps, 1)
+        units = _checks.count(unit, number, 1)
+        _checks.at_most(np.iinfo(np.int32).max // size, **{unit: units})
+        return cls(units * size, min(every, units * size), unit, size)
 
 
 def _host(
@@ -164,7 +163,7 @@ def _host(
             if stopped in BROKEN:
                 progress, stopped = _last_finite(call, before, progress, stopped)
             history += _new_rows(progress, before)
-            show(end / schedule.per_unit, history[-1] if history else {})
+            show(int(progress.state.count) / schedule.per_unit, history[-1] if history else {})
             if stopped is not Stopped.FINISHED:
                 break
             if done:  # the first call compiles
@@ -211,9 +210,10 @@ def _adapted(count, seconds, aim=0.15):
 
 
 def _refuse_tracers(given):
-    for name, tree in given.items():
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-            raise TypeError(
-                f"fit is the host's loop, and {name} is traced by jit, vmap or grad: take "
-                "lossopt.training.run there."
-            )
+    holds = lambda tree: any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+    names = [name for name, tree in given.items() if holds(tree)]
+    if names or _jax.traced():
+        raise TypeError(
+            f"fit is the host's loop, and {' and '.join(names) or 'the call'} is traced by jit, "
+            "vmap or grad: take lossopt.training.run there."
+        )

@@ -80,12 +80,11 @@ def start(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progre
     pool = Pool(jax.tree.map(like(0), sums), jax.tree.map(like(0), sums))
     gap = lambda x: jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
     window = {name: jnp.full(plan.window, gap(x), x.dtype) for name, x in row.items()}
-    none, best, waiting = jnp.full((), -1, jnp.int32), None, None
+    none, best = jnp.full((), -1, jnp.int32), None
     if plan.best:
         high = jnp.full((), jnp.inf, row[f"{plan.best}/value"].dtype)
         best = Best(state.params, state.model_state, high, none)
-    if data.stop is not None:
-        waiting = data.stop.init()
+    waiting = None if data.stop is None else data.stop.init()
     return Progress(state, best, waiting, none + 1, pool, none + 1, window)
 
 
@@ -124,9 +123,9 @@ def advance_whole(plan: Plan, data: Data, progress: Progress, epochs: int) -> Pr
 
     def epoch(number, progress):
         progress = _stretch(plan, data, number, 0, per_epoch, progress)
-        if plan.guard is None:
-            return _close(plan, data, (number + 1) * per_epoch, progress)
         close = partial(_close, plan, data, (number + 1) * per_epoch)
+        if plan.guard is None:
+            return close(progress)
         return jax.lax.cond(_runs(progress), close, lambda p: p, progress)
 
     return _repeat(plan, epoch, 0, epochs, progress)
@@ -134,8 +133,7 @@ def advance_whole(plan: Plan, data: Data, progress: Progress, epochs: int) -> Pr
 
 def finite(tree: PyTree) -> Array:
     """Whether all numbers are."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)], bool))
 
 
 def _recipe(plan):

@@ -12,10 +12,11 @@ import optax
 from lossopt import _checks, _jax
 from lossopt._mean import terms
 from lossopt._typing import Array, Batch, Key, PyTree
+from lossopt.training._evaluation import on_device
 from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
 from lossopt.training._source import source
 from lossopt.training._step import Optimizer, Recipe, begin, judge
-from lossopt.training._stop import Stopped, StopRule
+from lossopt.training._stop import Stopped, StopRule, checked
 
 BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
 
@@ -153,9 +154,12 @@ def run(
       >>> trial = lambda rate: lo.training.run(
       ...     objective, 0.0, jnp.arange(9.0), optax.sgd(rate), batch_size=4, epochs=30,
       ...     key=jax.random.key(0)).history["train/value"][-1]
-      >>> print(jax.vmap(trial)(jnp.array([0.001, 0.05])).round(1))
-      [18.1  7.1]
+      >>> print(*(f"{value:.1f}" for value in jax.vmap(trial)(jnp.array([0.001, 0.05]))))
+      17.8 6.8
     """
+    train, validation, hyperparameters = on_device(
+        train=train, validation=validation, hyperparameters=hyperparameters
+    )
     data = Data(train, validation, key, hyperparameters, stop)
     epochs = _checks.count("epochs", epochs, 1)
     rows = source(train, batch_size, drop_last, shards)
@@ -175,12 +179,17 @@ def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux) -> Pl
     _checks.typed_key(data.key)
     if data.key is None:
         raise TypeError("Expected a typed PRNG key, got None. Make it with jax.random.key(seed).")
+    if data.stop is not None:
+        checked(data.stop).init()
     pieces = _checks.count("microbatches", microbatches, 1)
     _checks.at_most(rows.batch_size, microbatches=pieces)
     if best not in (None, "train", "validation"):
         raise ValueError(f"Expected best as 'train', 'validation' or None, got {best!r}.")
     validated = data.validation is not None
-    for name, wanted in (("best", best == "validation"), ("stop", data.stop and best != "train")):
+    for name, wanted in (
+        ("best", best == "validation"),
+        ("stop", data.stop is not None and best != "train"),
+    ):
         if wanted and not validated:
             raise ValueError(
                 f"{name} was given, and there is nothing to judge by: give validation, or "

@@ -1,6 +1,7 @@
 """One training step on a batch, wherever the batch comes from and wherever it lies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lossopt import _checks
 from lossopt._grad import measure, value_and_grad
 from lossopt._jaxprs import canonical
 from lossopt._objective import adapt, names
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
+from lossopt.training._evaluation import on_device
 from lossopt.training._rules import judged, moved, started
 
 Optimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
@@ -116,8 +119,10 @@ def begin(
 ) -> State:
     """The state before the first step: copies of strong types, as those that steps return."""
     own = lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True)
-    params, model_state = jax.tree.map(own, (params, model_state))
-    opt_state = started(_rule(recipe, hyperparameters), params)
+    given = on_device(params=params, model_state=model_state)
+    params, model_state = jax.tree.map(own, given)
+    with _rule(recipe, hyperparameters) as rule:
+        opt_state = started(rule, params)
     return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))
 
 
@@ -149,44 +154,56 @@ def _taken(recipe, state, batch, key, hyperparameters):
     differentiate = value_and_grad(call, **options)
     (now, means, aux), grads = differentiate(state.params, batch, **given)
 
-    @jax.custom_jvp
+    remeasure = measure(jax.checkpoint(call), **options)  # its gradient needs a piece's memory, too
+
     def value_fn(params):
-        return measure(call, **options)(params, batch, **given)[0]
+        return remeasure(params, batch, **given)[0]
 
-    @value_fn.defjvp  # piece by piece, too, and exact where devices share the batch
-    def _(primals, tangents):
-        (value, *_), grads = differentiate(*primals, batch, **given)
-        slope = jax.tree.map(
-            partial(jnp.vdot, preferred_element_type=value.dtype), grads, *tangents
-        )
-        return value, sum(jax.tree.leaves(slope), start=jnp.zeros_like(value))
-
-    rule, extra = _rule(recipe, hyperparameters), {"value": now, "grad": grads}
-    updates, opt_state = moved(
-        rule, grads, state.opt_state, state.params, **extra, value_fn=value_fn
-    )
-    params = optax.apply_updates(state.params, updates)
+    if _checks.axes(recipe.axis_name):  # where the gradient of a sum over devices is too large
+        value_fn = _with_gradient(value_fn, lambda params: differentiate(params, batch, **given)[1])
+    extra = {"value": now, "grad": grads, "value_fn": value_fn}
+    with _rule(recipe, hyperparameters) as rule:
+        updates, opt_state = moved(rule, grads, state.opt_state, state.params, **extra)
+        params = optax.apply_updates(state.params, updates)
     state = State(params, aux.get("model_state"), opt_state, state.count + 1)
     return state, Measured(now, means, aux.get("metrics"))
 
 
-def _rule(recipe: Recipe, hyperparameters: PyTree) -> Any:
-    """The gradient transformation."""
+def _with_gradient(fn, gradient):
+    """`fn(params)`, whose derivative is taken from `gradient(params)`."""
+    fn = jax.custom_jvp(fn)
+
+    @fn.defjvp
+    def _(primals, tangents):
+        value = fn(*primals)
+        dot = partial(jnp.vdot, preferred_element_type=value.dtype)
+        slopes = jax.tree.leaves(jax.tree.map(dot, gradient(*primals), *tangents))
+        return value, sum(slopes, start=jnp.zeros_like(value))
+
+    return fn
+
+
+@contextmanager
+def _rule(recipe: Recipe, hyperparameters: PyTree) -> Iterator[Any]:
+    """Gives the gradient transformation; an error says what to write for a function."""
     optimizer: Any = recipe.optimizer
-    if not _is_function(optimizer):
-        return optimizer
-    if hyperparameters is None:
-        raise TypeError(
-            f"Expected an optax.GradientTransformation, got {optimizer}. Call it, as in "
-            "optax.adam(1e-3); or, for a function of the hyperparameters, give hyperparameters."
-        )
-    rule = optimizer(hyperparameters)
-    if not hasattr(rule, "init"):
-        raise TypeError(
-            f"Expected an optimizer that maps hyperparameters to an optax.GradientTransformation; "
-            f"{optimizer} returned {type(rule).__name__}."
-        )
-    return rule
+    given = _is_function(optimizer) and hyperparameters is not None
+    try:
+        rule = optimizer(hyperparameters) if given else optimizer
+        if not hasattr(rule, "init"):
+            raise TypeError(
+                f"Expected optimizer as an optax.GradientTransformation, got {rule!r}. Call it, as "
+                "in optax.adam(1e-3); or give hyperparameters, for a function of them."
+            )
+        yield rule
+    except Exception as error:
+        if given:
+            error.add_note(
+                f"optimizer={optimizer!r} was called with the hyperparameters, all of them. Write "
+                "lambda numbers: optax.adam(numbers['learning_rate']), or call it, as in "
+                "optax.adam(1e-3)."
+            )
+        raise
 
 
 def _is_function(optimizer):

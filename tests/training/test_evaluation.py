@@ -49,6 +49,45 @@ def test_it_compiles_and_vmaps():
         _close({name: column[i] for name, column in many.items()}, _by_hand(w))
 
 
+def test_all_rows_are_one_batch_where_no_size_is_given():
+    _close(evaluate(_objective, 0.7, DATA, has_aux=True), _by_hand(0.7))
+
+
+def test_it_is_compiled_once():
+    traces, compiled = [], []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    def objective(w, batch, hyperparameters):
+        traces.append(1)
+        return _objective(w, batch)[0]
+
+    def measured(w, scale):
+        data = {name: scale * column for name, column in DATA.items()}
+        return evaluate(objective, w, data, batch_size=4, hyperparameters=scale)
+
+    first = measured(0.7, 1.0)
+    traces.clear()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    again, other = measured(0.7, 1.0), measured(0.5, 2.0)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert (traces, compiled) == ([], [])
+    assert again == first
+    assert other["fit"] != first["fit"]
+
+
+def test_what_was_never_weighed_measures_nan():
+    nothing = DATA | {"weight": np.zeros(ROWS)}
+    got = evaluate(_objective, 0.7, nothing, batch_size=4, has_aux=True)
+    want = _by_hand(0.7) | {"value": np.nan, "fit": np.nan}
+    _close(got, want)
+    value, means = lo.measure(lambda w, b: _objective(w, b)[0])(0.7, nothing)
+    assert means["fit"].value == 0, "in a step nothing weighs nothing"
+    np.testing.assert_allclose(value, want["penalty"], rtol=1e-6)
+
+
 def test_it_measures_in_float64():
     with jax.enable_x64(True):
         data = {name: np.array(column) for name, column in DATA.items()}
@@ -115,6 +154,7 @@ PLAIN = lambda w, x: {"fit": lo.mean(w - x)}
     [
         (PLAIN, {"batch_size": 0}, "batch_size >= 1, got 0"),
         (PLAIN, {"batch_size": -1}, "batch_size >= 1, got -1"),
+        (PLAIN, {"data": np.array([2**40])}, "data within 32 bits, got 1099511627776"),
         (PLAIN, {"model_state": 1.0}, "model_state was given"),
         (PLAIN, {"hyperparameters": 1.0}, "hyperparameters was given"),
         (PLAIN, {"data": (jnp.zeros(3), jnp.zeros(2))}, "leading axis"),
@@ -144,3 +184,8 @@ def test_what_does_not_fit_is_refused(objective, options, message):
 def test_what_is_another_thing_is_refused(objective, has_aux, message):
     with pytest.raises(TypeError, match=message):
         evaluate(objective, 0.0, jnp.arange(5.0), batch_size=2, has_aux=has_aux)
+
+
+def test_batches_that_are_no_integer_are_refused():
+    with pytest.raises(TypeError, match=r"batch_size as a whole number, got 2\.0"):
+        evaluate(PLAIN, 0.0, jnp.arange(5.0), batch_size=2.0)

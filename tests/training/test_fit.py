@@ -1,8 +1,8 @@
 """`fit` is `training.run`, compiled once, refused early, and shown to whoever watches."""
 
+import inspect
 import itertools
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,11 @@ import pytest
 from jax.experimental import checkify
 
 import lossopt as lo
-from lossopt.training import _fit
-from lossopt.training._run import Data, Spec, start
+from lossopt.training import Patience, Stopped, _fit
+from lossopt.training._loop import Data, advance, start
+from lossopt.training._preflight import _broken
+from lossopt.training._run import plan_of
+from lossopt.training._source import source
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -76,13 +79,6 @@ def test_the_first_row_is_not_the_last(fitted):
     assert len(np.unique(fitted.history["train/value"])) == EPOCHS
 
 
-@pytest.mark.parametrize("epochs_per_call", [1, 2, 3, EPOCHS, 99])
-def test_epochs_per_call_do_not_change_a_bit(fitted, epochs_per_call):
-    programs = _fit._advance._cache_size()
-    _same_bits(_fit_it(epochs_per_call=epochs_per_call), fitted)
-    assert _fit._advance._cache_size() == programs, "one program for any number"
-
-
 def test_it_is_the_compiled_run(fitted):
     trial = lambda: lo.training.run(
         _objective,
@@ -103,12 +99,101 @@ def test_it_is_the_compiled_run(fitted):
 
 def test_the_history_is_numpy(fitted):
     parts = itertools.product(("train", "validation"), ("value", "fit", "penalty", "accuracy"))
-    assert set(fitted.history) == {"/".join(names) for names in parts}
-    for column in fitted.history.values():
+    assert set(fitted.history) == {"step"} | {"/".join(names) for names in parts}
+    for name, column in fitted.history.items():
         assert type(column) is np.ndarray
-        assert (column.shape, column.dtype) == ((EPOCHS,), np.float32)
+        assert column.shape == (EPOCHS,)
+        assert column.dtype == (np.int32 if name == "step" else np.float32)
+    np.testing.assert_array_equal(fitted.history["step"], 3 * np.arange(1, EPOCHS + 1))
     assert isinstance(fitted, lo.training.Run)
     assert fitted.best_epoch == np.argmin(fitted.history["validation/value"])
+
+
+def test_a_run_that_ends_says_so(fitted):
+    assert fitted.stopped is Stopped.FINISHED
+    assert fitted.stopped.value == "all steps were taken"
+    assert fitted.stopped_at is None
+
+
+def test_without_validation_there_is_no_best_unless_it_is_asked_for():
+    run = _fit_plain()
+    assert (run.best_params, run.best_model_state, run.best_epoch) == (None, None, None)
+    assert set(run.history) == {"step", "train/value", "train/fit"}
+    asked = _fit_plain(best="train")
+    _same_bits(asked.params, run.params)
+    measured = lo.training.evaluate(_plain, asked.params, jnp.arange(6.0), batch_size=4)
+    np.testing.assert_allclose(asked.history["trained/value"][-1], measured["value"], rtol=1e-6)
+    assert asked.best_epoch == np.argmin(asked.history["trained/value"])
+
+
+def test_a_validation_set_of_total_weight_0_never_wins():
+    def objective(w, batch):
+        fit = lo.mean((w - batch["x"]) ** 2, batch["weight"])
+        return {"fit": fit, "penalty": lo.constant(0.1 * w**2)}
+
+    train = {"x": jnp.arange(6.0), "weight": jnp.ones(6)}
+    nothing = {"x": jnp.arange(2.0), "weight": jnp.zeros(2)}
+    run = _fit_plain(objective, train=train, validation=nothing)
+    assert np.isnan(run.history["validation/value"]).all()
+    assert np.isnan(run.history["validation/fit"]).all()
+    assert (run.best_epoch, run.best_params) == (-1, 0)
+    assert run.stopped is Stopped.FINISHED
+
+
+def test_steps_are_counted_instead_of_epochs():
+    seven = _fit_plain(epochs=None, steps=7, evaluate_every=3, validation=jnp.arange(3.0))
+    np.testing.assert_array_equal(seven.history["step"], [3, 6, 7])
+    epochs = _fit_plain(epochs=3, validation=jnp.arange(3.0))
+    six = _fit_plain(epochs=None, steps=6, validation=jnp.arange(3.0))
+    np.testing.assert_array_equal(epochs.history["step"], [2, 4, 6])
+    _same_bits(six, epochs)
+    assert seven.history["validation/value"][1] == epochs.history["validation/value"][2]
+
+
+def test_rows_of_history_do_not_change_the_run():
+    often, once = (_fit_plain(evaluate_every=every) for every in (1, 999))
+    _same_bits(often.params, once.params)
+    np.testing.assert_array_equal(often.history["step"], np.arange(1, 11))
+    np.testing.assert_array_equal(once.history["step"], [10])
+    want = np.average(often.history["train/fit"], weights=[4, 2] * 5)
+    np.testing.assert_allclose(once.history["train/fit"], [want], rtol=1e-6)
+
+
+def test_a_history_may_be_longer_than_its_window(monkeypatch):
+    want = _fit_plain(evaluate_every=1, epochs=7)
+    monkeypatch.setattr(_fit, "WINDOW", 4)
+    _same_bits(_fit_plain(evaluate_every=1, epochs=7), want)
+
+
+def test_all_rows_make_a_batch():
+    y = X @ np.array([1.0, -2.0, 0.5], np.float32) + LABELS
+    objective = lambda w, batch: {"fit": lo.mean((batch["x"] @ w - batch["y"]) ** 2)}
+    data = {"x": X, "y": y}
+    run = _fit_plain(objective, jnp.zeros(3), data, optax.lbfgs(), batch_size=None, epochs=8)
+    want, *_ = np.linalg.lstsq(X.astype(float), y.astype(float), rcond=None)
+    np.testing.assert_allclose(run.params, want, rtol=1e-4)
+    np.testing.assert_array_equal(run.history["step"], np.arange(1, 9))
+
+
+def test_an_optimizer_may_be_a_function_of_the_hyperparameters():
+    given = {"hyperparameters": {"rate": 0.1}}
+    run = _fit_plain(optimizer=lambda numbers: optax.sgd(numbers["rate"]), **given)
+    _same_bits(run, _fit_plain())
+
+
+def test_data_may_be_whatever_numpy_reads():
+    class Column:
+        """As those of pandas: an index, a dtype and a shape beside the numbers."""
+
+        dtype, shape, ndim = np.dtype("float64"), (6,), 1
+
+        def __array__(self, dtype=None, copy=None):
+            return np.arange(6, dtype=dtype or self.dtype)
+
+        def __len__(self):
+            return 6
+
+    _same_bits(_fit_plain(train=Column()), _fit_plain())
 
 
 def test_options_reach_the_run():
@@ -152,7 +237,7 @@ def test_parameters_keep_their_tree():
     objective = lambda p, x: {
         "fit": lo.mean((jnp.sum(p["layers"][0][0]) + p["layers"][1]["b"] - x) ** 2)
     }
-    result = _fit_plain(objective, params, epochs=2)
+    result = _fit_plain(objective, params, epochs=2, best="train")
     for got in (result.params, result.best_params):
         assert jax.tree.structure(got) == jax.tree.structure(params)
         assert [x.dtype for x in jax.tree.leaves(got)] == [jnp.float32, jnp.bfloat16]
@@ -173,16 +258,22 @@ def test_a_state_may_hold_a_key():
 
 
 @pytest.fixture
-def compiled(caplog):
-    """Names of the programs that were compiled since the last call."""
+def compiled():
+    """How many programs were compiled, or read from the cache on disk, since the last call."""
+    events = []
 
-    def names():
-        lines = [record.getMessage() for record in caplog.records]
-        caplog.clear()
-        return [line.split()[1] for line in lines if line.startswith("Compiling ")]
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            events.append(event)
 
-    with jax.log_compiles():
-        yield names
+    def count():
+        number = len(events)
+        events.clear()
+        return number
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 COUNTER = optax.GradientTransformation(lambda p: 0.0, lambda u, s, p: (-0.1 * u, s + 1))
@@ -197,80 +288,76 @@ STARTS = {
 @pytest.mark.parametrize("case", STARTS)
 def test_a_fit_compiles_its_loop_once(compiled, case):
     params, optimizer = STARTS[case]
-    options = {"batch_size": 6, "epochs": 3, "epochs_per_call": 1}
-    _fit_plain(lambda w, x: {"fit": lo.mean((w - x) ** 2)}, params, optimizer=optimizer, **options)
-    assert sum("advance" in name for name in compiled()) == 1
+    objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
+    _fit_plain(objective, params, optimizer=optimizer, batch_size=6, epochs=1)
+    assert compiled() > 0
+    _fit_plain(objective, params, optimizer=optimizer, batch_size=6, epochs=20)
+    assert compiled() == 0
 
 
-def test_a_second_fit_compiles_nothing(compiled):
+def test_other_numbers_epochs_and_data_neither_trace_nor_compile(compiled):
     traces = []
 
     def objective(w, x, key, model_state, hyperparameters):
         traces.append(1)
         noise = 0.0 if key is None else jax.random.normal(key)
         return {"fit": lo.mean((w - x) ** 2)}, {
-            "model_state": model_state + hyperparameters * noise
+            "model_state": model_state + hyperparameters["noise"] * noise
         }
 
     x = jnp.arange(10.0)
-    first = {"params": jnp.ones(2)[0], "train": x, "validation": x[:7], "key": KEY}
-    first |= {"model_state": jnp.ones(2)[0], "hyperparameters": 0.1}
-    second = {"params": jnp.ones(2)[1], "train": x + 1, "validation": -x[:7], "key": KEY}
-    second |= {"model_state": jnp.ones(2)[1], "hyperparameters": 0.2}
-    _fit_plain(objective, has_aux=True, **first)
-    assert any("advance" in name for name in compiled())
-    assert len(traces) <= 20
+    first = {"params": jnp.ones(2)[0], "train": x, "validation": x[:7], "key": KEY, "epochs": 2}
+    first |= {"model_state": jnp.ones(2)[0], "hyperparameters": {"noise": 0.1, "rate": 0.1}}
+    first |= {"stop": Patience(4, min_delta=0.1)}
+    second = {"params": jnp.ones(2)[1], "train": x + 1, "validation": -x[:7], "epochs": 9}
+    second |= {"model_state": jnp.ones(2)[1], "hyperparameters": {"noise": 0.2, "rate": 0.01}}
+    second |= {"stop": Patience(2, min_delta=0.0), "key": jax.random.key(7)}
+    rule = lambda numbers: optax.sgd(numbers["rate"])
+    _fit_plain(objective, optimizer=rule, has_aux=True, **first)
+    assert compiled() > 0
+    assert len(traces) <= 30
     traces.clear()
-    _fit_plain(objective, has_aux=True, **second, epochs_per_call=2)
-    assert compiled() == []
-    assert len(traces) <= 3, "one batch and the two sizes of validation batches, for their shapes"
+    _fit_plain(objective, optimizer=rule, has_aux=True, **second)
+    _fit_plain(objective, optimizer=rule, has_aux=True, **second | {"evaluate_every": 5})
+    assert (compiled(), traces) == (0, [])
 
 
-def test_other_objects_compile_anew(compiled):
-    for options in ({}, {"optimizer": optax.sgd(0.2)}):
-        _fit_plain(params=jnp.zeros(2).sum(), **options, epochs=2)
-    assert any("advance" in name for name in compiled())
+# The host
 
 
-def _calls(monkeypatch, seconds, **options):
-    """The stretches of epochs of a fit whose every call takes `seconds`."""
-    clock, calls = [0.0], []
-
-    def advance(spec, data, state, begin, end):
-        calls.append((int(begin), int(end)))
-        assert len(calls) < 200, "no end"
-        clock[0] += seconds
-        return state
-
-    monkeypatch.setattr(_fit, "_advance", advance)
-    monkeypatch.setattr(_fit, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    _fit_plain(**options)
-    assert [begin for begin, _ in calls] == [0] + [end for _, end in calls[:-1]]
-    assert calls[-1][1] == options["epochs"]
-    return [end - begin for begin, end in calls]
+def _hosted(clock, shown=False, epochs=20):
+    """A run of one step an epoch, by this clock."""
+    data = Data(jnp.arange(6.0), None, KEY, None, None)
+    rows = source(data.train, None, False)
+    plan = plan_of(_plain, DESCENT, rows, data, None, 1, False)._replace(window=_fit.WINDOW)
+    begin = lambda: start(plan, data, 0.0, None)
+    schedule = _fit._Schedule.of(epochs, None, None, rows.steps)
+    return _fit._host(plan, data, begin, schedule, shown, clock)
 
 
-def test_calls_have_the_length_that_was_asked(monkeypatch):
-    for seconds in (0.0, 9.0):
-        assert _calls(monkeypatch, seconds, epochs=10, epochs_per_call=3) == [3, 3, 3, 1]
+def _calls(seconds, epochs):
+    """How many calls there are where each takes so long, and what they leave behind."""
+    readings = itertools.count()
+    run = _hosted(lambda: seconds * next(readings), epochs=epochs)
+    return (next(readings) + 1) // 2, run  # nobody reads the clock after the first, which compiles
 
 
-def test_short_calls_grow_after_the_first_which_compiles(monkeypatch):
-    assert _calls(monkeypatch, 0.01, epochs=20) == [1, 1, 2, 4, 8, 4]
+def test_short_calls_grow_after_the_first_which_compiles():
+    calls, run = _calls(0.01, epochs=40)
+    assert calls == 4, "1, 1, 15 and the rest"
+    slow, other = _calls(0.15, epochs=40)
+    assert slow == 40, "calls of the right length stay"
+    _same_bits(run, other)
 
 
-def test_calls_of_the_right_length_stay(monkeypatch):
-    assert _calls(monkeypatch, 0.2, epochs=4) == [1, 1, 1, 1]
+@pytest.mark.parametrize(("count", "seconds", "want"), [(9, 0.3, 4), (2, 0.3, 1), (1, 9.0, 1)])
+def test_long_calls_shrink(count, seconds, want):
+    assert _fit._adapted(count, seconds) == want
 
 
-def test_long_calls_shrink():
-    assert [_fit._adapted(count, 0.3) for count in (9, 2, 1)] == [4, 1, 1]
-
-
-@pytest.mark.parametrize("epochs_per_call", [0, -1])
-def test_calls_without_epochs_are_refused(monkeypatch, epochs_per_call):
-    with pytest.raises(ValueError, match="epochs_per_call >= 1"):
-        _calls(monkeypatch, 0.0, epochs=3, epochs_per_call=epochs_per_call)
+@pytest.mark.parametrize(("count", "seconds", "want"), [(3, 0.0, 48), (8, 0.075, 16)])
+def test_short_calls_grow_but_not_at_once(count, seconds, want):
+    assert _fit._adapted(count, seconds) == want
 
 
 # What the compiled programs hold
@@ -300,16 +387,14 @@ def _twisted_params():
 
 @pytest.fixture(scope="module")
 def programs():
-    spec = Spec(_twisted, OPTIMIZER, batch_size=4)
     train = jax.tree.map(jnp.asarray, TRAIN)
-    data, params = Data(train, None, KEY, None), _twisted_params()
-    state = start(spec, data, params, None, 3)
-    zero, three = np.int32(0), np.int32(3)
-    lowered = {
-        "loop": _fit._advance.lower(spec, data, state, zero, three),
-        "preflight": _fit._broken_conditions.lower(spec, data, train, None, params),
-    }
-    return {name: program.compile().as_text() for name, program in lowered.items()}
+    data, params = Data(train, None, KEY, None, None), _twisted_params()
+    plan = plan_of(_twisted, OPTIMIZER, source(train, 4, False), data, None, 1, False)
+    begun = start(plan, data, params, None)
+    loop = jax.jit(partial(advance, plan)).lower(data, begun, *map(np.int32, (0, 3, 3, 3)))
+    check = jax.jit(partial(_broken, _twisted, False, 4)).lower(params, train, None, None, KEY)
+    programs = {"loop": loop, "preflight": check}
+    return {name: program.compile().as_text() for name, program in programs.items()}
 
 
 def test_the_loop_holds_the_model_and_no_callback(programs):
@@ -345,9 +430,16 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_conditions_are_named_before_the_loop_compiles(compiled, part, case):
     data, message = BROKEN[case]
+    traces = []
+
+    def objective(*args, **keywords):
+        traces.append(1)
+        return _objective(*args, **keywords)
+
+    objective.__signature__ = inspect.signature(_objective)
     with pytest.raises(ValueError, match=rf"^{part}: {message}\S*$"):
-        _fit_it(**{"validation": TRAIN, part: data})
-    assert not any("advance" in name for name in compiled())
+        _fit_it(objective, **{"validation": TRAIN, part: data})
+    assert compiled() <= 2, "the preflight of train, and of validation"
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
@@ -405,7 +497,7 @@ def test_integers_that_do_not_fit_are_refused(place):
         return {"fit": lo.mean(w - x + jnp.sum(model_state) + jnp.sum(hyperparameters))}
 
     given = {"model_state": 0, "hyperparameters": 0} | {place: WIDE}
-    with pytest.raises(ValueError, match="1099511627776 do not fit int32"):
+    with pytest.raises(ValueError, match=f"{place} within 32 bits, got 1099511627776"):
         _fit_plain(objective, **given)
 
 
@@ -437,7 +529,28 @@ def test_wide_integers_are_data_in_float64():
         ({"train": np.array([None, 1.0])}, TypeError, "JAX"),
         ({"key": jax.random.PRNGKey(0)}, TypeError, "typed PRNG key"),
         ({"key": 0}, TypeError, "typed PRNG key"),
+        ({"key": None}, TypeError, "typed PRNG key, got None"),
         ({"epochs": 0}, ValueError, "epochs >= 1"),
+        ({"epochs": 3.0}, TypeError, r"epochs as a whole number, got 3\.0"),
+        ({"epochs": "3"}, TypeError, "epochs as a whole number, got '3'"),
+        ({"epochs": 2**30}, ValueError, "epochs <= 1073741823, got 1073741824"),
+        ({"epochs": 2**40}, ValueError, "epochs within 32 bits"),
+        ({"steps": 3}, ValueError, "either epochs or steps, got epochs=5 and steps=3"),
+        ({"epochs": None}, ValueError, "either epochs or steps, got epochs=None and steps=None"),
+        ({"epochs": None, "steps": 0}, ValueError, "steps >= 1, got 0"),
+        ({"epochs": None, "steps": 2.5}, TypeError, r"steps as a whole number, got 2\.5"),
+        ({"evaluate_every": 1.0}, TypeError, r"evaluate_every as a whole number, got 1\.0"),
+        ({"evaluate_every": 0}, ValueError, "evaluate_every >= 1, got 0"),
+        ({"batch_size": 4.0}, TypeError, r"batch_size as a whole number, got 4\.0"),
+        ({"microbatches": 2.0}, TypeError, r"microbatches as a whole number, got 2\.0"),
+        ({"stop": Patience(1)}, ValueError, "stop was given, .*: give validation"),
+        ({"best": "validation"}, ValueError, "best was given, .*: give validation"),
+        ({"best": "last"}, ValueError, "best as 'train', 'validation' or None, got 'last'"),
+        ({"best": "train", "stop": Patience(2.5)}, TypeError, r"patience as .*, got 2\.5"),
+        ({"best": "train", "stop": Patience(0)}, ValueError, "patience >= 1, got 0"),
+        ({"best": "train", "stop": Patience}, TypeError, "Expected a stop rule, got <class"),
+        ({"best": "train", "stop": 3}, TypeError, "Expected a stop rule, got 3"),
+        ({"optimizer": optax.adam}, TypeError, r"Call it, as in optax\.adam\(1e-3\)"),
         ({"batch_size": 0}, ValueError, "batch_size >= 1"),
         ({"microbatches": 0}, ValueError, "microbatches >= 1"),
         ({"microbatches": 5}, ValueError, "microbatches <= 4"),
@@ -448,9 +561,39 @@ def test_wide_integers_are_data_in_float64():
         ({"objective": lambda w, x: {"value": lo.mean(w - x)}}, ValueError, "'value' twice"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_plain_words(options, error, message):
+def test_what_does_not_fit_is_refused_in_plain_words(compiled, options, error, message):
     with pytest.raises(error, match=message):
         _fit_plain(**options)
+    assert compiled() <= 1, "at most the preflight"
+
+
+TRACED = {
+    "a leaf in vmap": (lambda fit: jax.vmap(lambda w: fit(params=w))(jnp.ones(2)), "params is"),
+    "two arguments in jit": (
+        lambda fit: jax.jit(lambda x: fit(train=x, validation=x))(jnp.ones(2)),
+        "train and validation is",
+    ),
+    "grad": (
+        lambda fit: jax.grad(lambda h: fit(hyperparameters=h))(0.1),
+        "hyperparameters is",
+    ),
+    "nothing in jit": (lambda fit: jax.jit(lambda: fit(train=np.arange(6.0)))(), "the call is"),
+    "an objective in vmap": (
+        lambda fit: jax.vmap(lambda s: fit(objective=lambda w, x: lo.mean(s * (w - x) ** 2)))(
+            jnp.ones(2)
+        ),
+        "the call is",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_a_fit_is_not_traced(compiled, case):
+    trace, message = TRACED[case]
+    fit = lambda **options: _fit_plain(**options).params
+    with pytest.raises(TypeError, match=rf"{message} traced by .*: take lossopt\.training\.run"):
+        trace(fit)
+    assert compiled() <= 1, "the arrays of this test"
 
 
 # The bar
@@ -476,7 +619,7 @@ def test_the_bar_shows_where_it_is_wanted(monkeypatch, capfd, progress, terminal
     shown = terminal if progress == "auto" else progress
     assert bool(err) == shown
     if shown:
-        assert all(text in err for text in ("fit", "3/3", "train/value", "validation/value"))
+        assert all(text in err for text in ("epochs", "3/3", "train/value", "validation/value"))
         assert "train/fit" not in err
 
 
@@ -485,14 +628,26 @@ def test_the_bar_shows_the_last_row(monkeypatch, capfd):
     options = {"train": jnp.array([3.0]), "params": 1.0, "batch_size": 1, "epochs": 3}
     err = _shown(capfd, progress=True, **options)
     assert f"train/value {4 * 0.64**2:.4g}" in err
+    err = _shown(capfd, progress=True, **options | {"epochs": None, "steps": 4})
+    assert all(text in err for text in ("steps", "4/4"))
 
 
-def test_an_interrupted_fit_leaves_no_bar(monkeypatch, capfd):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def test_the_bar_shows_where_a_run_stopped(monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", "200")
+    stop = Patience(1, min_delta=1e9)
+    err = _shown(capfd, progress=True, validation=jnp.arange(2.0), stop=stop, epochs=50)
+    assert " 2/50" in err.splitlines()[-1]
 
-    monkeypatch.setattr(_fit, "_advance", interrupt)
+
+def test_an_interrupted_fit_leaves_no_bar(capfd):
+    readings = iter([0.0, 1.0, 2.0])
+
+    def clock():
+        if (now := next(readings, None)) is None:
+            raise KeyboardInterrupt
+        return now
+
     with pytest.raises(KeyboardInterrupt):
-        _fit_plain(progress=True)
-    monkeypatch.undo()
+        _hosted(clock, shown=True)
+    capfd.readouterr()
     assert _shown(capfd, progress=True, epochs=2).count("2/2") == 1

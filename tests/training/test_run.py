@@ -12,9 +12,9 @@ import pytest
 
 import lossopt as lo
 
-run = lo.training.run
+run, Patience = lo.training.run, lo.training.Patience
 ROWS, BATCH, EPOCHS, STRENGTH = 10, 4, 5, 0.1
-KEY = jax.random.key(3)
+KEY = jax.random.key(1)
 
 
 def _data(rows, seed):
@@ -135,7 +135,8 @@ def _replay(steps, epochs, optimizer, params):
             tables.append(table)
         train, valid = _columns(tables), _columns([_measure(params, VALIDATION)[0]])
         history.append(
-            {f"train/{k}": v for k, v in train.items()}
+            {"step": epoch[-1] + 1}
+            | {f"train/{k}": v for k, v in train.items()}
             | {f"validation/{k}": v for k, v in valid.items()}
         )
         trajectory.append(params)
@@ -187,7 +188,7 @@ def test_terms_add_up_to_the_value_and_metrics_do_not(trained):
         value, fit, penalty = (trained.history[f"{part}/{k}"] for k in ("value", "fit", "penalty"))
         np.testing.assert_allclose(value, fit + penalty, rtol=1e-6)
         assert trained.history[f"{part}/absolute"].shape == (EPOCHS,)
-    assert len(trained.history) == 8
+    assert len(trained.history) == 9
 
 
 def test_validation_is_measured_after_the_epoch(trained):
@@ -210,7 +211,7 @@ def test_a_run_holds_arrays_only(trained):
 
 
 def test_the_key_decides_the_order(compiled, trained):
-    again, other = compiled(jax.random.key(3)), compiled(jax.random.key(4))
+    again, other = compiled(jax.random.key(1)), compiled(jax.random.key(4))
     _same_bits(again, trained)
     assert (other.model_state["rows"] != trained.model_state["rows"]).any()
     assert (other.model_state["noise"] != trained.model_state["noise"]).any()
@@ -332,7 +333,8 @@ def in_float64():
 
 def test_a_run_in_float64_is_the_plain_loop(in_float64):
     result, (trajectory, columns) = in_float64
-    floats = (result.params, result.best_params, result.history)
+    columns_of_floats = {k: column for k, column in result.history.items() if k != "step"}
+    floats = (result.params, result.best_params, columns_of_floats)
     assert {leaf.dtype for leaf in jax.tree.leaves(floats)} == {jnp.dtype("float64")}
     _close(result.params, trajectory[-1], rtol=1e-12)
     _close(result.history, columns, rtol=1e-12)
@@ -377,14 +379,15 @@ def test_gradients_reach_the_weights_of_rows():
 # What is best
 
 
-def _table_objective(params, batch, model_state, hyperparameters):
-    """Falls through a table of values, whatever the parameters."""
-    means = lo.constant(params - jax.lax.stop_gradient(params) + hyperparameters[model_state])
+def _table_objective(params, batch, key, model_state, hyperparameters):
+    """Falls through a table of values, after each epoch, whatever the parameters."""
+    value = 0.0 if key is not None else hyperparameters[model_state - 1]
+    means = lo.constant(params - jax.lax.stop_gradient(params) + value)
     return means, {"model_state": model_state + 1}
 
 
 INF, NAN = np.inf, np.nan
-TABLES = {  # values at validation after each epoch, and the best
+TABLES = {  # values after each epoch, and the best
     "falling": ([3, 2, 1, 0], 3),
     "rising": ([0, 1, 2, 3], 0),
     "the first of two": ([2, 1, 3, 1], 1),
@@ -397,7 +400,7 @@ TABLES = {  # values at validation after each epoch, and the best
 }
 
 
-def _through(table, validation):
+def _through(table, **judged):
     return run(
         _table_objective,
         1.0,
@@ -406,24 +409,24 @@ def _through(table, validation):
         batch_size=2,
         epochs=4,
         key=KEY,
-        validation=validation,
         has_aux=True,
         model_state=0,
         hyperparameters=table,
+        **judged,
     )
 
 
 @pytest.fixture(scope="module")
 def through_tables():
     tables = jnp.array([values for values, _ in TABLES.values()], jnp.float32)
-    late = jnp.pad(tables, ((0, 0), (1, 0)), constant_values=9)  # read after the step
-    return {
-        "validation": jax.jit(jax.vmap(partial(_through, validation=jnp.zeros(2))))(late),
-        "train": jax.jit(jax.vmap(partial(_through, validation=None)))(tables),
+    trials = {
+        "validation": partial(_through, validation=jnp.zeros(2)),
+        "trained": partial(_through, best="train"),
     }
+    return {name: jax.jit(jax.vmap(trial))(tables) for name, trial in trials.items()}
 
 
-@pytest.mark.parametrize("watched", ["train", "validation"])
+@pytest.mark.parametrize("watched", ["trained", "validation"])
 @pytest.mark.parametrize("case", TABLES)
 def test_the_best_epoch_has_the_lowest_finite_value(through_tables, watched, case):
     i, (values, best) = list(TABLES).index(case), TABLES[case]
@@ -521,7 +524,7 @@ def test_a_state_that_is_only_read_stays():
     options = {"batch_size": 4, "epochs": 50, "key": KEY, "model_state": {"shift": jnp.array(1.0)}}
     result = run(read, 0.0, jnp.ones(4), optax.sgd(0.2), **options)
     np.testing.assert_allclose(result.params, 2, rtol=1e-5)
-    assert result.model_state == result.best_model_state == {"shift": 1.0}
+    assert result.model_state == {"shift": 1.0}
 
 
 def test_a_state_may_be_any_tree():
@@ -628,7 +631,8 @@ def test_hyperparameters_may_be_a_regularizer():
 )
 def test_columns_are_named_by_path(objective, names):
     history = _outline(objective, validation=jnp.ones(3)).history
-    assert set(history) == {f"{part}/{name}" for part in ("train", "validation") for name in names}
+    parts = ("train", "validation")
+    assert set(history) == {"step"} | {f"{part}/{name}" for part in parts for name in names}
     assert all(column.shape == (2,) for column in history.values())
 
 
@@ -698,6 +702,11 @@ REFUSED = {
         dict(objective=_stateful(lambda s: jnp.ones(2)), has_aux=True),
         "model_state like the first",
     ),
+    "best without validation": (dict(best="validation"), "best was given.*give validation"),
+    "a stop without what it watches": (dict(stop=Patience(1)), "stop was given.*give validation"),
+    "another best": (dict(best="last"), "best as 'train', 'validation' or None, got 'last'"),
+    "patience out of range": (dict(stop=Patience(0), best="train"), "patience >= 1, got 0"),
+    "integers that do not fit": (dict(train=np.array([2**40])), "train within 32 bits"),
     "no epochs": (dict(epochs=0), "epochs >= 1, got 0"),
     "empty batches": (dict(batch_size=0), "batch_size >= 1, got 0"),
     "no microbatches": (dict(microbatches=0), "microbatches >= 1, got 0"),
@@ -720,6 +729,12 @@ def test_what_does_not_fit_is_refused(case):
 REFUSED_TYPES = {
     "a raw key": (dict(key=jax.random.PRNGKey(0)), "typed PRNG key"),
     "no key": (dict(key=None), "PRNG key"),
+    "epochs that are no integer": (dict(epochs=3.0), "epochs as a whole number, got 3.0"),
+    "batches that are no integer": (dict(batch_size=4.0), "batch_size as a whole number, got 4.0"),
+    "pieces that are no integer": (dict(microbatches=2.0), "microbatches as a whole number"),
+    "a number for a rule": (dict(stop=3, best="train"), "Expected a stop rule, got 3"),
+    "a class for a rule": (dict(stop=Patience, best="train"), "Expected a stop rule, got <class"),
+    "an optimizer that is not called": (dict(optimizer=optax.adam), r"Call it, as in optax\.adam"),
     "an array for a term": (dict(objective=lambda w, x: {"fit": jnp.mean(w - x)}), "tree of Mean"),
     "an array for a metric": (
         dict(objective=_with_aux(metrics={"m": jnp.ones(())}), has_aux=True),
@@ -754,7 +769,7 @@ def test_what_is_another_thing_is_refused(case):
 
 def test_metrics_and_state_are_each_optional():
     names = set(_outline(_with_aux(metrics={"m": MEAN}), has_aux=True).history)
-    assert names == {"train/value", "train/fit", "train/m"}
+    assert names == {"step", "train/value", "train/fit", "train/m"}
     assert set(_outline(_with_aux(), has_aux=True).history) == names - {"train/m"}
     state = _outline(_stateful(lambda s: s + 1), has_aux=True, model_state=0.0).model_state
     assert state.shape == ()
@@ -843,7 +858,9 @@ def test_low_precision_parameters_keep_their_dtype(microbatches):
     )
     kept = {leaf.dtype for leaf in jax.tree.leaves((result.params, result.best_params))}
     assert kept == {jnp.dtype("bfloat16")}
-    assert {x.dtype for x in result.history.values()} == {jnp.dtype("float32")}
+    dtypes = {name: x.dtype for name, x in result.history.items()}
+    assert dtypes.pop("step") == jnp.int32
+    assert set(dtypes.values()) == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", ["adam", "lbfgs", "reduce_on_plateau", "polyak"])
