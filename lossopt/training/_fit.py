@@ -16,7 +16,7 @@ from lossopt.training._bar import bar
 from lossopt.training._evaluation import on_device
 from lossopt.training._loop import Data, Plan, Progress, advance, start
 from lossopt.training._preflight import preflight
-from lossopt.training._run import BROKEN, Run, finish, judge_run, plan_of
+from lossopt.training._run import BROKEN, Run, finish, plan_of, start_judged
 from lossopt.training._source import source
 from lossopt.training._step import Optimizer
 from lossopt.training._stop import Stopped, StopRule
@@ -108,10 +108,9 @@ def fit(
     schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
     plan = plan._replace(window=WINDOW)
-    begin = lambda: _programs.call(start, (plan,), data, params, model_state)
+    first = start_judged if check else start
+    begin = lambda: _programs.call(first, (plan,), data, params, model_state)
     with _jax.on_mesh(train, params):
-        if check:
-            judge_run(plan, data, params, model_state)
         preflight(plan, data, params, model_state)
         return _host(plan, data, begin, schedule, progress, time.perf_counter)
 

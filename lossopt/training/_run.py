@@ -15,7 +15,7 @@ from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
 from lossopt.training._source import source
-from lossopt.training._step import Optimizer, Recipe, begin, judge
+from lossopt.training._step import Optimizer, Recipe, judge
 from lossopt.training._stop import Stopped, StopRule, checked
 
 BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
@@ -166,9 +166,7 @@ def run(
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
     with _jax.on_mesh(train, params):
-        if check:
-            judge_run(plan, data, params, model_state)
-        begun = start(plan, data, params, model_state)
+        begun = (start_judged if check else start)(plan, data, params, model_state)
         _, begun = _jax.alike((data, begun))  # within a shard_map each device has a run of its own
         progress = advance_whole(plan, data, begun, epochs)
         return finish(plan, progress, progress.status, progress.pool)
@@ -199,16 +197,17 @@ def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux) -> Pl
     return Plan(objective, optimizer, rows, pieces, has_aux, judged, "stop", 1)
 
 
-def judge_run(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> None:
-    """Refuses an optimizer with a regularizer whose value the objective does not hold."""
+def start_judged(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progress:
+    """`start`, which refuses a regularizer whose value the objective does not hold."""
     recipe = Recipe(plan.objective, plan.optimizer, has_aux=plan.has_aux)
+    progress = start(plan, data, params, model_state)
 
-    def look(data, params, model_state):
-        state = begin(recipe, params, model_state, data.hyperparameters)
+    def look(data, state):
         batch = plan.source.batch(data.train, data.key, 0)
         judge(recipe, state, batch, data.key, data.hyperparameters)
 
-    jax.eval_shape(look, data, params, model_state)
+    jax.eval_shape(look, data, progress.state)
+    return progress
 
 
 def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:

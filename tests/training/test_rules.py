@@ -185,6 +185,19 @@ def test_judging_changes_no_bit():
         np.testing.assert_array_equal(checked, not_checked)
 
 
+def test_a_second_fit_is_not_judged_again():
+    traced = []
+
+    def objective(params, batch):
+        traced.append(1)
+        return penalized(params, batch)
+
+    for expected in (True, False):
+        traced.clear()
+        by_fit(objective, proximal)
+        assert bool(traced) is expected
+
+
 def test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn():
     x, y = datasets.load_breast_cancer(return_X_y=True)
     x, strength = StandardScaler().fit_transform(x), 0.02
