@@ -78,6 +78,7 @@ CLAIMS = {
         "Every level and every length": "test_every_argument_may_be_traced",
     },
     "docs/regularizers.md": {
+        "without a gradient": "test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn",
         "makes coordinates exactly zero": "test_l1_makes_exact_zeros_and_l2_makes_none",
         "acts on each leaf by itself": "test_each_leaf_is_by_itself",
         "weights that are exactly zero": "test_exact_zeros_survive_apply_updates",

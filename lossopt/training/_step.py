@@ -107,9 +107,10 @@ def train_step(
         return begin(recipe, params, model_state, hyperparameters)
 
     def step(state, batch, *, key=None, hyperparameters=None):
+        taken = take_step(recipe, state, batch, key, hyperparameters)
         if check:
             judge(recipe, state, batch, key, hyperparameters)
-        return take_step(recipe, state, batch, key, hyperparameters)
+        return taken
 
     return init, step
 

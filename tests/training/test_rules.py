@@ -146,6 +146,27 @@ def test_the_term_may_stand_beside_others_and_be_any_of_them():
         by_step(data_alone, proximal)
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
+def test_terms_are_told_apart_where_one_program_gives_them(wrap):
+    whole = lambda params, batch: tuple(t.value for t in penalized(params, batch).values())
+
+    def objective(params, batch, *, held):
+        fit, penalty = wrap(whole)(params, batch)
+        return [lo.constant(fit)] + [lo.constant(penalty)] * held
+
+    by_step(partial(objective, held=True), proximal)
+    with pytest.raises(ValueError, match=r"\(0\) none does"):
+        by_step(partial(objective, held=False), proximal)
+
+
+def test_a_step_without_a_key_is_told_so_first():
+    def noisy(params, batch, key):
+        return penalized(params, batch + jax.random.normal(key, batch.shape))
+
+    with pytest.raises(TypeError, match="names key"):
+        by_step(noisy, proximal)
+
+
 def test_a_term_behind_a_kernel_of_its_own_has_a_slope():
     @jax.custom_vjp
     def kernel(x):
