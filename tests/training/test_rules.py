@@ -260,7 +260,9 @@ def test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn():
     assert kept.sum() == 7
     np.testing.assert_array_equal(kept, model.coef_[0] != 0)
     fit_alone = lambda params, batch: {"fit": objective(params, batch)["fit"]}
-    assert best(fit_alone, check=False)[1] > 1.2 * wanted
+    run, value = best(fit_alone, check=False)
+    assert value > 1.2 * wanted
+    assert np.count_nonzero(run.best_params["kernel"]) > 10
 
 
 # What no optimizer may be
