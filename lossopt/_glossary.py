@@ -141,8 +141,7 @@ TABLE = {
         "ISTA, proximal gradient, projected gradient": "lossopt.transforms.sgd(regularizer=)",
         "gradient clipping, clip grad norm": "lossopt.transforms.clip_by_global_norm",
         "clip, clip grad value": "optax.clip",
-        "MultiSteps": "lossopt.fit(microbatches=), or lossopt.transforms.accumulate in your own "
-        "loop",
+        "MultiSteps": "lossopt.fit(microbatches=), or lossopt.transforms.accumulate by hand",
         "ReduceLROnPlateau": "lossopt.transforms.reduce_on_plateau",
         "apply if finite, skip not finite, NaN guard": "lossopt.transforms.skip_spikes",
         "EMA, exponential moving average, Polyak averaging, SWA": "an average of the parameters "
