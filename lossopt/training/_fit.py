@@ -203,7 +203,7 @@ def _new_rows(progress, before):
     return [{name: column[i % size] for name, column in window.items()} for i in rows]
 
 
-def _adapted(count, seconds, aim=0.15):
+def _adapted(count, seconds, aim=0.25):
     """How many steps take so long, approached without leaps."""
     return max(1, int(count * min(16, max(0.25, aim / max(seconds, 1e-9)))))
 

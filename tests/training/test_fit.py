@@ -346,18 +346,18 @@ def _calls(seconds, epochs):
 
 def test_short_calls_grow_after_the_first_which_compiles():
     calls, run = _calls(0.01, epochs=40)
-    assert calls == 4, "1, 1, 15 and the rest"
-    slow, other = _calls(0.15, epochs=40)
+    assert calls == 4, "1, 1, 16 and the rest"
+    slow, other = _calls(0.25, epochs=40)
     assert slow == 40, "calls of the right length stay"
     _same_bits(run, other)
 
 
-@pytest.mark.parametrize(("count", "seconds", "want"), [(9, 0.3, 4), (2, 0.3, 1), (1, 9.0, 1)])
+@pytest.mark.parametrize(("count", "seconds", "want"), [(9, 0.5, 4), (2, 0.5, 1), (1, 9.0, 1)])
 def test_long_calls_shrink(count, seconds, want):
     assert _fit._adapted(count, seconds) == want
 
 
-@pytest.mark.parametrize(("count", "seconds", "want"), [(3, 0.0, 48), (8, 0.075, 16)])
+@pytest.mark.parametrize(("count", "seconds", "want"), [(3, 0.0, 48), (8, 0.125, 16)])
 def test_short_calls_grow_but_not_at_once(count, seconds, want):
     assert _fit._adapted(count, seconds) == want
 
