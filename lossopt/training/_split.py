@@ -46,8 +46,7 @@ def split(
     """
     _checks.given_key(key)
     (data,) = on_device(data=data)
-    with _jax.on_mesh(data):
-        return _apart(_held(data, shards, share=share), data, key)
+    return _apart(_held(data, shards, share=share), data, key)[:2]
 
 
 def parted(
@@ -56,10 +55,9 @@ def parted(
     """Training and validation data, and the rows that validate where a share was split off."""
     if not isinstance(validation, int | float | np.number):
         return train, validation, None
+    _checks.given_key(key)
     (data,) = on_device(train=train)
-    held = _held(data, shards, validation=validation)
-    parts = split(data, validation, key, shards=shards)
-    return *parts, _apart(held, jnp.arange(rows(data)), key)[1]
+    return _apart(_held(data, shards, validation=validation), data, key)
 
 
 def _held(data, shards, **named):
@@ -79,8 +77,14 @@ def _held(data, shards, **named):
     return Rows(total, each * parts, False, parts)
 
 
+def _apart(source, data, key):
+    with _jax.on_mesh(data):
+        return _taken(source, data, key)
+
+
 @partial(jax.jit, static_argnums=0)
-def _apart(rows, data, key):
+def _taken(source, data, key):
     key = jax.random.fold_in(key, APART)
-    held = rows.batch_size
-    return rows.take(data, key, 1, rows.rows - held), rows.take(data, key, 0, held)
+    numbered, held = (data, jnp.arange(source.rows)), source.batch_size
+    train, _ = source.take(numbered, key, 1, source.rows - held)
+    return train, *source.take(numbered, key, 0, held)
