@@ -144,6 +144,13 @@ def typed_key(key: PyTree) -> None:
             )
 
 
+def given_key(key: PyTree) -> None:
+    """Raises where there is no typed key."""
+    typed_key(key)
+    if key is None:
+        raise TypeError("Expected a typed PRNG key, got None. Make it with jax.random.key(seed).")
+
+
 def fits(**numbers: ArrayLike) -> None:
     """Raises where a whole number is beyond the integers of jax, which would wrap it."""
     for name, number in numbers.items():

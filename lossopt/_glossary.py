@@ -23,10 +23,11 @@ TABLE = {
         "metrics, accuracy, top-k": "lossopt.mean of what is counted (docs/recipes.md#metrics)",
         "perplexity": "jax.numpy.exp of the value (docs/recipes.md#a-large-vocabulary)",
         "batch norm, batch statistics, model state": "the keyword model_state of an objective "
-        "(docs/objectives.md#metrics-and-model-state)",
+        "(docs/models.md)",
         "dropout, noise, rng": "the keyword key of an objective (docs/objectives.md#keys)",
         "large vocabulary, memory-efficient cross entropy": "lossopt.fused."
         "linear_softmax_cross_entropy",
+        "predict, predict_proba, inference": "lossopt.training.predict (docs/models.md#predictions)",
         "minimize, scipy.optimize, curve fit": "optax.lbfgs "
         "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
         "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
@@ -89,8 +90,6 @@ TABLE = {
         "DPO": "lossopt.losses.direct_preference",
         "IPO": "lossopt.losses.identity_preference",
         "CTC": "optax.losses.ctc_loss",
-        "sparsemax": "optax.losses.sparsemax_loss",
-        "perceptron": "optax.losses.perceptron_loss",
     },
     "lossopt.fused": {
         "linear cross entropy, fused linear cross entropy, fused cross entropy, chunked cross "
@@ -163,6 +162,7 @@ TABLE = {
         "max steps, max iter, eval steps": "lossopt.fit(steps=, evaluate_every=)",
         "callbacks, history, progress bar": "a run's history (docs/training.md#what-a-run-returns)",
         "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",
+        "train test split, hold out": "lossopt.training.split, or lossopt.fit(validation=)",
         "custom loop, TrainState": "lossopt.train_step (docs/own_loop.md)",
     },
     "lossopt.checkpoint": {

@@ -11,7 +11,7 @@ import numpy as np
 from lossopt import _checks, _jax, _jaxprs, _keys, _programs
 from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
-from lossopt._objective import split_aux
+from lossopt._objective import anew, split_aux
 from lossopt._pieces import Pieces, strided, walk
 from lossopt._typing import Axis, Batch, Means, PyTree
 
@@ -170,7 +170,7 @@ class Walked:
         inputs = _keys.folded(inputs, number)
         args, kwargs = inputs["args"], inputs["kwargs"]
         stateful = "model_state" in kwargs
-        kwargs = kwargs | {"model_state": state} if stateful else kwargs
+        kwargs = kwargs | {"model_state": anew(state)} if stateful else kwargs
         means, aux = split_aux(self.objective(params, piece, *args, **kwargs), self.has_aux)
         if "model_state" in aux and not stateful:
             raise ValueError(

@@ -136,6 +136,16 @@ def by_rows(fn: Callable, parts: int, ahead: int, batch: PyTree, *args: PyTree) 
         return jax.sharding.auto_axes(fn, out_sharding=jax.tree.map(spec, batch))(batch, *args)
 
 
+def in_rows(fn: Callable, batch: PyTree, *args: PyTree) -> PyTree:
+    """`fn(*args)`, arrays whose rows lie as those of a batch do, also on Explicit axes."""
+    place = mesh(batch)
+    if not place.explicit_axes:
+        return fn(*args)
+    axis, *_ = jax.typeof(jax.tree.leaves(batch)[0]).sharding.spec
+    with jax.sharding.use_abstract_mesh(place):
+        return jax.sharding.auto_axes(fn, out_sharding=P(axis))(*args)
+
+
 def replicated(x: PyTree, like: PyTree) -> PyTree:
     """An array that each device computes for itself, on the mesh of others."""
     place = mesh(like)

@@ -1,7 +1,8 @@
 """The one way in which objectives are called, and what they return."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 import jax
@@ -27,13 +28,40 @@ def adapt(objective: Callable, has_aux: bool, **given: PyTree) -> Callable:
     @wraps(objective)
     def adapted(params, batch, **keywords):
         passed = {
-            name: keywords[name]
+            name: anew(keywords[name])
             for name, parameter in named.items()
             if keywords[name] is not None or parameter.default is parameter.empty
         }
-        return split_aux(objective(params, batch, **passed), has_aux)
+        with _explained(passed):
+            out = objective(params, batch, **passed)
+        return split_aux(out, has_aux)
 
     return adapted
+
+
+def anew(tree: PyTree) -> PyTree:
+    """The same leaves in other containers, which modules of nnx and equinox may change or spend."""
+    return jax.tree.map(lambda x: x, tree)
+
+
+@contextmanager
+def _explained(passed: dict[str, PyTree]) -> Iterator[None]:
+    """An error within says what objectives are often written without."""
+    try:
+        yield
+    except Exception as error:
+        if passed.get("key", True) is None:
+            error.add_note(
+                "The objective was given no key: key is None in evaluation, by which it knows. "
+                "Turn dropout and whatever else is random off there."
+            )
+        if type(error).__name__ == "TraceContextError":
+            error.add_note(
+                "A module of nnx may be changed in the trace that made it alone. Make one inside "
+                "of the objective, nnx.merge(graph, params, model_state), and return its state "
+                "(docs/models.md)."
+            )
+        raise
 
 
 def names(objective: Callable, keyword: str) -> bool:

@@ -93,6 +93,26 @@ def by_shard(batch: Batch, size: int, shards: int) -> Pieces:
     return Pieces((stacked,), last)
 
 
+def of_shards(pieces: Pieces, shards: int, batch: Batch) -> PyTree:
+    """What was computed from the pieces of `by_shard`, in the order that rows have in the batch."""
+
+    def join(*xs):
+        *stacked, last = xs if pieces.last else (*xs, None)
+        parts = [jnp.swapaxes(_apart(x, shards, 1), 0, 1) for x in stacked]
+        parts = [x.reshape(shards, -1, *x.shape[3:]) for x in parts]
+        parts += [] if last is None else [_apart(last, shards, 0)]
+        return jnp.concatenate(parts, axis=1).reshape(-1, *parts[0].shape[2:])
+
+    def joined(stacked, last):
+        return jax.tree.map(join, *stacked, *last)
+
+    return _jax.in_rows(joined, batch, pieces.stacked, pieces.last)
+
+
+def _apart(x, shards, axis):
+    return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
+
+
 def walk(
     step: Callable[[Any, ArrayLike | None, PyTree], tuple[Any, PyTree]], carry: Any, pieces: Pieces
 ) -> tuple[Any, Pieces]:

@@ -2,8 +2,10 @@
 
 from lossopt import _missing as _missing
 from lossopt.training._evaluation import evaluate as evaluate
+from lossopt.training._prediction import predict as predict
 from lossopt.training._run import Run as Run
 from lossopt.training._run import run as run
+from lossopt.training._split import split as split
 from lossopt.training._step import Measured as Measured
 from lossopt.training._step import State as State
 from lossopt.training._stop import Patience as Patience

@@ -18,6 +18,7 @@ from lossopt.training._loop import Data, Plan, Progress, advance, start
 from lossopt.training._preflight import preflight
 from lossopt.training._run import BROKEN, Run, finish, plan_of, start_judged
 from lossopt.training._source import source
+from lossopt.training._split import parted
 from lossopt.training._step import Optimizer
 from lossopt.training._stop import Stopped, StopRule
 
@@ -67,7 +68,8 @@ def fit(
         an epoch.
       batch_size: rows a step; the ragged last batch is a smaller step of its own. None takes all.
       key: typed PRNG key.
-      validation: like `train`; measured with each row of history.
+      validation: like `train`; measured with each row of history. A share such as 0.2 is split
+        off, by the key and without looking: see `training.split`.
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
         set with each row of history and judges by that.
@@ -102,6 +104,7 @@ def fit(
     given = {"params": params, "train": train, "key": key, "validation": validation}
     given |= {"model_state": model_state, "hyperparameters": hyperparameters}
     _refuse_tracers(given | {"stop": stop})
+    given["train"], given["validation"], held = parted(train, validation, key, shards)
     params, train, key, validation, model_state, hyperparameters = on_device(**given)
     data = Data(train, validation, key, hyperparameters, stop)
     rows = source(train, batch_size, drop_last, shards)
@@ -112,7 +115,8 @@ def fit(
     begin = lambda: _programs.call(first, (plan,), data, params, model_state)
     with _jax.on_mesh(train, params):
         preflight(plan, data, params, model_state)
-        return _host(plan, data, begin, schedule, progress, time.perf_counter)
+        run = _host(plan, data, begin, schedule, progress, time.perf_counter)
+    return dataclasses.replace(run, validation_rows=held)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
 from lossopt.training._source import source
+from lossopt.training._split import parted
 from lossopt.training._step import Optimizer, Recipe, judge
 from lossopt.training._stop import Stopped, StopRule, checked
 
@@ -33,6 +34,7 @@ BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
         "history",
         "status",
         "position",
+        "validation_rows",
     ],
     meta_fields=["terms"],
 )
@@ -57,6 +59,8 @@ class Run:
       position: where numbers became non-finite: epoch, step and index of the term, int32, shape
         `[3]`; -1 for what there is not.
       terms: the names of the terms.
+      validation_rows: the rows of `train` that were split off by `validation=0.2`, int32; None
+        where the validation set was given, or there was none.
     """
 
     params: PyTree
@@ -69,6 +73,7 @@ class Run:
     status: Array
     position: Array
     terms: tuple[str, ...]
+    validation_rows: Array | None = None
 
     @property
     def stopped(self) -> Stopped:
@@ -122,7 +127,8 @@ def run(
       epochs: passes over `train`, at least 1.
       batch_size: rows a step; the ragged last batch is a smaller step of its own. None takes all.
       key: typed PRNG key; it decides the order of rows and the keys of the objective.
-      validation: like `train`; measured after each epoch.
+      validation: like `train`; measured after each epoch. A share such as 0.2 is split off, see
+        `training.split`.
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value. With
         one, numbers that are not finite stop the run, too. Rows after a stop are NaN.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
@@ -157,6 +163,7 @@ def run(
       >>> print(*(f"{value:.1f}" for value in jax.vmap(trial)(jnp.array([0.001, 0.05]))))
       17.9 6.8
     """
+    train, validation, held = parted(train, validation, key, shards)
     train, validation, hyperparameters = on_device(
         train=train, validation=validation, hyperparameters=hyperparameters
     )
@@ -169,14 +176,13 @@ def run(
         begun = (start_judged if check else start)(plan, data, params, model_state)
         _, begun = _jax.alike((data, begun))  # within a shard_map each device has a run of its own
         progress = advance_whole(plan, data, begun, epochs)
-        return finish(plan, progress, progress.status, progress.pool)
+        result = finish(plan, progress, progress.status, progress.pool)
+        return dataclasses.replace(result, validation_rows=held)
 
 
 def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux) -> Plan:
     """What the programs of a run are made for; refuses what does not fit together."""
-    _checks.typed_key(data.key)
-    if data.key is None:
-        raise TypeError("Expected a typed PRNG key, got None. Make it with jax.random.key(seed).")
+    _checks.given_key(data.key)
     if data.stop is not None:
         checked(data.stop).init()
     pieces = _checks.count("microbatches", microbatches, 1)

@@ -57,13 +57,14 @@ class Rows(NamedTuple):
         """
         if self.batch_size == self.rows:
             return data
-        return self._take(data, key, number, self.batch_size)
+        return self.take(data, key, number, self.batch_size)
 
     def last(self, data: Batch, key: Key[Array, ""]) -> Batch:
         """The ragged last batch, of `rest` rows."""
-        return self._take(data, key, self.full, self.rest)
+        return self.take(data, key, self.full, self.rest)
 
-    def _take(self, data, key, number, size):
+    def take(self, data: Batch, key: Key[Array, ""], number: Number, size: int) -> Batch:
+        """`size` rows, from where a batch of this number begins."""
         count, size = self.shards, size // self.shards
         shape = count, self.rows // count
 
