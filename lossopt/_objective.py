@@ -26,6 +26,9 @@ def adapt(objective: Callable, has_aux: bool, **given: PyTree) -> Callable:
 
     @wraps(objective)
     def adapted(params, batch, **keywords):
+        for name in ("model_state", "hyperparameters"):
+            if name in named and named[name].default is inspect.Parameter.empty:
+                _given(name, keywords[name])
         passed = {
             name: keywords[name]
             for name, parameter in named.items()
@@ -34,6 +37,14 @@ def adapt(objective: Callable, has_aux: bool, **given: PyTree) -> Callable:
         return split_aux(objective(params, batch, **passed), has_aux)
 
     return adapted
+
+
+def _given(name, tree):
+    if tree is None:
+        raise TypeError(
+            f"The objective names {name}, and there is none: pass {name}=..., or write "
+            f"{name}=None in the objective, if it can do without."
+        )
 
 
 def names(objective: Callable, keyword: str) -> bool:
