@@ -93,7 +93,8 @@ def fit(
       ValueError: if data, names or numbers do not fit together, or a check of values fails.
       TypeError: if a leaf of the parameters is not floating, or another leaf holds no numbers; if
         `key` is not typed, a count is no whole number, or the objective returns another thing than
-        `Mean`s or names what is not given; and inside of `jit`, `vmap` and `grad`: take `training.run` there.
+        `Mean`s or names what is not given; and inside of `jit`, `vmap` and `grad`: take
+        `training.run` there.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
