@@ -27,6 +27,9 @@ def adapt(objective: Callable, has_aux: bool, **given: PyTree) -> Callable:
 
     @wraps(objective)
     def adapted(params, batch, **keywords):
+        for name in ("model_state", "hyperparameters"):
+            if name in named and named[name].default is inspect.Parameter.empty:
+                _given(name, keywords[name])
         passed = {
             name: anew(keywords[name])
             for name, parameter in named.items()
@@ -62,6 +65,14 @@ def _explained(passed: dict[str, PyTree]) -> Iterator[None]:
                 "(docs/models.md)."
             )
         raise
+
+
+def _given(name, tree):
+    if tree is None:
+        raise TypeError(
+            f"The objective names {name}, and there is none: pass {name}=..., or write "
+            f"{name}=None in the objective, if it can do without."
+        )
 
 
 def names(objective: Callable, keyword: str) -> bool:

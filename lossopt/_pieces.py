@@ -131,12 +131,18 @@ def walk(
     return carry, Pieces(tuple(stacked), tuple(last), pieces.strided)
 
 
-def rows(batch: Batch) -> int:
+def rows(batch: Batch, name: str = "batch") -> int:
     """The length of the leading axis that all leaves of a batch share."""
     leaves = jax.tree_util.tree_leaves_with_path(batch)
-    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+    shapes = {name + jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:
-        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
-        raise ValueError(f"Expected a batch whose leaves share a leading axis of rows, got {got}.")
+        few = {}
+        for leaf, shape in shapes.items():
+            few.setdefault(shape[:1], f"{leaf} {shape}")
+        got = ", ".join(few.values()) or "no arrays"
+        raise ValueError(
+            f"Expected {name} as arrays that share a leading axis of rows, got {got}. Stack them, "
+            "one row an example; what is no row goes into hyperparameters or the objective itself."
+        )
     return lengths.pop()[0]

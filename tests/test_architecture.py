@@ -35,14 +35,15 @@ MAY_IMPORT = {
     "_hoist": BASE,
     "_programs": BASE | {"_hoist"},
     "_grad": BASE | PARTS | {"_objective", "_programs"},
+    "_audit": CORE,
     "checkpoint": BASE,
     "fused": CORE | {"losses"},
     "losses": BASE,
     "regularizers": BASE,
     "schedules": BASE,
-    "testing": CORE,
+    "testing": CORE | {"_audit"},
     "transforms": BASE | {"regularizers"},
-    "training": CORE,
+    "training": CORE | {"_audit"},
 }
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
 SILENT = {

@@ -114,15 +114,19 @@ class TestRows:
     @pytest.mark.parametrize(
         ("batch", "got"),
         [
-            ({"x": np.ones((3, 2)), "y": np.ones(2)}, r"\['x'\] \(3, 2\), \['y'\] \(2,\)\."),
-            ({"x": np.ones(3), "y": 1.0}, r"\['x'\] \(3,\), \['y'\] \(\)\."),
-            ((np.ones(0), np.ones(0)), r"\[0\] \(0,\), \[1\] \(0,\)\."),
-            (np.float32(1), r"got  \(\)\."),
-            ({}, r"got no arrays\."),
+            (
+                {"x": np.ones((3, 2)), "y": np.ones(2)},
+                r"batch\['x'\] \(3, 2\), .*\['y'\] \(2,\)\.",
+            ),
+            ({"x": np.ones(3), "y": 1.0}, r"batch\['x'\] \(3,\), batch\['y'\] \(\)\."),
+            ((np.ones(0), np.ones(0)), r"batch\[0\] \(0,\)\."),
+            ([np.ones(3), *[1.0] * 100], r"batch\[0\] \(3,\), batch\[1\] \(\)\."),
+            (np.float32(1), r"batch \(\)\."),
+            ({}, r"no arrays\."),
         ],
     )
     def test_others_are_refused_by_name_and_shape(self, batch, got):
-        with pytest.raises(ValueError, match=rf"^Expected a batch .* axis of rows, .*{got}$"):
+        with pytest.raises(ValueError, match=rf"^Expected batch .* axis of rows, got {got}"):
             _pieces.rows(batch)
 
 

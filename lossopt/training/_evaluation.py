@@ -13,6 +13,7 @@ from lossopt._mean import terms
 from lossopt._objective import adapt
 from lossopt._pieces import by_shard, rows
 from lossopt._typing import Array, Batch, Key, Means, PyTree
+from lossopt.training._inputs import numbers
 
 
 def evaluate(
@@ -58,7 +59,7 @@ def evaluate(
     data, params, model_state, hyperparameters = on_device(
         data=data, params=params, model_state=model_state, hyperparameters=hyperparameters
     )
-    rows(data)
+    rows(data, "data")
     plan = objective, has_aux, size, parts or _jax.shards(data)
     with _jax.on_mesh(data, params):
         return _programs.call(evaluated, plan, params, data, model_state, hyperparameters)
@@ -76,6 +77,22 @@ def evaluated(
     key: Key[Array, ""] | None = None,
 ) -> dict[str, Array]:
     """The columns of an objective; in evaluation, when there is no key."""
+    given = model_state, hyperparameters, key
+    return columns(*measured(objective, has_aux, batch_size, shards, params, data, *given))
+
+
+def measured(
+    objective: Callable,
+    has_aux: bool,
+    batch_size: int | None,
+    shards: int,
+    params: PyTree,
+    data: Batch,
+    model_state: PyTree,
+    hyperparameters: PyTree,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Means, Means]:
+    """The means of an objective and its metrics, batch by batch."""
     call = adapt(objective, has_aux)
     given = {"key": key, "model_state": model_state, "hyperparameters": hyperparameters}
 
@@ -88,7 +105,7 @@ def evaluated(
     cut = partial(by_shard, size=batch_size or count, shards=shards)
     measure = Walked(still, cut, axes=(), has_aux=True).measure
     _, means, aux = canonical(measure)(params, data)
-    return columns(means, aux.get("metrics"))
+    return means, aux.get("metrics")
 
 
 def columns(means: Means, metrics: Means) -> dict[str, Array]:
@@ -110,8 +127,9 @@ def _read(term):
 
 
 def on_device(**trees: PyTree) -> list[PyTree]:
-    """Trees of jax arrays; raises where whole numbers would not fit."""
+    """Trees of jax arrays; raises where a leaf holds no numbers, or such as would not fit."""
     for name, tree in trees.items():
+        numbers(name, tree)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             _checks.fits(**{name + jax.tree_util.keystr(path): leaf})
     return [jax.tree.map(jnp.asarray, tree) for tree in trees.values()]

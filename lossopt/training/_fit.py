@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lossopt import _checks, _jax, _programs
+from lossopt import _checks, _jax, _pieces, _programs
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._bar import bar
 from lossopt.training._evaluation import on_device
+from lossopt.training._inputs import trainable
 from lossopt.training._loop import Data, Plan, Progress, advance, start
 from lossopt.training._preflight import preflight
 from lossopt.training._run import BROKEN, Run, finish, plan_of, start_judged
@@ -45,17 +46,19 @@ def fit(
     model_state: PyTree = None,
     hyperparameters: PyTree = None,
     drop_last: bool = False,
-    check: bool = True,
+    check: bool | Sequence[str] = True,
     progress: bool | Literal["auto"] = "auto",
 ) -> Run:
     """Trains as `training.run` does, compiled, with early stopping and a progress bar.
 
     Before it compiles, it evaluates the conditions that losses state on values (labels in range,
     weights at least 0) over `train` and `validation`. Rows of weight 0 count, too: pad with copies
-    of real rows, or name the label of padding as `ignore_index`. A loss or parameters that are not
-    finite end the run, with the last finite parameters. Compiled programs outlive the call: a
-    second `fit` with the same objective and optimizer and the same shapes compiles nothing, for any
-    numbers, epochs and stop.
+    of real rows, or name the label of padding as `ignore_index`. Rows that hold NaN are measured,
+    and refused where the value or its gradient is NaN, too; so are terms of `train` without weight
+    and, with microbatches, terms that have another value when some rows are cut into pieces. A loss
+    or parameters that are not finite end the run, with the last finite parameters. Compiled
+    programs outlive the call: a second `fit` with the same objective and optimizer and the same
+    shapes compiles nothing, for any numbers, epochs and stop.
 
     Args:
       objective: as in `training.run`.
@@ -81,17 +84,20 @@ def fit(
       model_state: the first one, such as batch statistics.
       hyperparameters: numbers for the objective and the optimizer.
       drop_last: whether the ragged last batch is left out.
-      check: whether an optimizer with a regularizer is refused beside an objective that does not
-        hold its value, `constant(R(params), gradient=False)`.
+      check: whether data and objective are checked before: conditions on values, rows that are not
+        finite, whole against pieces, and a penalty that the optimizer alone holds; or the names of
+        the terms that are meant for each microbatch on its own.
       progress: whether to show a bar; `"auto"` shows it on a terminal.
 
     Returns:
       A `Run` whose `history` holds numpy arrays; `run.stopped.value` says why it ended.
 
     Raises:
-      ValueError: if data, names or numbers do not fit together, or a condition on values fails.
-      TypeError: if `key` is not typed, a count is no whole number, or the objective returns another
-        thing than `Mean`s; and inside of `jit`, `vmap` and `grad`: take `training.run` there.
+      ValueError: if data, names or numbers do not fit together, or a check of values fails.
+      TypeError: if a leaf of the parameters is not floating, or another leaf holds no numbers; if
+        `key` is not typed, a count is no whole number, or the objective returns another thing than
+        `Mean`s or names what is not given; and inside of `jit`, `vmap` and `grad`: take
+        `training.run` there.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
@@ -106,7 +112,10 @@ def fit(
     _refuse_tracers(given | {"stop": stop})
     given["train"], given["validation"], held = parted(train, validation, key, shards)
     params, train, key, validation, model_state, hyperparameters = on_device(**given)
+    trainable(params)
     data = Data(train, validation, key, hyperparameters, stop)
+    if validation is not None:
+        _pieces.rows(validation, "validation")
     rows = source(train, batch_size, drop_last, shards)
     schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
     plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
@@ -114,7 +123,7 @@ def fit(
     first = start_judged if check else start
     begin = lambda: _programs.call(first, (plan,), data, params, model_state)
     with _jax.on_mesh(train, params):
-        preflight(plan, data, params, model_state)
+        preflight(plan, data, params, model_state, check)
         run = _host(plan, data, begin, schedule, progress, time.perf_counter)
     return dataclasses.replace(run, validation_rows=held)
 

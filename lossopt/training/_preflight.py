@@ -1,38 +1,141 @@
 """What is checked before anything large is compiled."""
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from lossopt import _jax, _programs
+from lossopt import _audit, _jax, _programs
 from lossopt._jaxprs import prune
+from lossopt._mean import terms
 from lossopt._typing import Array, PyTree
-from lossopt.training._evaluation import evaluated
+from lossopt.training._evaluation import columns, measured
+from lossopt.training._inputs import start_is_finite
 from lossopt.training._loop import Data, Plan
 
+Check = bool | Sequence[str]
 
-def preflight(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> None:
-    """Evaluates the conditions that losses state on values, over all rows."""
-    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards
+
+class Broken(NamedTuple):
+    """What is known of data without the model.
+
+    Attributes:
+      conditions: whether one that the losses state does not hold.
+      weights: the sum of the weights of each term, by its name.
+      rows: whether a row holds a number that is not finite.
+    """
+
+    conditions: Array
+    weights: dict[str, Array]
+    rows: Array
+
+
+def preflight(
+    plan: Plan, data: Data, params: PyTree, model_state: PyTree, check: Check = True
+) -> None:
+    """Tries what losses and training state on values, over all rows; raises where it does not hold.
+
+    Args:
+      plan: of the run.
+      data: what it reads.
+      params: the first ones.
+      model_state: the first one.
+      check: whether to; or the names of terms that may depend on how a batch is cut.
+    """
+    if check is False:
+        return
+    start_is_finite(params)
     given = model_state, data.hyperparameters
+    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards
     for name, part, key in (("train", data.train, data.key), ("validation", data.validation, None)):
-        args = params, part, *given, key
-        if part is None or not _programs.call(_broken, fixed, *args):
+        if part is None:
             continue
-        message = jax.jit(lambda *args: _error(*fixed, *args))(*args).get()
-        raise ValueError(f"{name}: {message.removesuffix(' (`check` failed)')}")
+        args = params, part, *given, key
+        found = jax.device_get(_programs.call(_broken, fixed, *args))
+        if found.conditions:
+            message = jax.jit(lambda *args: _error(*fixed, *args)[0])(*args).get()
+            raise ValueError(f"{name}: {message.removesuffix(' (`check` failed)')}")
+        if name == "train":
+            _weighed(found.weights)
+            _known(check, found.weights)
+        if found.rows:
+            _readable(plan, name, args)
+    if plan.microbatches > 1:
+        _cut(plan, check, (params, data.train, *given, data.key))
 
 
-def _broken(*args) -> Array:
-    """Whether a condition does not hold; all that it does not need, such as the model, is deleted.
+def _broken(*args) -> Broken:
+    """What is broken; all that it does not need, such as the model, is deleted.
 
     The messages are not part of the program, so that another objective may use it.
     """
-    fixed, data = args[:4], args[4:]
-    failed = lambda *data: jnp.any(jnp.array(_jax.failures(_error(*fixed, *data)), bool))
-    return prune(failed, *data)[0]()
+    fixed, (params, part, *given) = args[:4], args[4:]
+
+    def find(params, part, *given):
+        error, weights = _error(*fixed, params, part, *given)
+        failed = jnp.any(jnp.array(_jax.failures(error), bool))
+        leaves = filter(_audit.is_inexact, jax.tree.leaves(part))
+        whole = [jnp.all(jnp.isfinite(x)) for x in leaves]
+        return Broken(failed, weights, ~jnp.all(jnp.array(whole, bool)))
+
+    return prune(find, params, part, *given)[0]()
 
 
 def _error(*args):
-    """The first condition that does not hold."""
-    return checkify.checkify(evaluated, errors=checkify.user_checks)(*args)[0]
+    """The first condition that does not hold, and the weights of terms."""
+    return checkify.checkify(_weights, errors=checkify.user_checks)(*args)
+
+
+def _weights(*args) -> dict[str, Array]:
+    means, metrics = measured(*args)
+    columns(means, metrics)  # refuses names
+    return {name: term.weight for name, term in terms(means).items()}
+
+
+def _weighed(weights):
+    for name, weight in weights.items():
+        if weight == 0:
+            raise ValueError(
+                f"train: the weights of {_called(name)} are all 0, so nothing is learned from it. "
+                "Look at the mask; leave the term out, or scale it by a number of hyperparameters."
+            )
+
+
+def _known(check: Check, names: Iterable[str]) -> None:
+    """Raises where `check` names what is no term."""
+    wanted = [] if check is True else check
+    listed = isinstance(wanted, (list, tuple, set, frozenset))
+    known = [name or "value" for name in names]
+    if not listed or not set(wanted) <= set(known):
+        raise ValueError(
+            f"Expected check as True, False or a list of names of terms, got {check!r}; the terms "
+            f"are {', '.join(known)}."
+        )
+
+
+def _readable(plan, name, args):
+    params, part, *given = args
+    found = _audit.not_finite(part)
+    size = -(-plan.source.batch_size // plan.microbatches)
+    trial = _audit.Trial(plan.objective, plan.has_aux)
+    why = _audit.spoils(trial, found, size, name == "train", params, part, *given)
+    if why:
+        raise ValueError(f"{name}: {why}")
+
+
+def _cut(plan, check, args):
+    meant = () if check is True else check
+    names = _audit.torn(_audit.Trial(plan.objective, plan.has_aux), *args)
+    names = [name for name in names if (name or "value") not in meant]
+    if names:
+        listed = [name or "value" for name in names]
+        raise ValueError(
+            f"train: {_audit.torn_message(names)} microbatches={plan.microbatches} cuts it here: "
+            f"take 1; or say check={listed} if the term is meant for each piece on its own."
+        )
+
+
+def _called(name):
+    return f"the term {name!r}" if name else "the only term"

@@ -103,7 +103,7 @@ def source(
       drop_last: whether the ragged last batch is left out.
       shards: parts that divide rows and batches; None is how the rows lie on devices.
     """
-    rows = _pieces.rows(data)
+    rows = _pieces.rows(data, "train")
     size = rows if batch_size is None else _checks.count("batch_size", batch_size, 1)
     if drop_last:
         _checks.at_most(rows, batch_size=size)

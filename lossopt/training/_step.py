@@ -15,6 +15,7 @@ from lossopt._jaxprs import canonical
 from lossopt._objective import adapt, names
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
 from lossopt.training._evaluation import on_device
+from lossopt.training._inputs import trainable
 from lossopt.training._rules import judged, moved, started
 
 Optimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
@@ -122,6 +123,7 @@ def begin(
     own = lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True)
     given = on_device(params=params, model_state=model_state)
     params, model_state = jax.tree.map(own, given)
+    trainable(params)
     with _rule(recipe, hyperparameters) as rule:
         opt_state = started(rule, params)
     return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))

@@ -698,10 +698,6 @@ REFUSED = {
         dict(objective=_with_aux(model_state=jnp.ones(2)), has_aux=True),
         "model_state like the first",
     ),
-    "a state that was not given": (
-        dict(objective=_stateful(lambda s: jnp.ones(2)), has_aux=True),
-        "model_state like the first",
-    ),
     "best without validation": (dict(best="validation"), "best was given.*give validation"),
     "a stop without what it watches": (dict(stop=Patience(1)), "stop was given.*give validation"),
     "another best": (dict(best="last"), "best as 'train', 'validation' or None, got 'last'"),
@@ -715,7 +711,6 @@ REFUSED = {
     "no rows": (dict(train=jnp.zeros(0)), "row"),
     "no validation rows": (dict(validation=jnp.zeros(0)), "row"),
     "leaves of different rows": (dict(train=(jnp.zeros(3), jnp.zeros(4))), r"\[1\] \(4,\)"),
-    "a number for data": (dict(train=1.0), "leading axis"),
 }
 
 
@@ -727,6 +722,11 @@ def test_what_does_not_fit_is_refused(case):
 
 
 REFUSED_TYPES = {
+    "a number for data": (dict(train=1.0), "arrays in train, got numbers of Python"),
+    "a state that was not given": (
+        dict(objective=_stateful(lambda s: jnp.ones(2)), has_aux=True),
+        "names model_state, and there is none",
+    ),
     "a raw key": (dict(key=jax.random.PRNGKey(0)), "typed PRNG key"),
     "no key": (dict(key=None), "PRNG key"),
     "epochs that are no integer": (dict(epochs=3.0), "epochs as a whole number, got 3.0"),
