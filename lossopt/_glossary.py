@@ -27,7 +27,7 @@ TABLE = {
         "dropout, noise, rng": "the keyword key of an objective (docs/objectives.md#keys)",
         "large vocabulary, memory-efficient cross entropy": "lossopt.fused."
         "linear_softmax_cross_entropy",
-        "predict, predict_proba, inference": "lossopt.training.predict (docs/models.md#predictions)",
+        "predict, inference": "lossopt.training.predict (docs/models.md#predictions)",
         "minimize, scipy.optimize, curve fit": "optax.lbfgs "
         "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
         "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
