@@ -99,9 +99,10 @@ def of_shards(pieces: Pieces, shards: int, batch: Batch) -> PyTree:
     def join(*xs):
         *stacked, last = xs if pieces.last else (*xs, None)
         parts = [jnp.swapaxes(_apart(x, shards, 1), 0, 1) for x in stacked]
-        parts = [x.reshape(shards, -1, *x.shape[3:]) for x in parts]
+        parts = [x.reshape(shards, x.shape[1] * x.shape[2], *x.shape[3:]) for x in parts]
         parts += [] if last is None else [_apart(last, shards, 0)]
-        return jnp.concatenate(parts, axis=1).reshape(-1, *parts[0].shape[2:])
+        whole = jnp.concatenate(parts, axis=1)
+        return whole.reshape(shards * whole.shape[1], *whole.shape[2:])
 
     def joined(stacked, last):
         return jax.tree.map(join, *stacked, *last)
@@ -110,7 +111,7 @@ def of_shards(pieces: Pieces, shards: int, batch: Batch) -> PyTree:
 
 
 def _apart(x, shards, axis):
-    return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
+    return x.reshape(*x.shape[:axis], shards, x.shape[axis] // shards, *x.shape[axis + 1 :])
 
 
 def walk(

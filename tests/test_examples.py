@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = ["batch_sizes", "language_model", "low_memory", "overfit", "resume", "sparse"]
+NAMES = ["batch_sizes", "ladder", "language_model", "low_memory", "overfit", "resume", "sparse"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """The finished rows of docs/textbook.md, each shown by one test."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +216,50 @@ def test_21_the_elastic_net_keeps_correlated_features_together():
     assert (lasso != 0).tolist() == [True, False, False]
     assert (net != 0).tolist() == [True, True, False]
     np.testing.assert_allclose(net[0], net[1], rtol=0.1)
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, x, training):
+        x = nn.BatchNorm(use_running_average=not training, momentum=0.8)(nn.Dense(16)(x))
+        x = nn.Dropout(0.5, deterministic=not training)(nn.relu(x))
+        return nn.Dense(1)(x)[:, 0]
+
+
+def test_27_dropout_and_batch_statistics_train_and_are_off_where_a_run_is_judged():
+    x, y = load_diabetes(return_X_y=True)
+    x, y = StandardScaler().fit_transform(x), (y - y.mean()) / y.std()
+    data = {"x": jnp.float32(x), "y": jnp.float32(y)}
+    start = Noisy().init(jax.random.key(0), data["x"], False)
+
+    def objective(params, batch, key, model_state):
+        variables = {"params": params, "batch_stats": model_state}
+        rngs = {} if key is None else {"dropout": key}
+        predictions, changed = Noisy().apply(
+            variables, batch["x"], key is not None, rngs=rngs, mutable=["batch_stats"]
+        )
+        fit = lo.mean(lo.losses.squared_error(predictions, batch["y"]))
+        return {"fit": fit}, {"model_state": changed["batch_stats"]}
+
+    run = lo.fit(
+        objective,
+        start["params"],
+        data,
+        optax.adam(0.02),
+        epochs=200,
+        batch_size=64,
+        key=jax.random.key(0),
+        validation=0.3,
+        stop=lo.training.Patience(10),
+        has_aux=True,
+        model_state=start["batch_stats"],
+    )
+    column, held = run.history["validation/fit"], run.validation_rows
+    assert run.stopped is lo.training.Stopped.PATIENCE
+    assert len(column) == run.best_epoch + 11 < 200
+    assert column.min() < 0.7 < 0.75 < column[0]  # of the variance of the targets
+
+    variables = {"params": run.best_params, "batch_stats": run.best_model_state}
+    predictions = Noisy().apply(variables, data["x"][held], False)
+    want = np.mean((np.asarray(predictions, float) - y[held]) ** 2)
+    np.testing.assert_allclose(column.min(), want, rtol=1e-4)

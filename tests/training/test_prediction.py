@@ -41,6 +41,11 @@ def test_rows_come_back_in_their_order(batch_size):
     _check(predict(_model, PARAMS, data, batch_size=batch_size), data)
 
 
+def test_results_may_have_no_columns():
+    got = predict(lambda params, x: x[:, :0], None, np.ones((11, 2)), batch_size=4)
+    assert got.shape == (11, 0)
+
+
 def test_no_more_than_a_batch_is_given_to_the_model():
     seen = set()
 
