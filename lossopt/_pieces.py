@@ -86,7 +86,7 @@ def by_shard(batch: Batch, size: int, shards: int) -> Pieces:
 
     def rest(x):
         cut = shard(x)[:, full * each :]
-        return cut.reshape(-1, *cut.shape[2:])
+        return cut.reshape(shards * (total - full * each), *cut.shape[2:])
 
     stacked = _jax.by_rows(partial(jax.tree.map, block), shards, 1, batch)
     last = (_jax.by_rows(partial(jax.tree.map, rest), shards, 0, batch),) if total % each else ()

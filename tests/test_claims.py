@@ -105,6 +105,18 @@ CLAIMS = {
         "a perceptron on 442 patients": "test_quick_form",
         "makes a sweep": "test_vmap_gives_the_runs_one_by_one",
         "batch by batch and exactly": "test_any_batches_give_the_whole",
+        "does not change a bit": "test_any_cut_gives_the_same_bits",
+        "stops where the first of the two does": "test_a_fit_stops_where_a_plain_loop_stops",
+        "The parameters are the last finite ones": "test_a_fit_ends_before_the_step_that_breaks",
+        "that alone is NaN ends nothing": (
+            "test_a_nan_of_the_validation_value_alone_does_not_stop"
+        ),
+        "nothing is traced and nothing compiled": (
+            "test_other_numbers_epochs_and_data_neither_trace_nor_compile"
+        ),
+        "their own share of every batch": (
+            "test_an_epoch_is_all_rows_and_a_batch_has_its_share_of_each_part"
+        ),
     },
     "docs/own_loop.md": {
         "Means are pooled over the devices": "test_ours_is_the_truth_in_the_table",

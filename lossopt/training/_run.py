@@ -152,7 +152,7 @@ def run(
       ...     objective, 0.0, jnp.arange(9.0), optax.sgd(rate), batch_size=4, epochs=30,
       ...     key=jax.random.key(0)).history["train/value"][-1]
       >>> print(*(f"{value:.1f}" for value in jax.vmap(trial)(jnp.array([0.001, 0.05]))))
-      17.8 6.8
+      17.9 6.8
     """
     train, validation, hyperparameters = on_device(
         train=train, validation=validation, hyperparameters=hyperparameters

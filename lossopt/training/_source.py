@@ -81,7 +81,7 @@ class Rows(NamedTuple):
             def take(x):
                 part = jnp.reshape(x, shape + jnp.shape(x)[1:])
                 pick = lambda x, order: x.at[order].get(mode="promise_in_bounds")
-                return jax.vmap(pick)(part, orders).reshape(-1, *part.shape[2:])
+                return jax.vmap(pick)(part, orders).reshape(count * size, *part.shape[2:])
 
             return jax.tree.map(take, data)
 
@@ -89,7 +89,10 @@ class Rows(NamedTuple):
 
 
 def source(
-    data: Batch, batch_size: SupportsIndex | None, drop_last: bool, shards: SupportsIndex | None
+    data: Batch,
+    batch_size: SupportsIndex | None,
+    drop_last: bool,
+    shards: SupportsIndex | None = None,
 ) -> Rows:
     """How an epoch cuts the rows of `data`; refuses what cannot be cut.
 

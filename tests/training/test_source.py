@@ -225,7 +225,7 @@ class TestRows:
     @pytest.mark.parametrize("size", [None, 10, 11, 2**40])
     def test_all_rows_are_given_as_they_are(self, size):
         cut = source(DATA, size, False)
-        assert cut == (10, 10, False)
+        assert cut == (10, 10, False, 1)
         assert cut.batch(DATA, KEY, 0) is DATA
 
     def test_keys_and_numbers_without_axes_are_rows_as_well(self):
