@@ -63,9 +63,8 @@ def torn_message(names: Iterable[str]) -> str:
     return (
         f"{' and '.join(named)} has another value on rows taken at once than on pieces of them, "
         "pooled: what is learned would depend on how a batch is cut. Where an average is taken "
-        "early, as in constant(jnp.mean(x)), write mean(x). A loss that compares the rows of a "
-        "batch takes them as lists, with a leading axis of lists as the rows, or a batch that is "
-        "not cut."
+        "early, as in constant(jnp.mean(x)), write mean(x). A loss that compares examples with "
+        "each other needs them as lists, each list a row of the batch; or a batch that is not cut."
     )
 
 
