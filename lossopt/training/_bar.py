@@ -8,25 +8,22 @@ RARELY = 60.0  # seconds between two lines, at most
 
 
 @contextlib.contextmanager
-def bar(
-    unit: str, total: int, shown: bool | Literal["auto"], clock: Callable[[], float]
-) -> Iterator[Callable]:
-    """Gives `show(done, row)`; `"auto"` shows a bar on a terminal.
+def bar(unit: str, total: int, shown: bool | Literal["auto"]) -> Iterator[Callable]:
+    """Gives `show(done, row, seconds)`; `"auto"` shows a bar on a terminal.
 
     Args:
       unit: what is counted, in the plural.
       total: how many there are to be.
       shown: whether anything is.
-      clock: gives seconds.
     """
     from rich import console
     from rich import progress as rich
 
     terminal = console.Console(stderr=True)
     alive = terminal.is_terminal or terminal.is_jupyter
-    pace = _pace(unit, total, clock)
+    pace = _pace(unit, total)
     if shown is True and not alive:
-        with _lines(unit, total, pace, terminal, clock) as show:
+        with _lines(unit, total, pace, terminal) as show:
             yield show
         return
     visible = terminal.is_terminal if shown == "auto" else shown
@@ -35,27 +32,26 @@ def bar(
     with rich.Progress(*columns, numbers, console=terminal, disable=not visible) as progress:
         task = progress.add_task(unit, total=total, numbers="")
 
-        def show(done, row):
-            progress.update(task, completed=done, numbers=f"{_values(row)}{pace(done)}")
+        def show(done, row, seconds):
+            progress.update(task, completed=done, numbers=f"{_values(row)}{pace(done, seconds)}")
 
         yield show
 
 
 @contextlib.contextmanager
-def _lines(unit, total, pace, terminal, clock):
+def _lines(unit, total, pace, terminal):
     """A line after 1, 2, 4, ... seconds, then each minute, and one at the end."""
-    start = clock()
-    due, line = start + 1, ""
+    due, line = 1, ""
 
     def write(text):
         terminal.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def show(done, row):
+    def show(done, row, seconds):
         nonlocal due, line
-        line = f"{unit} {int(done)}/{total}  {_values(row)}{pace(done)}".rstrip()
-        if (now := clock()) >= due:
+        line = f"{unit} {int(done)}/{total}  {_values(row)}{pace(done, seconds)}".rstrip()
+        if seconds >= due:
             write(line)
-            due, line = now + min(now - start, RARELY), ""
+            due, line = seconds + min(seconds, RARELY), ""
 
     try:
         yield show
@@ -64,13 +60,12 @@ def _lines(unit, total, pace, terminal, clock):
             write(line)
 
 
-def _pace(unit, total, clock):
+def _pace(unit, total):
     """Gives the text of how long a unit takes and all that are left, once the first are done."""
     begun = None
 
-    def pace(done):
+    def pace(done, now):
         nonlocal begun
-        now = clock()
         if begun is None:  # until here it compiled
             begun = now, done
         if done <= begun[1]:

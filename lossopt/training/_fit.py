@@ -154,20 +154,23 @@ def _host(
     )
     progress, history, done, count = begin(), [], 0, 1
     stopped, pool, start = Stopped.FINISHED, progress.pool, clock()
-    with bar(schedule.unit, schedule.steps // schedule.per_unit, shown, clock) as show:
+    now = start
+    with bar(schedule.unit, schedule.steps // schedule.per_unit, shown) as show:
         while done < schedule.steps:
             end = min(done + count, schedule.steps, done + (plan.window - 1) * schedule.every)
-            began, before = clock(), progress
+            before = progress
             progress = call(before, done, end)
             stopped, pool = Stopped(int(progress.status)), progress.pool
             if stopped in BROKEN:
                 progress, stopped = _last_finite(call, before, progress, stopped)
-            history += _new_rows(progress, before, began - start, clock() - start)
-            show(int(progress.state.count) / schedule.per_unit, history[-1] if history else {})
+            began, now = now, clock()
+            history += _new_rows(progress, before, began - start, now - start)
+            taken = int(progress.state.count) / schedule.per_unit
+            show(taken, history[-1] if history else {}, now - start)
             if stopped is not Stopped.FINISHED:
                 break
             if done:  # the first call compiles
-                count = _adapted(end - done, clock() - began)
+                count = _adapted(end - done, now - began)
             done = end
     columns = {
         name: np.array([row[name] for row in history], column.dtype)

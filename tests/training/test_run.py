@@ -640,7 +640,8 @@ def test_hyperparameters_may_be_a_regularizer():
 def test_columns_are_named_by_path(objective, names):
     history = _outline(objective, validation=jnp.ones(3)).history
     parts = ("train", "validation")
-    assert set(history) == {"step"} | {f"{part}/{name}" for part in parts for name in names}
+    measured = {"step", "train/gradient_norm", "train/update_ratio"}
+    assert set(history) == measured | {f"{part}/{name}" for part in parts for name in names}
     assert all(column.shape == (2,) for column in history.values())
 
 
@@ -712,7 +713,7 @@ REFUSED = {
     ),
     "best without validation": (dict(best="validation"), "best was given.*give validation"),
     "a stop without what it watches": (dict(stop=Patience(1)), "stop was given.*give validation"),
-    "another best": (dict(best="last"), "best as 'train', 'validation' or None, got 'last'"),
+    "another best": (dict(best="last"), r"best as .* \('validation/accuracy', max\), got 'last'"),
     "patience out of range": (dict(stop=Patience(0), best="train"), "patience >= 1, got 0"),
     "integers that do not fit": (dict(train=np.array([2**40])), "train within 32 bits"),
     "no epochs": (dict(epochs=0), "epochs >= 1, got 0"),
@@ -777,7 +778,8 @@ def test_what_is_another_thing_is_refused(case):
 
 def test_metrics_and_state_are_each_optional():
     names = set(_outline(_with_aux(metrics={"m": MEAN}), has_aux=True).history)
-    assert names == {"step", "train/value", "train/fit", "train/m"}
+    measured = {"step", "train/gradient_norm", "train/update_ratio"}
+    assert names == measured | {"train/value", "train/fit", "train/m"}
     assert set(_outline(_with_aux(), has_aux=True).history) == names - {"train/m"}
     state = _outline(_stateful(lambda s: s + 1), has_aux=True, model_state=0.0).model_state
     assert state.shape == ()
