@@ -108,7 +108,7 @@ def columns(
         raise ValueError(
             f"The history has columns {taken} of its own: give terms and metrics other names."
         )
-    return table | others
+    return table | dict(others)
 
 
 def _read(term):

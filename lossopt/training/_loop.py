@@ -150,7 +150,7 @@ def _stretch(plan, data, epoch, low, high, progress):
     params = progress.state.params
     progress = progress._replace(trail=jax.lax.stop_gradient((params, params)))
     progress = _steps(plan, data, epoch, low, high, progress)
-    sizes = norms(plan.watch, *progress.trail, progress.state.params)
+    sizes = norms(plan.watch, progress.trail, progress.state.params)
     return progress._replace(norms=sizes, trail=None)
 
 
@@ -226,7 +226,7 @@ def _row(plan, data, state, sums, sizes):
     given = state.model_state, data.hyperparameters
     fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards, state.params
     others = sizes | learning_rate(state.opt_state, data.hyperparameters)
-    parts = {"train": columns(*sums, others)}
+    parts = {"train": columns(sums[0], sums[1], others)}
     if data.validation is not None:
         parts["validation"] = evaluated(*fixed, data.validation, *given)
     if plan.measures_training:
@@ -239,7 +239,7 @@ def _outline(plan, data, state):
     taken = take_step(_recipe(plan), state, batch, data.key, data.hyperparameters)
     _, measured, slopes = taken
     sums = measured.terms, measured.metrics
-    sizes = norms(plan.watch, slopes, state.params, state.params)
+    sizes = norms(plan.watch, (slopes, state.params), state.params)
     return sums, sizes, _row(plan, data, state, sums, sizes) | {"step": state.count}
 
 

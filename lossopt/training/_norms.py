@@ -11,7 +11,7 @@ from lossopt._paths import paths
 from lossopt._typing import Array, PyTree, Scalar
 
 
-def norms(watch: str | None, gradient: PyTree, before: PyTree, after: PyTree) -> dict[str, Scalar]:
+def norms(watch: str | None, trail: tuple[PyTree, PyTree], after: PyTree) -> dict[str, Scalar]:
     """The columns of one step, of all leaves together and of each that is watched.
 
     The update is what the parameters moved by, so that one which is lost to rounding is 0. There
@@ -19,12 +19,11 @@ def norms(watch: str | None, gradient: PyTree, before: PyTree, after: PyTree) ->
 
     Args:
       watch: regular expression on the paths of leaves.
-      gradient: of the objective.
-      before: the parameters before the step.
+      trail: the gradient of the objective, and the parameters before the step.
       after: those after it.
     """
-    leaves = [jax.tree.leaves(tree) for tree in (gradient, before, after)]
-    groups = {"": range(len(leaves[0]))} | {f"/{name}": [i] for name, i in _named(watch, before)}
+    leaves = [jax.tree.leaves(tree) for tree in (*trail, after)]
+    groups = {"": range(len(leaves[0]))} | {f"/{name}": [i] for name, i in _named(watch, after)}
     columns = {}
     for suffix, group in groups.items():
         slopes, old, new = ([_still(tree[i]) for i in group] for tree in leaves)

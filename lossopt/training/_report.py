@@ -1,6 +1,7 @@
 """What is told of a run: in a few lines, and as tables of its history."""
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -66,7 +67,7 @@ def to_jsonl(history: Mapping[str, Array], path: str | os.PathLike) -> None:
 def to_pandas(history: Mapping[str, Array]) -> Any:
     """A data frame."""
     try:
-        import pandas
+        pandas = importlib.import_module("pandas")
     except ImportError as error:
         raise ImportError("to_pandas needs the package pandas, which is not installed.") from error
     _rows(history)

@@ -47,7 +47,7 @@ def test_norms_are_those_of_float64(scale, dtype):
         {"w": jnp.asarray(scale * rng.normal(size=(3, 2)), dtype), "b": jnp.asarray(scale, dtype)}
         for _ in range(3)
     ]
-    columns = norms("^w$", *trees)
+    columns = norms("^w$", (trees[0], trees[1]), trees[2])
     slopes, old, new = ({k: np.asarray(x, np.float64) for k, x in t.items()} for t in trees)
     size = lambda *leaves: np.linalg.norm(np.concatenate([np.ravel(x) for x in leaves]))
     moved = {k: new[k] - old[k] for k in new}
@@ -66,8 +66,8 @@ def test_norms_are_those_of_float64(scale, dtype):
 def test_an_update_that_is_lost_to_rounding_is_0():
     before = jnp.ones(3, jnp.bfloat16)
     after = optax.apply_updates(before, jnp.full(3, 1e-4, jnp.bfloat16))
-    assert norms(None, before, before, after)["update_ratio"] == 0
-    assert norms(None, before, 0 * before, 0 * before)["update_ratio"] == 0
+    assert norms(None, (before, before), after)["update_ratio"] == 0
+    assert norms(None, (before, 0 * before), 0 * before)["update_ratio"] == 0
 
 
 def test_norms_are_those_of_the_last_step_of_a_row_wherever_rows_end():
