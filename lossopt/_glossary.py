@@ -156,7 +156,7 @@ TABLE = {
     },
     "lossopt.training": {
         "train": "lossopt.fit, or lossopt.training.run under jax.jit",
-        "early stopping, save best": "lossopt.fit(stop=), and best_params of the run "
+        "early stopping, save best": "lossopt.fit(stop=, best=), and best_params of the run "
         "(docs/training.md#when-a-run-ends)",
         "terminate on NaN, detect anomaly": "stopped_at of the run of lossopt.fit",
         "max steps, max iter, eval steps": "lossopt.fit(steps=, evaluate_every=)",

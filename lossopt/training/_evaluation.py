@@ -1,7 +1,8 @@
 """The one evaluation, and the names of what is measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +109,10 @@ def measured(
     return means, aux.get("metrics")
 
 
-def columns(means: Means, metrics: Means) -> dict[str, Array]:
-    """One number per name: `"value"`, the objective, then its terms and the metrics."""
+def columns(
+    means: Means, metrics: Means, others: Mapping[str, Array] = MappingProxyType({})
+) -> dict[str, Array]:
+    """One number per name: `"value"`, the objective, then its terms, the metrics and others."""
     table = {"value": jnp.asarray(sum(map(_read, terms(means).values())))}
     for name, term in [*terms(means).items(), *terms(metrics).items()]:
         if name in table or (name == "" and term is not means):
@@ -118,7 +121,11 @@ def columns(means: Means, metrics: Means) -> dict[str, Array]:
                 "twice or no name at all. Return them in dicts."
             )
         table |= {name: _read(term)} if name else {}
-    return table
+    if taken := sorted(table.keys() & others.keys()):
+        raise ValueError(
+            f"The history has columns {taken} of its own: give terms and metrics other names."
+        )
+    return table | dict(others)
 
 
 def _read(term):

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from lossopt import _checks, _jax, _pieces, _programs
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._bar import bar
+from lossopt.training._best import Judge
 from lossopt.training._evaluation import on_device
 from lossopt.training._inputs import trainable
 from lossopt.training._loop import Data, Plan, Progress, advance, start
@@ -39,7 +40,7 @@ def fit(
     key: Key[Array, ""],
     validation: Batch = None,
     stop: StopRule | None = None,
-    best: Literal["train", "validation"] | None = None,
+    best: Judge | None = None,
     shards: int | None = None,
     microbatches: int = 1,
     has_aux: bool = False,
@@ -47,6 +48,7 @@ def fit(
     hyperparameters: PyTree = None,
     drop_last: bool = False,
     check: bool | Sequence[str] = True,
+    watch: str | None = None,
     progress: bool | Literal["auto"] = "auto",
 ) -> Run:
     """Trains as `training.run` does, compiled, with early stopping and a progress bar.
@@ -75,7 +77,8 @@ def fit(
         off, by the key and without looking: see `training.split`.
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
-        set with each row of history and judges by that.
+        set with each row of history and judges by that. Or any column and its direction, as in
+        `("validation/accuracy", max)`.
       shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
         that devices keep the rows they hold. A number of the run, not of the machine: 8 draw the
         same rows on any devices. None is how `train` lies on devices.
@@ -87,7 +90,9 @@ def fit(
       check: whether data and objective are checked before: conditions on values, rows that are not
         finite, whole against pieces, and a penalty that the optimizer alone holds; or the names of
         the terms that are meant for each microbatch on its own.
-      progress: whether to show a bar; `"auto"` shows it on a terminal.
+      watch: as in `training.run`, leaves that have columns of their own.
+      progress: whether to show how it goes, a bar on a terminal, elsewhere lines now and then;
+        `"auto"` shows it on a terminal.
 
     Returns:
       A `Run` whose `history` holds numpy arrays; `run.stopped.value` says why it ended.
@@ -118,7 +123,7 @@ def fit(
         _pieces.rows(validation, "validation")
     rows = source(train, batch_size, drop_last, shards)
     schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
-    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
+    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch)
     plan = plan._replace(window=WINDOW)
     first = start_judged if check else start
     begin = lambda: _programs.call(first, (plan,), data, params, model_state)
@@ -165,26 +170,29 @@ def _host(
         advance, (plan,), data, progress, np.int32(first), np.int32(end), every, last
     )
     progress, history, done, count = begin(), [], 0, 1
-    stopped, pool = Stopped.FINISHED, progress.pool
+    stopped, pool, start = Stopped.FINISHED, progress.pool, clock()
+    now = start
     with bar(schedule.unit, schedule.steps // schedule.per_unit, shown) as show:
         while done < schedule.steps:
             end = min(done + count, schedule.steps, done + (plan.window - 1) * schedule.every)
-            began, before = clock(), progress
+            before = progress
             progress = call(before, done, end)
             stopped, pool = Stopped(int(progress.status)), progress.pool
             if stopped in BROKEN:
                 progress, stopped = _last_finite(call, before, progress, stopped)
-            history += _new_rows(progress, before)
-            show(int(progress.state.count) / schedule.per_unit, history[-1] if history else {})
+            began, now = now, clock()
+            history += _new_rows(progress, before, began - start, now - start)
+            taken = int(progress.state.count) / schedule.per_unit
+            show(taken, history[-1] if history else {}, now - start)
             if stopped is not Stopped.FINISHED:
                 break
             if done:  # the first call compiles
-                count = _adapted(end - done, clock() - began)
+                count = _adapted(end - done, now - began)
             done = end
     columns = {
         name: np.array([row[name] for row in history], column.dtype)
         for name, column in progress.window.items()
-    }
+    } | {"seconds": np.array([row["seconds"] for row in history], float)}
     measured = pool if stopped is Stopped.NONFINITE_LOSS else progress.pool
     run = finish(plan, progress, jnp.int32(stopped.code), measured)
     return dataclasses.replace(run, history=columns)
@@ -208,12 +216,16 @@ def _last_finite(call, before, after, stopped):
     return last, stopped
 
 
-def _new_rows(progress, before):
-    """The rows of history that are in one window and not yet in the other."""
+def _new_rows(progress, before, began, ended):
+    """The rows of history that are in one window and not yet in the other, in seconds between."""
     window = jax.device_get(progress.window)
     size = len(next(iter(window.values())))
     rows = range(int(before.rows), int(progress.rows))
-    return [{name: column[i % size] for name, column in window.items()} for i in rows]
+    times = np.linspace(began, ended, len(rows) + 1)[1:]
+    return [
+        {name: column[i % size] for name, column in window.items()} | {"seconds": seconds}
+        for i, seconds in zip(rows, times)
+    ]
 
 
 def _adapted(count, seconds, aim=0.25):

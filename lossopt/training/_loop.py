@@ -7,8 +7,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lossopt._typing import Array, ArrayLike, Batch, Key, Means, PyTree
+from lossopt._typing import Array, ArrayLike, Batch, Key, PyTree
+from lossopt.training._best import Best, Goal, finite, first, judged
 from lossopt.training._evaluation import columns, evaluated
+from lossopt.training._norms import learning_rate, norms
+from lossopt.training._pool import Pool, empty, pooled
 from lossopt.training._source import Rows
 from lossopt.training._step import Optimizer, Recipe, State, begin, take_step
 from lossopt.training._stop import Stopped, StopRule
@@ -18,10 +21,11 @@ class Plan(NamedTuple):
     """What a program is made for; all else is data.
 
     Attributes:
-      best: the part whose value after each row decides what is best; None keeps nothing.
+      best: what decides after each row what is best; None keeps nothing.
       guard: what a number that is not finite does: `"stop"` ends the loop, `"keep"` also keeps what
         there was before it; None does nothing.
       window: rows of history that are held at a time.
+      watch: regular expression on the paths of leaves that have columns of their own.
     """
 
     objective: Callable
@@ -29,9 +33,15 @@ class Plan(NamedTuple):
     source: Rows
     microbatches: int
     has_aux: bool
-    best: Literal["validation", "trained"] | None
+    best: Goal | None
     guard: Literal["stop", "keep"] | None
     window: int
+    watch: str | None = None
+
+    @property
+    def measures_training(self) -> bool:
+        """Whether the training set is measured with each row of history."""
+        return self.best is not None and self.best.column.startswith("trained/")
 
 
 class Data(NamedTuple):
@@ -44,48 +54,35 @@ class Data(NamedTuple):
     stop: StopRule | None
 
 
-class Best(NamedTuple):
-    """The best so far."""
-
-    params: PyTree
-    model_state: PyTree
-    value: Array
-    row: Array
-
-
-class Pool(NamedTuple):
-    """Sums over the steps of a row, and what rounding took from them."""
-
-    sums: tuple[Means, Means]
-    lost: tuple[Means, Means]
-
-
 class Progress(NamedTuple):
-    """What the loop changes."""
+    """What the loop changes.
+
+    Attributes:
+      trail: gradient and parameters of the last step, between the steps of a stretch alone.
+    """
 
     state: State
     best: Best | None
     waiting: PyTree
     status: Array
     pool: Pool
+    norms: dict[str, Array]
     rows: Array
     window: dict[str, Array]
+    trail: PyTree = None
 
 
 def start(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progress:
     """What there is before the first step; refuses what does not fit together."""
     state = begin(_recipe(plan), params, model_state, data.hyperparameters)
-    sums, row = jax.eval_shape(partial(_outline, plan), data, state)
-    like = lambda fill: lambda x: jnp.full(x.shape, fill, x.dtype)
-    pool = Pool(jax.tree.map(like(0), sums), jax.tree.map(like(0), sums))
+    sums, sizes, row = jax.eval_shape(partial(_outline, plan), data, state)
     gap = lambda x: jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
     window = {name: jnp.full(plan.window, gap(x), x.dtype) for name, x in row.items()}
-    none, best = jnp.full((), -1, jnp.int32), None
-    if plan.best:
-        high = jnp.full((), jnp.inf, row[f"{plan.best}/value"].dtype)
-        best = Best(state.params, state.model_state, high, none)
+    best = plan.best and first(plan.best, state.params, state.model_state, row)
     waiting = None if data.stop is None else data.stop.init()
-    return Progress(state, best, waiting, none + 1, pool, none + 1, window)
+    sizes = {name: jnp.full((), jnp.nan, x.dtype) for name, x in sizes.items()}
+    zero = jnp.zeros((), jnp.int32)
+    return Progress(state, best, waiting, zero, empty(sums), sizes, zero, window)
 
 
 def advance(
@@ -131,11 +128,6 @@ def advance_whole(plan: Plan, data: Data, progress: Progress, epochs: int) -> Pr
     return _repeat(plan, epoch, 0, epochs, progress)
 
 
-def finite(tree: PyTree) -> Array:
-    """Whether all numbers are."""
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)], bool))
-
-
 def _recipe(plan):
     return Recipe(plan.objective, plan.optimizer, plan.microbatches, (), plan.has_aux)
 
@@ -154,13 +146,22 @@ def _repeat(plan, body, low, high, progress):
 
 
 def _stretch(plan, data, epoch, low, high, progress):
-    """The steps from low to before high of one epoch."""
+    """The steps from low to before high of one epoch, and how long the last of them was."""
+    params = progress.state.params
+    progress = progress._replace(trail=jax.lax.stop_gradient((params, params)))
+    progress = _steps(plan, data, epoch, low, high, progress)
+    sizes = norms(plan.watch, progress.trail, progress.state.params)
+    return progress._replace(norms=sizes, trail=None)
+
+
+def _steps(plan, data, epoch, low, high, progress):
     shuffle, noise = jax.random.split(jax.random.fold_in(data.key, epoch))
     source = plan.source
 
     def full(number, progress):
         batch = source.batch(data.train, shuffle, number)
-        return _step(plan, data, batch, jax.random.fold_in(noise, number), progress)
+        folded = jax.random.fold_in(noise, number)
+        return _step(plan, data, batch, folded, progress)
 
     def rest(progress):
         piece = -(-source.batch_size // plan.microbatches)
@@ -181,29 +182,18 @@ def _stretch(plan, data, epoch, low, high, progress):
 def _step(plan, data, batch, key, progress):
     """One step, pooled, and judged where there is a guard."""
     before = progress.state
-    state, measured = take_step(_recipe(plan), before, batch, key, data.hyperparameters)
-    pool = _pooled(progress.pool, (measured.terms, measured.metrics))
+    state, measured, slopes = take_step(_recipe(plan), before, batch, key, data.hyperparameters)
+    pool = pooled(progress.pool, (measured.terms, measured.metrics))
+    progress = progress._replace(pool=pool, trail=jax.lax.stop_gradient((slopes, before.params)))
     if plan.guard is None:
-        return progress._replace(state=state, pool=pool)
+        return progress._replace(state=state)
     loss = jnp.isfinite(measured.value)
     status = jnp.where(loss, progress.status, Stopped.NONFINITE_LOSS.code)
     if plan.guard == "keep":
         whole = finite(state.params)
         status = jnp.where(loss & ~whole, Stopped.NONFINITE_PARAMETERS.code, status)
         state = jax.tree.map(partial(jnp.where, loss & whole), state, before)
-    return progress._replace(state=state, pool=pool, status=status)
-
-
-def _pooled(pool, summand):
-    """The sums with one summand more, as if they had twice the digits.
-
-    References:
-      Kahan, "Further Remarks on Reducing Truncation Errors", 1965.
-    """
-    small = jax.tree.map(jnp.subtract, summand, pool.lost)
-    sums = jax.tree.map(jnp.add, pool.sums, small)
-    lost = lambda new, old, x: jnp.where(jnp.isfinite(new), (new - old) - x, 0)
-    return Pool(sums, jax.tree.map(lost, sums, pool.sums, small))
+    return progress._replace(state=state, status=status)
 
 
 def _judged(progress):
@@ -215,41 +205,42 @@ def _judged(progress):
 
 def _close(plan, data, step, progress):
     """A row of history, and what it decides."""
-    row = _row(plan, data, progress.state, progress.pool.sums) | {"step": jnp.int32(step)}
+    state, best = progress.state, progress.best
+    row = _row(plan, data, state, progress.pool.sums, progress.norms) | {"step": jnp.int32(step)}
     place = progress.rows % plan.window
     window = {name: column.at[place].set(row[name]) for name, column in progress.window.items()}
-    whole, best = finite(progress.state.params), progress.best
-    if best is not None:
-        value = row[f"{plan.best}/value"]
-        better = whole & jnp.isfinite(value) & (value < best.value)
-        now = Best(progress.state.params, progress.state.model_state, value, progress.rows)
-        best = jax.tree.map(partial(jnp.where, better), now, best)
+    if plan.best:
+        now = Best(state.params, state.model_state, row[plan.best.column], progress.rows)
+        best = judged(plan.best, best, now)
     waiting, status = progress.waiting, progress.status
     if data.stop is not None:
         waiting, status = data.stop.update(waiting, row[f"{_watched(data)}/value"])
     if plan.guard:
-        status = jnp.where(whole, status, Stopped.NONFINITE_PARAMETERS.code)
-    empty = jax.tree.map(jnp.zeros_like, progress.pool)
-    return Progress(progress.state, best, waiting, status, empty, progress.rows + 1, window)
+        status = jnp.where(finite(state.params), status, Stopped.NONFINITE_PARAMETERS.code)
+    decided = {"best": best, "waiting": waiting, "status": status, "window": window}
+    return progress._replace(pool=empty(progress.pool.sums), rows=progress.rows + 1, **decided)
 
 
-def _row(plan, data, state, sums):
+def _row(plan, data, state, sums, sizes):
     """One number for each column."""
     given = state.model_state, data.hyperparameters
     fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards, state.params
-    parts = {"train": columns(*sums)}
+    others = sizes | learning_rate(state.opt_state, data.hyperparameters)
+    parts = {"train": columns(sums[0], sums[1], others)}
     if data.validation is not None:
         parts["validation"] = evaluated(*fixed, data.validation, *given)
-    if plan.best == "trained":
+    if plan.measures_training:
         parts["trained"] = evaluated(*fixed, data.train, *given)
     return {f"{part}/{name}": x for part, row in parts.items() for name, x in row.items()}
 
 
 def _outline(plan, data, state):
     batch = plan.source.batch(data.train, data.key, 0)
-    _, measured = take_step(_recipe(plan), state, batch, data.key, data.hyperparameters)
+    taken = take_step(_recipe(plan), state, batch, data.key, data.hyperparameters)
+    _, measured, slopes = taken
     sums = measured.terms, measured.metrics
-    return sums, _row(plan, data, state, sums) | {"step": state.count}
+    sizes = norms(plan.watch, (slopes, state.params), state.params)
+    return sums, sizes, _row(plan, data, state, sums, sizes) | {"step": state.count}
 
 
 def _watched(data):

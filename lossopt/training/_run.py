@@ -1,9 +1,10 @@
 """A whole training run as one pure function."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ import optax
 from lossopt import _checks, _jax
 from lossopt._mean import terms
 from lossopt._typing import Array, Batch, Key, PyTree
+from lossopt.training import _report
+from lossopt.training._best import Judge, goal_of
 from lossopt.training._evaluation import on_device
-from lossopt.training._loop import Data, Plan, Pool, Progress, advance_whole, start
+from lossopt.training._loop import Data, Plan, Progress, advance_whole, start
+from lossopt.training._pool import Pool
 from lossopt.training._source import source
 from lossopt.training._split import parted
 from lossopt.training._step import Optimizer, Recipe, judge
@@ -36,7 +40,7 @@ BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
         "position",
         "validation_rows",
     ],
-    meta_fields=["terms"],
+    meta_fields=["terms", "judge"],
 )
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -49,18 +53,27 @@ class Run:
       best_params: after the best epoch, without a NaN or an infinite number; the first parameters
         if no epoch had a finite value; None where nothing judges, without validation.
       best_model_state: likewise.
-      best_epoch: the row of `history` with the lowest finite value, the first of equals; -1 if none
-        was finite; None where nothing judges.
+      best_epoch: the row of `history` with the best finite value, the lowest but where `best` asks
+        for the highest, the first of equals; -1 if none was finite; None where nothing judges.
       history: columns by name, one row for each epoch, or each `evaluate_every` steps: `"step"`,
         the steps taken until then; `"train/value"`, `"train/fit"`, `"validation/accuracy"`, ...
         Train columns pool the steps of the row as they were taken, validation columns are measured
-        after it, and so are `"trained/..."`, those of `best="train"`.
+        after it, and so are `"trained/..."`, those of `best="train"`. `"train/gradient_norm"` is
+        the norm of the objective's gradient in the last step of the row, before the optimizer;
+        `"train/update_ratio"` the norm of what the parameters moved by in that step, over their
+        norm after it; neither has a derivative. `"train/learning_rate"` is there where one number
+        of the optimizer's state, as `optax.inject_hyperparams` keeps it, or else of
+        `hyperparameters`, has the name `"learning_rate"`. `fit` adds `"seconds"` since it began;
+        rows of one call of the program share its time evenly.
       status: the code of `stopped`, int32; also inside of `jit` and `vmap`.
       position: where numbers became non-finite: epoch, step and index of the term, int32, shape
         `[3]`; -1 for what there is not.
       terms: the names of the terms.
+      judge: the column of `history` that decided what is best.
       validation_rows: the rows of `train` that were split off by `validation=0.2`, int32; None
         where the validation set was given, or there was none.
+
+    `print(run)` tells shapes, numbers of epochs and why it ended, not the arrays.
     """
 
     params: PyTree
@@ -73,6 +86,7 @@ class Run:
     status: Array
     position: Array
     terms: tuple[str, ...]
+    judge: str | None = None
     validation_rows: Array | None = None
 
     @property
@@ -92,6 +106,40 @@ class Run:
             return None
         return epoch, step, None if term < 0 else self.terms[term]
 
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes `history`, a line of names and one for each row.
+
+        Args:
+          path: of the file, which is replaced; `~` is your home.
+
+        Raises:
+          ValueError: for several runs at once.
+        """
+        _report.to_csv(self.history, path)
+
+    def to_jsonl(self, path: str | os.PathLike) -> None:
+        """Writes `history`, a JSON object for each row; NaN and infinity are null.
+
+        Args:
+          path: of the file, which is replaced; `~` is your home.
+
+        Raises:
+          ValueError: for several runs at once.
+        """
+        _report.to_jsonl(self.history, path)
+
+    def to_pandas(self) -> Any:
+        """The history as a `pandas.DataFrame`.
+
+        Raises:
+          ImportError: where pandas is not installed.
+          ValueError: for several runs at once.
+        """
+        return _report.to_pandas(self.history)
+
+    def __repr__(self) -> str:
+        return _report.told(self)
+
 
 def run(
     objective: Callable,
@@ -104,7 +152,7 @@ def run(
     key: Key[Array, ""],
     validation: Batch = None,
     stop: StopRule | None = None,
-    best: Literal["train", "validation"] | None = None,
+    best: Judge | None = None,
     shards: int | None = None,
     microbatches: int = 1,
     has_aux: bool = False,
@@ -112,6 +160,7 @@ def run(
     hyperparameters: PyTree = None,
     drop_last: bool = False,
     check: bool = True,
+    watch: str | None = None,
 ) -> Run:
     """Trains for whole epochs over shuffled minibatches: one pure function for `jit` and `vmap`.
 
@@ -132,13 +181,15 @@ def run(
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value. With
         one, numbers that are not finite stop the run, too. Rows after a stop are NaN.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
-        set after each epoch and judges by that; so does `stop`, where there is no validation.
+        set after each epoch and judges by that; so does `stop`, where there is no validation. Or
+        any column and its direction, `("validation/accuracy", max)`; `"trained/..."` measures the
+        training set.
       shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
         that devices keep the rows they hold. A number of the run, not of the machine: 8 draw the
         same rows on any devices. None is how `train` lies on devices, where that is visible (also
         inside of `jit`, on Explicit axes); else 1.
-      microbatches: pieces a batch is cut into, see `value_and_grad`. Each counts a constant term
-        once: in the train column of a penalty a ragged last step of fewer pieces weighs less.
+      microbatches: pieces a batch is cut into, see `value_and_grad`. Each step counts a constant
+        term once, however many there are.
       has_aux: whether the objective returns `(means, aux)`, where the dict `aux` may hold
         `"metrics"`, a tree of `Mean`, and `"model_state"`.
       model_state: the first one, such as batch statistics.
@@ -146,6 +197,8 @@ def run(
       drop_last: whether the ragged last batch is left out.
       check: whether an optimizer with a regularizer is refused beside an objective that does not
         hold its value, `constant(R(params), gradient=False)`.
+      watch: regular expression on the paths of leaves of `params`, as in `"kernel$"`; each that it
+        takes has columns `"train/gradient_norm/..."` and `"train/update_ratio/..."` of its own.
 
     Returns:
       A `Run` of arrays.
@@ -170,7 +223,7 @@ def run(
     data = Data(train, validation, key, hyperparameters, stop)
     epochs = _checks.count("epochs", epochs, 1)
     rows = source(train, batch_size, drop_last, shards)
-    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux)
+    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
     with _jax.on_mesh(train, params):
         begun = (start_judged if check else start)(plan, data, params, model_state)
@@ -180,27 +233,25 @@ def run(
         return dataclasses.replace(result, validation_rows=held)
 
 
-def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux) -> Plan:
+def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch=None) -> Plan:
     """What the programs of a run are made for; refuses what does not fit together."""
     _checks.given_key(data.key)
     if data.stop is not None:
         checked(data.stop).init()
     pieces = _checks.count("microbatches", microbatches, 1)
     _checks.at_most(rows.batch_size, microbatches=pieces)
-    if best not in (None, "train", "validation"):
-        raise ValueError(f"Expected best as 'train', 'validation' or None, got {best!r}.")
-    validated = data.validation is not None
+    goal = goal_of(best, validated := data.validation is not None)
+    plan = Plan(objective, optimizer, rows, pieces, has_aux, goal, "stop", 1, watch)
     for name, wanted in (
-        ("best", best == "validation"),
-        ("stop", data.stop is not None and best != "train"),
+        ("best", goal is not None and goal.column.startswith("validation/")),
+        ("stop", data.stop is not None and not plan.measures_training),
     ):
         if wanted and not validated:
             raise ValueError(
                 f"{name} was given, and there is nothing to judge by: give validation, or "
                 "best='train', which measures the training set after each epoch."
             )
-    judged = "trained" if best == "train" else "validation" if validated else None
-    return Plan(objective, optimizer, rows, pieces, has_aux, judged, "stop", 1)
+    return plan
 
 
 def start_judged(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progress:
@@ -236,4 +287,5 @@ def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:
         status=status,
         position=position.astype(jnp.int32),
         terms=names,
+        judge=plan.best and plan.best.column,
     )

@@ -17,6 +17,7 @@ from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._inputs import trainable
 from lossopt.training._rules import judged, moved, started
+from lossopt.training._weights import uncut
 
 Optimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
 
@@ -111,7 +112,7 @@ def train_step(
         taken = take_step(recipe, state, batch, key, hyperparameters)
         if check:
             judge(recipe, state, batch, key, hyperparameters)
-        return taken
+        return taken[:2]
 
     return init, step
 
@@ -140,8 +141,8 @@ def judge(
 
 def take_step(
     recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
-) -> tuple[State, Measured]:
-    """The one training step; convolutions in it are fast inside of loops on a CPU, too."""
+) -> tuple[State, Measured, PyTree]:
+    """The one training step, and its gradient; on a CPU its convolutions are fast in loops, too."""
     return canonical(partial(_taken, recipe))(state, batch, key, hyperparameters)
 
 
@@ -153,6 +154,7 @@ def _taken(recipe, state, batch, key, hyperparameters):
         )
     given = {"key": key, "model_state": state.model_state, "hyperparameters": hyperparameters}
     call = _checked(recipe, state, hyperparameters)
+    inputs = state.params, batch, given
     options = {"microbatches": recipe.microbatches, "axis_name": recipe.axis_name, "has_aux": True}
     differentiate = value_and_grad(call, **options)
     (now, means, aux), grads = differentiate(state.params, batch, **given)
@@ -169,7 +171,20 @@ def _taken(recipe, state, batch, key, hyperparameters):
         updates, opt_state = moved(rule, grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
     state = State(params, aux.get("model_state"), opt_state, state.count + 1)
-    return state, Measured(now, means, aux.get("metrics"))
+    measured = means, aux.get("metrics")
+    if recipe.microbatches > 1:
+        measured = uncut(measured, _checks.axes(recipe.axis_name), _measurer(call), *inputs)
+    return state, Measured(now, *measured), grads
+
+
+def _measurer(call):
+    """Means and metrics alone, a function of arrays."""
+
+    def measured(params, batch, given):
+        means, aux = call(params, batch, **given)
+        return means, aux.get("metrics")
+
+    return measured
 
 
 def _with_gradient(fn, gradient):

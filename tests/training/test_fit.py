@@ -1,5 +1,6 @@
 """`fit` is `training.run`, compiled once, refused early, and shown to whoever watches."""
 
+import dataclasses
 import inspect
 import itertools
 from functools import partial
@@ -63,7 +64,15 @@ def _fit_plain(objective=_plain, params=0.0, train=None, optimizer=None, **optio
     return lo.fit(objective, params, train, optimizer or DESCENT, **OPTIONS | options)
 
 
+def _timeless(x):
+    """What the clock has no part in."""
+    if isinstance(x, lo.training.Run):
+        return dataclasses.replace(x, history=_timeless(x.history))
+    return {k: v for k, v in x.items() if k != "seconds"} if isinstance(x, dict) else x
+
+
 def _same_bits(got, want):
+    got, want = map(_timeless, (got, want))
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -93,18 +102,20 @@ def test_it_is_the_compiled_run(fitted):
         hyperparameters=0.01,
     )
     want = jax.jit(trial)()
-    assert jax.tree.structure(fitted) == jax.tree.structure(want)
+    got = _timeless(fitted)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, fitted, want)
+    jax.tree.map(close, got, want)
 
 
 def test_the_history_is_numpy(fitted):
     parts = itertools.product(("train", "validation"), ("value", "fit", "penalty", "accuracy"))
-    assert set(fitted.history) == {"step"} | {"/".join(names) for names in parts}
+    measured = {"train/gradient_norm", "train/update_ratio"} | {"/".join(names) for names in parts}
+    assert set(fitted.history) == {"step", "seconds"} | measured
     for name, column in fitted.history.items():
         assert type(column) is np.ndarray
         assert column.shape == (EPOCHS,)
-        assert column.dtype == (np.int32 if name == "step" else np.float32)
+        assert column.dtype == {"step": np.int32, "seconds": np.float64}.get(name, np.float32)
     np.testing.assert_array_equal(fitted.history["step"], 3 * np.arange(1, EPOCHS + 1))
     assert isinstance(fitted, lo.training.Run)
     assert fitted.best_epoch == np.argmin(fitted.history["validation/value"])
@@ -119,7 +130,8 @@ def test_a_run_that_ends_says_so(fitted):
 def test_without_validation_there_is_no_best_unless_it_is_asked_for():
     run = _fit_plain()
     assert (run.best_params, run.best_model_state, run.best_epoch) == (None, None, None)
-    assert set(run.history) == {"step", "train/value", "train/fit"}
+    measured = "value", "fit", "gradient_norm", "update_ratio"
+    assert set(run.history) == {"step", "seconds"} | {f"train/{name}" for name in measured}
     asked = _fit_plain(best="train")
     _same_bits(asked.params, run.params)
     measured = lo.training.evaluate(_plain, asked.params, jnp.arange(6.0), batch_size=4)
@@ -341,7 +353,7 @@ def _calls(seconds, epochs):
     """How many calls there are where each takes so long, and what they leave behind."""
     readings = itertools.count()
     run = _hosted(lambda: seconds * next(readings), epochs=epochs)
-    return (next(readings) + 1) // 2, run  # nobody reads the clock after the first, which compiles
+    return next(readings) - 1, run
 
 
 def test_short_calls_grow_after_the_first_which_compiles():
@@ -547,7 +559,14 @@ def test_wide_integers_are_data_in_float64():
         ({"microbatches": 2.0}, TypeError, r"microbatches as a whole number, got 2\.0"),
         ({"stop": Patience(1)}, ValueError, "stop was given, .*: give validation"),
         ({"best": "validation"}, ValueError, "best was given, .*: give validation"),
-        ({"best": "last"}, ValueError, "best as 'train', 'validation' or None, got 'last'"),
+        ({"best": "last"}, ValueError, r"best as .* \('validation/accuracy', max\), got 'last'"),
+        ({"best": ("train/fit", "max")}, ValueError, r"got \('train/fit', 'max'\)"),
+        ({"best": ("train/fat", min)}, ValueError, "'train/fat', .* train/fit, train/gradient"),
+        ({"best": ("step", max)}, ValueError, "best names the column 'step'"),
+        ({"best": ("validation/fit", max)}, ValueError, "best was given, .*: give validation"),
+        ({"watch": "kernel"}, ValueError, r"watch='kernel' takes no leaf of \[''\]"),
+        ({"watch": 3}, TypeError, "watch as a regular expression .*, got 3"),
+        ({"objective": lambda w, x: {"gradient_norm": lo.mean(w - x)}}, ValueError, "of its own"),
         ({"best": "train", "stop": Patience(2.5)}, TypeError, r"patience as .*, got 2\.5"),
         ({"best": "train", "stop": Patience(0)}, ValueError, "patience >= 1, got 0"),
         ({"best": "train", "stop": Patience}, TypeError, "Expected a stop rule, got <class"),
