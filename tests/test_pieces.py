@@ -186,7 +186,7 @@ class TestOfAnObjective:
     @pytest.mark.parametrize("batch", [{}, None])
     @pytest.mark.parametrize("microbatches", [1, 2])
     def test_a_batch_without_leaves_is_one_piece(self, batch, microbatches):
-        seen = lambda w, b: {"seen": w * lo.mean(jnp.ones(2)), "none": lo.constant(b is batch)}
+        seen = lambda w, b: {"seen": w * lo.mean(jnp.ones(2)), "none": lo.constant(b == batch)}
         (value, means), slope = lo.value_and_grad(seen, microbatches=microbatches)(3.0, batch)
         assert (value, means["seen"].weight, means["none"].weight, slope) == (4, 2, 1, 1)
         assert lo.measure(seen, microbatches=microbatches)(3.0, batch) == (value, means)
