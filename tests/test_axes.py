@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lossopt as lo
@@ -16,7 +17,13 @@ def objective(params, x):
     return lo.fused.clip(x, x, params)
 
 
+def _stepped(axes):
+    init, step = lo.train_step(objective, optax.sgd(0.1), axis_name=axes)
+    return step(init(2.0), X)
+
+
 TAKERS = {
+    "train_step": _stepped,
     "measure": lambda axes: lo.measure(objective, axis_name=axes)(2.0, X),
     "value_and_grad": lambda axes: lo.value_and_grad(objective, axis_name=axes)(2.0, X),
     "cached_value_and_grad": lambda axes: lo.fused.cached_value_and_grad(

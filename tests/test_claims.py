@@ -113,6 +113,12 @@ CLAIMS = {
             "test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn"
         ),
         "does not change a bit": "test_any_cut_gives_the_same_bits",
+        "if there are any: value and gradient are measured": (
+            "test_rows_that_spoil_value_or_gradient_are_named"
+        ),
+        "both of the last step before the row": (
+            "test_norms_are_those_of_the_last_step_of_a_row_wherever_rows_end"
+        ),
         "stops where the first of the two does": "test_a_fit_stops_where_a_plain_loop_stops",
         "The parameters are the last finite ones": "test_a_fit_ends_before_the_step_that_breaks",
         "that alone is NaN ends nothing": (

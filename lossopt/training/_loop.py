@@ -218,7 +218,8 @@ def _close(plan, data, step, progress):
     if plan.guard:
         status = jnp.where(finite(state.params), status, Stopped.NONFINITE_PARAMETERS.code)
     decided = {"best": best, "waiting": waiting, "status": status, "window": window}
-    return progress._replace(pool=empty(progress.pool.sums), rows=progress.rows + 1, **decided)
+    pool = jax.tree.map(jnp.zeros_like, progress.pool)
+    return progress._replace(pool=pool, rows=progress.rows + 1, **decided)
 
 
 def _row(plan, data, state, sums, sizes):

@@ -61,8 +61,13 @@ def _placed(kind):
 
 
 def _close(got, want, rtol=2e-6):
-    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6)
-    jax.tree.map(close, got, want)
+    """Norms of gradients, sums that cancel where a run has come near its end, lose a digit more."""
+
+    def close(path, x, y):
+        norm = "gradient_norm" in jax.tree_util.keystr(path)
+        np.testing.assert_allclose(x, y, rtol=(10 if norm else 1) * rtol, atol=1e-6)
+
+    jax.tree.map_with_path(close, got, want)
 
 
 def _collectives(program):

@@ -52,6 +52,8 @@ def test_a_share_trains_and_measures_as_its_parts_do(train):
     np.testing.assert_array_equal(got.validation_rows, held["row"])
     np.testing.assert_array_equal(got.params, want.params)
     for name, column in want.history.items():
+        if name == "seconds":
+            continue
         np.testing.assert_array_equal(got.history[name], column)
     assert want.validation_rows is None
     x = data["x"][np.asarray(got.validation_rows)].astype(np.float64)
