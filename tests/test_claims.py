@@ -113,6 +113,7 @@ CLAIMS = {
             "test_the_best_by_value_and_penalty_is_the_optimum_of_scikit_learn"
         ),
         "does not change a bit": "test_any_cut_gives_the_same_bits",
+        "names any column and its direction": "test_any_column_judges_in_either_direction",
         "if there are any: value and gradient are measured": (
             "test_rows_that_spoil_value_or_gradient_are_named"
         ),

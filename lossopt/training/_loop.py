@@ -11,7 +11,7 @@ from lossopt._typing import Array, ArrayLike, Batch, Key, PyTree
 from lossopt.training._best import Best, Goal, finite, first, judged
 from lossopt.training._evaluation import columns, evaluated
 from lossopt.training._norms import learning_rate, norms
-from lossopt.training._pool import Pool, empty, pooled
+from lossopt.training._pool import Pool, emptied, empty, pooled
 from lossopt.training._source import Rows
 from lossopt.training._step import Optimizer, Recipe, State, begin, take_step
 from lossopt.training._stop import Stopped, StopRule
@@ -218,8 +218,7 @@ def _close(plan, data, step, progress):
     if plan.guard:
         status = jnp.where(finite(state.params), status, Stopped.NONFINITE_PARAMETERS.code)
     decided = {"best": best, "waiting": waiting, "status": status, "window": window}
-    pool = jax.tree.map(jnp.zeros_like, progress.pool)
-    return progress._replace(pool=pool, rows=progress.rows + 1, **decided)
+    return progress._replace(pool=emptied(progress.pool), rows=progress.rows + 1, **decided)
 
 
 def _row(plan, data, state, sums, sizes):

@@ -21,6 +21,11 @@ def empty(like: tuple[Means, Means]) -> Pool:
     return Pool(zeros, zeros)
 
 
+def emptied(pool: Pool) -> Pool:
+    """As before the first step; devices that had sums of their own have zeros of their own."""
+    return jax.tree.map(jnp.zeros_like, pool)
+
+
 def pooled(pool: Pool, summand: tuple[Means, Means]) -> Pool:
     """The sums with one summand more, as if they had twice the digits.
 
