@@ -20,8 +20,6 @@ from lossopt.training._preflight import _broken
 from lossopt.training._run import plan_of
 from lossopt.training._source import source
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 ROWS, EPOCHS = 10, 5
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -313,7 +313,7 @@ def test_eager_and_compiled_runs_agree(alone):
     _close(_small(), alone(DEFAULTS))
 
 
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize("name", ["rate", "key"])
 def test_vmap_gives_the_runs_one_by_one(alone, name):
     sweep = jax.jit(jax.vmap(lambda x: _small(**{name: x})))(SWEPT[name])
     for i in range(2):

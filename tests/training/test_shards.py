@@ -120,8 +120,9 @@ class TestRows:
 class TestMeshes:
     """Sharded rows and replicated parameters."""
 
-    @KINDS
-    @pytest.mark.parametrize("named", [False, True], ids=["", "set_mesh"])
+    @pytest.mark.parametrize(
+        ("kind", "named"), [(AxisType.Auto, True), (AxisType.Explicit, False)], ids=["auto", "exp"]
+    )
     def test_fit_is_the_run_of_as_many_shards_on_one_device(self, kind, named, on_one_device):
         mesh, args = _placed(kind)
         with jax.set_mesh(mesh) if named else contextlib.nullcontext():

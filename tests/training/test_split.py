@@ -72,7 +72,7 @@ def test_shares_split_under_jit_and_vmap():
     np.testing.assert_allclose(runs.history["validation/fit"][1], alone.history["validation/fit"])
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", [AxisType.Explicit])
 def test_each_device_splits_its_own_rows(kind):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
     lies = NamedSharding(mesh, PartitionSpec("rows"))
