@@ -11,6 +11,7 @@ from jax.extend.core import primitives
 from jax.extend.random import threefry_prng_impl
 
 from lossopt import _jax
+from lossopt._jaxprs import is_jaxpr, jaxprs
 from lossopt._typing import Array, PyTree
 
 _CUSTOM = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p}
@@ -90,7 +91,7 @@ class _Copies:
         return list(map(read, jaxpr.outvars))
 
     def _again(self, equation, arrays, inputs):
-        primitive, params, inner = equation.primitive, equation.params, _inner(equation)
+        primitive, params, inner = equation.primitive, equation.params, jaxprs(equation)
         if not _stale(equation):
             return _bind(primitive, params, inputs)
         if primitive in _CUSTOM:
@@ -98,7 +99,7 @@ class _Copies:
         held = _held(*inner)
         more = [arrays[id(x)] for x in held]
         copied = jax.tree.map(
-            lambda x: self.of(x, held) if _is_jaxpr(x) else x, params, is_leaf=_is_leaf
+            lambda x: self.of(x, held) if is_jaxpr(x) else x, params, is_leaf=_is_leaf
         )
         if primitive is primitives.scan_p:
             return _scan(copied, more, inputs, _jax.counts_of_scan(params))
@@ -156,40 +157,32 @@ def _variables(atoms):
     return [x for x in atoms if not isinstance(x, core.Literal)]
 
 
-def _held(*jaxprs):
+def _held(*those):
     """The arrays in jaxprs, at any depth."""
     found = {}
-    for jaxpr in jaxprs:
+    for jaxpr in those:
         found |= {id(x): x for x in getattr(jaxpr, "consts", ())}
         for equation in jaxpr.eqns:
-            found |= {id(x): x for x in _held(*_inner(equation))}
+            found |= {id(x): x for x in _held(*jaxprs(equation))}
     return list(found.values())
 
 
 def _equations(jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for inner in _inner(equation):
+        for inner in jaxprs(equation):
             yield from _equations(inner)
 
 
-def _inner(equation):
-    return [x for x in jax.tree.leaves(equation.params, is_leaf=_is_leaf) if _is_jaxpr(x)]
-
-
-def _is_jaxpr(x):
-    return isinstance(x, (core.Jaxpr, core.ClosedJaxpr))  # one and the same since jax 0.11
-
-
 def _is_leaf(x):
-    return x is None or _is_jaxpr(x) or isinstance(x, _GENERATOR)
+    return x is None or is_jaxpr(x) or isinstance(x, _GENERATOR)
 
 
 def _stale(equation):
     """Whether it holds, at any depth, what a copy does not."""
     if equation.primitive in _CUSTOM or equation.params.get("policy") is not None:
         return True
-    inner = _inner(equation)
+    inner = jaxprs(equation)
     below = [x for jaxpr in inner for x in jaxpr.eqns]
     return bool(_held(*inner)) or any(_is_check(x) or _stale(x) for x in below)
 
@@ -207,7 +200,7 @@ def _transparent(equation):
         return False
     if not copied and any(map(_is_python, jax.tree.leaves(equation.params, is_leaf=_is_leaf))):
         return False
-    known = _inner(equation) or _is_check(equation)
+    known = jaxprs(equation) or _is_check(equation)
     return known or all(isinstance(x, _jax.NamedAxisEffect) for x in equation.effects)
 
 

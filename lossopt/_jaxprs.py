@@ -90,8 +90,8 @@ def rewritten(jaxpr: Any, rule: Callable[[Any], list | None]) -> Any:
 
 def jaxprs(equation: Any) -> list:
     """What an equation holds: the function that it calls, branches, bodies of loops."""
-    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return [x for x in leaves if _is_jaxpr(x)]
+    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
+    return [x for x in leaves if is_jaxpr(x)]
 
 
 def _within(equation, rewrite):
@@ -100,8 +100,8 @@ def _within(equation, rewrite):
     new = [rewrite(x) for x in old]
     if new == old:
         return equation
-    visit = lambda x: rewrite(x) if _is_jaxpr(x) else x
-    change = lambda value: jax.tree.map(visit, value, is_leaf=_is_jaxpr)
+    visit = lambda x: rewrite(x) if is_jaxpr(x) else x
+    change = lambda value: jax.tree.map(visit, value, is_leaf=is_jaxpr)
     params = {name: change(value) for name, value in equation.params.items()}
     gone = _effects(old) - _effects(new)
     return equation.replace(params=params, effects=equation.effects - gone)
@@ -111,7 +111,8 @@ def _effects(those):
     return set().union(*(x.effects for x in those))
 
 
-def _is_jaxpr(x):
+def is_jaxpr(x: Any) -> bool:
+    """Whether it is one, with its constants or without: one and the same since jax 0.11."""
     return isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
 
 

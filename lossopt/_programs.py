@@ -34,7 +34,7 @@ _shared: OrderedDict[Hashable, Callable[..., PyTree]] = OrderedDict()
 _lock = threading.RLock()
 
 
-def call(fn: Callable, plan: tuple, *args: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+def call(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
     """`fn(*plan, *args)`, compiled; programs outlive calls and let go of what they were made for.
 
     Where something is traced already, or nothing is to be compiled, it is the call itself.
@@ -46,7 +46,6 @@ def call(fn: Callable, plan: tuple, *args: PyTree, donate: tuple[int, ...] = ())
         tuples and frozen dataclasses are compared by value and type. Programs of the last four
         objectives are kept.
       *args: trees of arrays and numbers.
-      donate: which of `args` may be overwritten.
     """
     leaves, structure = jax.tree.flatten(args)
     kinds = set(map(type, leaves))
@@ -57,11 +56,11 @@ def call(fn: Callable, plan: tuple, *args: PyTree, donate: tuple[int, ...] = ())
     arrays = all(hasattr(kind, "aval") for kind in kinds)
     avals = map(attrgetter("aval"), leaves) if arrays else (_aval(x, context) for x in leaves)
     owner = _identity(_objective(plan))
-    key = fn, _identity(plan), donate, structure, tuple(avals), context
+    key = fn, _identity(plan), structure, tuple(avals), context
     with _lock:
         program = _found(_found(_programs, owner, {}), key, None)
     if program is None:
-        program = _made(fn, plan, args, donate)
+        program = _made(fn, plan, args)
         with _lock:
             kept = _kept(_programs, owner, OrderedDict(), _OBJECTIVES)
             program = _kept(kept, key, program, _PROGRAMS)
@@ -75,10 +74,10 @@ def clear() -> None:
         _shared.clear()
 
 
-def _made(fn, plan, args, donate):
+def _made(fn, plan, args):
     """A program, which another objective may have left behind: one of equal text is the same."""
     hoisted = hoist(partial(fn, *plan), *args)
-    run = jax.jit(hoisted.fn, donate_argnums=tuple(1 + i for i in donate))
+    run = jax.jit(hoisted.fn)
     if not hoisted.pure:
         return _Program(run, hoisted.arrays)
     traced = run.trace(hoisted.arrays, *args)
@@ -88,7 +87,7 @@ def _made(fn, plan, args, donate):
     avals = tuple(x.aval for x in (*jaxpr.invars, *jaxpr.outvars))
     trees = jax.tree.structure(args), lowered.out_tree
     settings = tuple(jax.config.values.values())
-    key = digest, trees, avals, donate, _jax.context(), settings
+    key = digest, trees, avals, _jax.context(), settings
     with _lock:
         return _Program(_kept(_shared, key, run, _SHARED), hoisted.arrays)
 

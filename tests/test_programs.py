@@ -359,13 +359,6 @@ class TestLetGo:
         jax.clear_caches()
         np.testing.assert_array_equal(call(apply, (objective,), W), 2 * X)
 
-    def test_donated(self):
-        step = lambda x, y: (jnp.sum(W * x) + y, x)
-        for _ in range(2):
-            x, y = jnp.asarray(X) + 0, jnp.ones(3)
-            call(apply, (step,), x, y, donate=(1,))
-            assert (x.is_deleted(), y.is_deleted()) == (False, True)
-
 
 class TestInline:
     def test_where_something_is_traced_it_is_the_call_itself(self):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,20 +67,9 @@ def evaluate(
         return _programs.call(evaluated, plan, params, data, model_state, hyperparameters)
 
 
-def evaluated(
-    objective: Callable,
-    has_aux: bool,
-    batch_size: int | None,
-    shards: int,
-    params: PyTree,
-    data: Batch,
-    model_state: PyTree,
-    hyperparameters: PyTree,
-    key: Key[Array, ""] | None = None,
-) -> dict[str, Array]:
-    """The columns of an objective; in evaluation, when there is no key."""
-    given = model_state, hyperparameters, key
-    return columns(*measured(objective, has_aux, batch_size, shards, params, data, *given))
+def evaluated(*args: Any) -> dict[str, Array]:
+    """The columns of what `measured` gives for the same arguments."""
+    return columns(*measured(*args))
 
 
 def measured(
@@ -93,7 +83,7 @@ def measured(
     hyperparameters: PyTree,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Means, Means]:
-    """The means of an objective and its metrics, batch by batch."""
+    """The means of an objective and its metrics, batch by batch; without a key, in evaluation."""
     call = adapt(objective, has_aux)
     given = {"key": key, "model_state": model_state, "hyperparameters": hyperparameters}
 

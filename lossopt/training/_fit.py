@@ -170,8 +170,8 @@ def _host(
         advance, (plan,), data, progress, np.int32(first), np.int32(end), every, last
     )
     progress, history, done, count = begin(), [], 0, 1
-    stopped, pool, start = Stopped.FINISHED, progress.pool, clock()
-    now = start
+    stopped, pool = Stopped.FINISHED, progress.pool
+    origin = now = clock()
     with bar(schedule.unit, schedule.steps // schedule.per_unit, shown) as show:
         while done < schedule.steps:
             end = min(done + count, schedule.steps, done + (plan.window - 1) * schedule.every)
@@ -181,9 +181,9 @@ def _host(
             if stopped in BROKEN:
                 progress, stopped = _last_finite(call, before, progress, stopped)
             began, now = now, clock()
-            history += _new_rows(progress, before, began - start, now - start)
+            history += _new_rows(progress, before, began - origin, now - origin)
             taken = int(progress.state.count) / schedule.per_unit
-            show(taken, history[-1] if history else {}, now - start)
+            show(taken, history[-1] if history else {}, now - origin)
             if stopped is not Stopped.FINISHED:
                 break
             if done:  # the first call compiles

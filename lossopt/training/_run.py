@@ -73,7 +73,7 @@ class Run:
       validation_rows: the rows of `train` that were split off by `validation=0.2`, int32; None
         where the validation set was given, or there was none.
 
-    `print(run)` tells shapes, numbers of epochs and why it ended, not the arrays.
+    `print(run)` tells shapes, rows, steps and why it ended, not the arrays.
     """
 
     params: PyTree
@@ -179,7 +179,8 @@ def run(
       validation: like `train`; measured after each epoch. A share such as 0.2 is split off, see
         `training.split`.
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value. With
-        one, numbers that are not finite stop the run, too. Rows after a stop are NaN.
+        one, numbers that are not finite stop the run, too. Rows after a stop are NaN,
+        and their step is 0.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
         set after each epoch and judges by that; so does `stop`, where there is no validation. Or
         any column and its direction, `("validation/accuracy", max)`; `"trained/..."` measures the
