@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "schedules": BASE,
     "testing": CORE | {"_audit"},
     "transforms": BASE | {"regularizers"},
-    "training": CORE | {"_audit"},
+    "training": CORE | {"_audit", "checkpoint"},
 }
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
 SILENT = {

@@ -2,6 +2,7 @@
 
 from lossopt import _missing as _missing
 from lossopt.training._evaluation import evaluate as evaluate
+from lossopt.training._host import STOP as STOP
 from lossopt.training._prediction import predict as predict
 from lossopt.training._run import Run as Run
 from lossopt.training._run import run as run

@@ -13,9 +13,12 @@ from lossopt._grad import Walked
 from lossopt._jaxprs import canonical
 from lossopt._mean import terms
 from lossopt._objective import adapt
-from lossopt._pieces import by_shard, rows
+from lossopt._pieces import Pieces, by_shard, rows
 from lossopt._typing import Array, Batch, Key, Means, PyTree
 from lossopt.training._inputs import numbers
+from lossopt.training._stream import Reader, is_stream, own_batches
+
+AHEAD = 3  # batches of a stream that are in flight
 
 
 def evaluate(
@@ -36,7 +39,7 @@ def evaluate(
     Args:
       objective: as in `run`; its `key` is None here, by which it knows that it is evaluated.
       params: any tree of arrays.
-      data: tree of arrays that share a leading axis of rows.
+      data: tree of arrays that share a leading axis of rows; or an iterable of such batches.
       batch_size: rows at a time, the last batch may be smaller; None takes all.
       shards: as in `run`; the rows of a batch come from each alike.
       has_aux: whether the objective returns `(means, aux)`.
@@ -58,6 +61,11 @@ def evaluate(
     size = None if batch_size is None else _checks.count("batch_size", batch_size, 1)
     parts = None if shards is None else _checks.count("shards", shards, 1)
     adapt(objective, has_aux, model_state=model_state, hyperparameters=hyperparameters)
+    if is_stream(data):
+        own_batches(data=data, batch_size=batch_size, shards=shards)
+        given = on_device(params=params, model_state=model_state, hyperparameters=hyperparameters)
+        measure = partial(_programs.call, measured, (objective, has_aux, None, 1))
+        return columns(*pooled(measure, Reader(data, "data"), *given))
     data, params, model_state, hyperparameters = on_device(
         data=data, params=params, model_state=model_state, hyperparameters=hyperparameters
     )
@@ -97,6 +105,27 @@ def measured(
     measure = Walked(still, cut, axes=(), has_aux=True).measure
     _, means, aux = canonical(measure)(params, data)
     return means, aux.get("metrics")
+
+
+def pooled(
+    measure: Callable[..., tuple[Means, Means]], reader: Reader, params: PyTree, *given: PyTree
+) -> tuple[Means, Means]:
+    """Means and metrics over one pass of a stream, summed as those of rows in memory are.
+
+    Args:
+      measure: `measure(params, batch, *given)`, what it gives for one batch.
+      reader: at the beginning of a pass.
+      params: any tree of arrays.
+      *given: model state and hyperparameters.
+    """
+    parts, others, size = [], [], rows(reader.first)
+    while reader.next is not None:
+        (batch,) = on_device(data=reader.take())
+        kept = parts if rows(batch) == size else others
+        kept.append(measure(params, batch, *given))
+        jax.block_until_ready(kept[-AHEAD : 1 - AHEAD])
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+    return Pieces((stacked,), tuple(others)).added()
 
 
 def columns(

@@ -1,28 +1,35 @@
-"""The host of a compiled run: what is checked before, one call after another, a progress bar."""
+"""A compiled run and its host: what is checked before, where data lie, and where it goes on."""
 
 import dataclasses
+import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lossopt import _checks, _jax, _pieces, _programs
+from lossopt import _checks, _jax, _programs
 from lossopt._typing import Array, Batch, Key, PyTree
-from lossopt.training._bar import bar
+from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
-from lossopt.training._evaluation import on_device
+from lossopt.training._evaluation import measured, on_device, pooled
+from lossopt.training._feed import Memory, Streamed, horizon
+from lossopt.training._given import given
+from lossopt.training._host import Host, Reached, Row, hosted, run_of
 from lossopt.training._inputs import trainable
-from lossopt.training._loop import Data, Plan, Progress, advance, start
+from lossopt.training._loop import start as begin
+from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._preflight import preflight
-from lossopt.training._run import BROKEN, Run, finish, plan_of, start_judged
-from lossopt.training._source import source
-from lossopt.training._split import parted
-from lossopt.training._step import Optimizer
+from lossopt.training._resume import identity, padded, rows_of, same_form, same_run, taken_up
+from lossopt.training._run import Run, plan_of, start_judged
+from lossopt.training._saves import Saves
+from lossopt.training._step import Optimizer, State
 from lossopt.training._stop import Stopped, StopRule
+from lossopt.training._stream import Reader, Stack
 
 WINDOW = 256
 
@@ -30,7 +37,7 @@ WINDOW = 256
 def fit(
     objective: Callable,
     params: PyTree,
-    train: Batch,
+    train: Batch | Iterable[Batch],
     optimizer: Optimizer,
     *,
     epochs: int | None = None,
@@ -38,7 +45,7 @@ def fit(
     evaluate_every: int | None = None,
     batch_size: int | None = None,
     key: Key[Array, ""],
-    validation: Batch = None,
+    validation: Batch | Iterable[Batch] = None,
     stop: StopRule | None = None,
     best: Judge | None = None,
     shards: int | None = None,
@@ -49,6 +56,12 @@ def fit(
     drop_last: bool = False,
     check: bool | Sequence[str] = True,
     watch: str | None = None,
+    evaluate_at: Callable[[PyTree, PyTree], PyTree] | None = None,
+    on_epoch: Callable[[Row, State], Any] | None = None,
+    start: Run | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_every: float = 60.0,
+    seconds: float | None = None,
     progress: bool | Literal["auto"] = "auto",
 ) -> Run:
     """Trains as `training.run` does, compiled, with early stopping and a progress bar.
@@ -65,16 +78,20 @@ def fit(
     Args:
       objective: as in `training.run`.
       params: any tree of floating arrays; not changed.
-      train: tree of arrays that share a leading axis of rows.
+      train: tree of arrays that share a leading axis of rows; or an iterable of such batches, for
+        data larger than the device: a loader, a dataset, a generator. It brings its own batches in
+        its own order, and one pass over it is an epoch.
       optimizer: any `optax.GradientTransformation`, or a function from the hyperparameters to one.
-      epochs: passes over `train`, at least 1. Give either these or `steps`.
-      steps: batches, at least 1; the last epoch may be cut.
+      epochs: passes over `train`, at least 1, from the very beginning of the run. Give either these
+        or `steps`.
+      steps: batches, likewise; the last epoch may be cut.
       evaluate_every: steps between two rows of history, beside the one after the last step; None is
         an epoch.
       batch_size: rows a step; the ragged last batch is a smaller step of its own. None takes all.
       key: typed PRNG key.
       validation: like `train`; measured with each row of history. A share such as 0.2 is split
-        off, by the key and without looking: see `training.split`.
+        off, by the key and without looking: see `training.split`. An iterable is read anew at each
+        row.
       stop: a rule such as `Patience(10) | Target(0.1)`, which watches the validation value.
       best: `"validation"`, the default where there is validation; `"train"` measures the training
         set with each row of history and judges by that. Or any column and its direction, as in
@@ -91,11 +108,26 @@ def fit(
         finite, whole against pieces, and a penalty that the optimizer alone holds; or the names of
         the terms that are meant for each microbatch on its own.
       watch: as in `training.run`, leaves that have columns of their own.
+      evaluate_at: as in `training.run`, gives the parameters that are judged.
+      on_epoch: `on_epoch(row, state)`, called between programs after each row of history, a dict of
+        numbers, with the `training.State` then, whose arrays are on the device. To return
+        `training.STOP` ends the run. After an interruption it may see a row again.
+      start: a run to go on from: `params` and `model_state` then give the structure alone. One that
+        had stopped by its rule, at numbers that are not finite or by `on_epoch`, comes back.
+      checkpoint: a directory, or `checkpoint.Checkpoints`, where the run is saved as it goes. If it
+        holds the run already, the call goes on there, to the bits of a run that nobody interrupted;
+        it is refused if data, key, batches, terms or structure are others.
+      checkpoint_every: seconds between two saves, at least; there is one at the end, too, and when
+        SIGINT (Ctrl-C) or SIGTERM asks to end. A save that fails is a warning.
+      seconds: after which the call ends, above 0, whatever is left to do. It ends before, if the
+        next steps and their save would not fit.
       progress: whether to show how it goes, a bar on a terminal, elsewhere lines now and then;
         `"auto"` shows it on a terminal.
 
     Returns:
-      A `Run` whose `history` holds numpy arrays; `run.stopped.value` says why it ended.
+      A `Run` whose `history` holds numpy arrays; `run.stopped.value` says why it ended. So it does
+      after Ctrl-C; a second Ctrl-C raises `KeyboardInterrupt` at once. After SIGTERM the process
+      gets SIGTERM again, as it would have without `fit`.
 
     Raises:
       ValueError: if data, names or numbers do not fit together, or a check of values fails.
@@ -112,125 +144,98 @@ def fit(
       >>> print(f"{run.params:.3f} {first:.3f} {last:.3f}")
       3.000 13.667 4.667
     """
-    given = {"params": params, "train": train, "key": key, "validation": validation}
-    given |= {"model_state": model_state, "hyperparameters": hyperparameters}
-    _refuse_tracers(given | {"stop": stop})
-    given["train"], given["validation"], held = parted(train, validation, key, shards)
-    params, train, key, validation, model_state, hyperparameters = on_device(**given)
+    limit = _limit(seconds)
+    trees = {"params": params, "key": key, "model_state": model_state}
+    trees |= {"hyperparameters": hyperparameters}
+    _refuse_tracers(trees | {"train": train, "validation": validation, "stop": stop})
+    until = horizon(epochs, steps, evaluate_every)
+    cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
+    read = given(train, validation, key, until, **cut)
+    if start is not None:
+        trees = _as_started(start, trees)
+    params, key, model_state, hyperparameters = on_device(**trees)
     trainable(params)
-    data = Data(train, validation, key, hyperparameters, stop)
-    if validation is not None:
-        _pieces.rows(validation, "validation")
-    rows = source(train, batch_size, drop_last, shards)
-    schedule = _Schedule.of(epochs, steps, evaluate_every, rows.steps)
-    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch)
-    plan = plan._replace(window=WINDOW)
-    first = start_judged if check else start
-    begin = lambda: _programs.call(first, (plan,), data, params, model_state)
-    with _jax.on_mesh(train, params):
+    data = Data(read.train, read.validation, key, hyperparameters, stop)
+    options = best, microbatches, has_aux, watch, evaluate_at
+    plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
+    saves = Saves(checkpoint, checkpoint_every)
+    with _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        run = _host(plan, data, begin, schedule, progress, time.perf_counter)
-    return dataclasses.replace(run, validation_rows=held)
+        facts = identity(plan, key, train=read.train, validation=read.validation)
+        data, validate = _called_with(plan, data, read, params, model_state)
+        first = start_judged if check else begin
+        begun = _programs.call(first, (plan,), data, params, model_state)
+        feed = (
+            Streamed(plan, read.reader, until) if read.reader else Memory(plan, data.train, until)
+        )
+        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, progress, limit)
+        return _gone_on(host, begun, start)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Schedule:
-    """How many steps, and how many of them between two rows of history."""
+def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
+    """The run, from its beginning, or from where one that is given or saved had come."""
+    reached = Reached(begun, [], Stopped.FINISHED, begun.pool)
 
-    steps: int
-    every: int
-    unit: Literal["epochs", "steps"]
-    per_unit: int
+    def like(rows):
+        run = run_of(host, reached)
+        return dataclasses.replace(run, history=padded(rows_of(run), rows))
 
-    @classmethod
-    def of(cls, epochs, steps, every, per_epoch):
-        """From what the user gave, of which one counts."""
-        if (epochs is None) == (steps is None):
+    saved, where = host.saves.newest(like, host.identity), str(host.saves)
+    if saved is None and start is not None:
+        same_run(start.origin and start.origin["identity"], host.identity, "start")
+        saved, where = start, "start"
+    if saved is None:
+        return hosted(host, reached)
+    progress = taken_up(host.plan, host.data, begun, saved, where)
+    stopped = Stopped(int(progress.status))
+    origin = saved.origin or {"place": None, "done": None}
+    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["done"]):
+        host.saves.wait()
+        return dataclasses.replace(saved, status=progress.status)
+    host.feed.go_to(int(saved.steps), origin["place"])
+    columns = rows_of(saved)
+    columns.setdefault("seconds", np.zeros(len(columns["step"])))
+    history = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    return hosted(host, Reached(progress, history, stopped, progress.pool))
+
+
+def _called_with(plan, data, read, params, model_state):
+    """Data as a program is called with, and what measures a validation stream."""
+    if read.reader is not None:
+        stacked = jax.tree.map(lambda x: x[None], read.train)
+        data = data._replace(train=Stack(stacked, *map(np.int32, (0, 0, 0))))
+        if plan.measures_training:
             raise ValueError(
-                f"Expected either epochs or steps, got epochs={epochs} and steps={steps}."
+                "best measures the training set, and train is an iterable, which is not read twice "
+                "in an epoch: give validation."
             )
-        every = per_epoch if every is None else _checks.count("evaluate_every", every, 1)
-        unit, number, size = ("epochs", epochs, per_epoch) if steps is None else ("steps", steps, 1)
-        units = _checks.count(unit, number, 1)
-        _checks.at_most(np.iinfo(np.int32).max // size, **{unit: units})
-        return cls(units * size, min(every, units * size), unit, size)
+    if read.validating is None:
+        return data, None
+    fixed = plan.objective, plan.has_aux, None, 1
+    measure = partial(_programs.call, measured, fixed)
+
+    def validate(state):
+        point = _programs.call(Plan.judged, (plan,), state) if plan.evaluate_at else state.params
+        given = state.model_state, data.hyperparameters
+        return Pooled(*pooled(measure, Reader(read.validating, "validation"), point, *given))
+
+    like = measure(params, read.validation, model_state, data.hyperparameters)
+    return data._replace(validation=Pooled(*like)), validate
 
 
-def _host(
-    plan: Plan,
-    data: Data,
-    begin: Callable[[], Progress],
-    schedule: _Schedule,
-    shown: bool | Literal["auto"],
-    clock: Callable[[], float],
-) -> Run:
-    """Calls the program until the run ends; each call takes a fraction of a second."""
-    every, last = np.int32(schedule.every), np.int32(schedule.steps)
-    call = lambda progress, first, end: _programs.call(
-        advance, (plan,), data, progress, np.int32(first), np.int32(end), every, last
-    )
-    progress, history, done, count = begin(), [], 0, 1
-    stopped, pool = Stopped.FINISHED, progress.pool
-    origin = now = clock()
-    with bar(schedule.unit, schedule.steps // schedule.per_unit, shown) as show:
-        while done < schedule.steps:
-            end = min(done + count, schedule.steps, done + (plan.window - 1) * schedule.every)
-            before = progress
-            progress = call(before, done, end)
-            stopped, pool = Stopped(int(progress.status)), progress.pool
-            if stopped in BROKEN:
-                progress, stopped = _last_finite(call, before, progress, stopped)
-            began, now = now, clock()
-            history += _new_rows(progress, before, began - origin, now - origin)
-            taken = int(progress.state.count) / schedule.per_unit
-            show(taken, history[-1] if history else {}, now - origin)
-            if stopped is not Stopped.FINISHED:
-                break
-            if done:  # the first call compiles
-                count = _adapted(end - done, now - began)
-            done = end
-    columns = {
-        name: np.array([row[name] for row in history], column.dtype)
-        for name, column in progress.window.items()
-    } | {"seconds": np.array([row["seconds"] for row in history], float)}
-    measured = pool if stopped is Stopped.NONFINITE_LOSS else progress.pool
-    run = finish(plan, progress, jnp.int32(stopped.code), measured)
-    return dataclasses.replace(run, history=columns)
+def _as_started(start, trees):
+    """The trees, with those of a run in their places; raises where they have another structure."""
+    had = {"params": start.params, "model_state": start.model_state}
+    same_form(had, {name: trees[name] for name in had}, "start")
+    return trees | had
 
 
-def _last_finite(call, before, after, stopped):
-    """The last progress whose numbers are finite, by taking steps of the last call again.
-
-    It is sought between `before`, whose numbers are, and `after`, whose are not.
-    """
-    first = low = int(before.state.count)
-    high, last = int(after.state.count), before
-    trial = high - 1
-    while high - low > 1:
-        tried = call(before, first, trial)
-        if int(tried.status) == Stopped.FINISHED.code:
-            low, last = trial, tried
-        else:
-            high, stopped = trial, Stopped.NONFINITE_PARAMETERS
-        trial = (low + high) // 2
-    return last, stopped
-
-
-def _new_rows(progress, before, began, ended):
-    """The rows of history that are in one window and not yet in the other, in seconds between."""
-    window = jax.device_get(progress.window)
-    size = len(next(iter(window.values())))
-    rows = range(int(before.rows), int(progress.rows))
-    times = np.linspace(began, ended, len(rows) + 1)[1:]
-    return [
-        {name: column[i % size] for name, column in window.items()} | {"seconds": seconds}
-        for i, seconds in zip(rows, times)
-    ]
-
-
-def _adapted(count, seconds, aim=0.25):
-    """How many steps take so long, approached without leaps."""
-    return max(1, int(count * min(16, max(0.25, aim / max(seconds, 1e-9)))))
+def _limit(seconds):
+    """When a run has to end, on the clock."""
+    if seconds is None:
+        return math.inf
+    _checks.above(0, seconds=seconds)
+    return time.perf_counter() + seconds
 
 
 def _refuse_tracers(given):

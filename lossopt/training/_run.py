@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,16 @@ import optax
 
 from lossopt import _checks, _jax
 from lossopt._mean import terms
-from lossopt._typing import Array, Batch, Key, PyTree
+from lossopt._typing import Array, Batch, Key, Number, PyTree
 from lossopt.training import _report
 from lossopt.training._best import Judge, goal_of
 from lossopt.training._evaluation import on_device
-from lossopt.training._loop import Data, Plan, Progress, advance_whole, start
+from lossopt.training._loop import advance_whole, start
+from lossopt.training._plan import Data, Plan, Progress
 from lossopt.training._pool import Pool
 from lossopt.training._source import source
 from lossopt.training._split import parted
-from lossopt.training._step import Optimizer, Recipe, judge
+from lossopt.training._step import Optimizer, judge
 from lossopt.training._stop import Stopped, StopRule, checked
 
 BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
@@ -39,8 +40,11 @@ BROKEN = Stopped.NONFINITE_LOSS, Stopped.NONFINITE_PARAMETERS
         "status",
         "position",
         "validation_rows",
+        "steps",
+        "unfinished",
     ],
     meta_fields=["terms", "judge"],
+    drop_fields=["origin"],
 )
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -72,6 +76,11 @@ class Run:
       judge: the column of `history` that decided what is best.
       validation_rows: the rows of `train` that were split off by `validation=0.2`, int32; None
         where the validation set was given, or there was none.
+      steps: how many were taken, int32.
+      unfinished: sums of the steps since the last row of history, with which `fit(start=run)` goes
+        on.
+      origin: what `fit(start=run)` compares, and where a stream had come, as JSON has it; None
+        outside of `fit`. `jax.tree.map` and `jax.jit` lose it.
 
     `print(run)` tells shapes, rows, steps and why it ended, not the arrays.
     """
@@ -86,8 +95,11 @@ class Run:
     status: Array
     position: Array
     terms: tuple[str, ...]
+    steps: Array
+    unfinished: PyTree
     judge: str | None = None
     validation_rows: Array | None = None
+    origin: Mapping[str, Any] | None = None
 
     @property
     def stopped(self) -> Stopped:
@@ -161,6 +173,7 @@ def run(
     drop_last: bool = False,
     check: bool = True,
     watch: str | None = None,
+    evaluate_at: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Run:
     """Trains for whole epochs over shuffled minibatches: one pure function for `jit` and `vmap`.
 
@@ -200,6 +213,9 @@ def run(
         hold its value, `constant(R(params), gradient=False)`.
       watch: regular expression on the paths of leaves of `params`, as in `"kernel$"`; each that it
         takes has columns `"train/gradient_norm/..."` and `"train/update_ratio/..."` of its own.
+      evaluate_at: gives the parameters that are judged, `fn(opt_state, params)`, such as
+        `transforms.averaged` or `optax.contrib.schedule_free_eval_params`: validation, `best` and
+        `stop` are then measured there, and `best_params` are those. None judges `params`.
 
     Returns:
       A `Run` of arrays.
@@ -224,17 +240,22 @@ def run(
     data = Data(train, validation, key, hyperparameters, stop)
     epochs = _checks.count("epochs", epochs, 1)
     rows = source(train, batch_size, drop_last, shards)
-    plan = plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch)
+    options = best, microbatches, has_aux, watch, evaluate_at
+    plan = plan_of(objective, optimizer, rows, data, *options)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
     with _jax.on_mesh(train, params):
         begun = (start_judged if check else start)(plan, data, params, model_state)
         _, begun = _jax.alike((data, begun))  # within a shard_map each device has a run of its own
         progress = advance_whole(plan, data, begun, epochs)
-        result = finish(plan, progress, progress.status, progress.pool)
+        result = finish(
+            plan, progress, progress.status, progress.pool, progress.state.count // rows.steps
+        )
         return dataclasses.replace(result, validation_rows=held)
 
 
-def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch=None) -> Plan:
+def plan_of(
+    objective, optimizer, rows, data, best, microbatches, has_aux, watch=None, evaluate_at=None
+) -> Plan:
     """What the programs of a run are made for; refuses what does not fit together."""
     _checks.given_key(data.key)
     if data.stop is not None:
@@ -242,7 +263,7 @@ def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch
     pieces = _checks.count("microbatches", microbatches, 1)
     _checks.at_most(rows.batch_size, microbatches=pieces)
     goal = goal_of(best, validated := data.validation is not None)
-    plan = Plan(objective, optimizer, rows, pieces, has_aux, goal, "stop", 1, watch)
+    plan = Plan(objective, optimizer, rows, pieces, has_aux, goal, "stop", 1, watch, evaluate_at)
     for name, wanted in (
         ("best", goal is not None and goal.column.startswith("validation/")),
         ("stop", data.stop is not None and not plan.measures_training),
@@ -257,25 +278,24 @@ def plan_of(objective, optimizer, rows, data, best, microbatches, has_aux, watch
 
 def start_judged(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progress:
     """`start`, which refuses a regularizer whose value the objective does not hold."""
-    recipe = Recipe(plan.objective, plan.optimizer, has_aux=plan.has_aux)
     progress = start(plan, data, params, model_state)
 
     def look(data, state):
         batch = plan.source.batch(data.train, data.key, 0)
-        judge(recipe, state, batch, data.key, data.hyperparameters)
+        judge(plan.recipe, state, batch, data.key, data.hyperparameters)
 
     jax.eval_shape(look, data, progress.state)
     return progress
 
 
-def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:
-    """What the user keeps; `pool` holds what was measured when the run ended."""
+def finish(plan: Plan, progress: Progress, status: Array, pool: Pool, epoch: Number) -> Run:
+    """What the user keeps; `pool` holds what was measured when the run ended, in this epoch."""
     params, model_state, opt_state, step = progress.state
     names = tuple(name or "value" for name in terms(pool.sums[0]))
     means = jnp.stack([jnp.isfinite(term.value) for term in terms(pool.sums[0]).values()])
     term = jnp.where(jnp.all(means), -1, jnp.argmin(means))
     broken = jnp.isin(status, jnp.array([reason.code for reason in BROKEN]))
-    position = jnp.where(broken, jnp.stack([step // plan.source.steps, step, term]), -1)
+    position = jnp.where(broken, jnp.stack([jnp.int32(epoch), step, term]), -1)
     best = progress.best
     return Run(
         params=params,
@@ -289,4 +309,6 @@ def finish(plan: Plan, progress: Progress, status: Array, pool: Pool) -> Run:
         position=position.astype(jnp.int32),
         terms=names,
         judge=plan.best and plan.best.column,
+        steps=step,
+        unfinished=progress.pool,
     )

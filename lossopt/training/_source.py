@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,11 @@ class Rows(NamedTuple):
     def steps(self) -> int:
         """Batches of an epoch."""
         return self.full + (self.rest > 0)
+
+    def place(self, data: Batch, step: Any) -> tuple[Any, Any, Any]:
+        """The epoch of a step, its number within that, and how many steps are left there."""
+        epoch, number = jnp.divmod(step, self.steps)
+        return epoch, number, self.steps - number
 
     def batch(self, data: Batch, key: Key[Array, ""], number: Number) -> Batch:
         """A full batch.

@@ -30,6 +30,10 @@ class Stopped(enum.Enum):
     TARGET = "the value reached its target"
     NONFINITE_LOSS = "the loss became non-finite"
     NONFINITE_PARAMETERS = "the parameters became non-finite"
+    EXHAUSTED = "the batches ran out"
+    ASKED = "on_epoch asked for it"
+    TIME = "the time was up"
+    INTERRUPTED = "it was interrupted"
 
     @property
     def code(self) -> int:
@@ -63,7 +67,7 @@ class StopRule(Protocol):
 
         Returns:
           The state, of the same shapes and dtypes, and the status, an int32: the code of
-          `Stopped.FINISHED` to go on, of `PATIENCE` or `TARGET` to stop. The other two are the
+          `Stopped.FINISHED` to go on, of `PATIENCE` or `TARGET` to stop. The others are the
           loop's own. The run ends at the first status that says stop; nobody asks for a later one.
         """
         ...

@@ -1,0 +1,274 @@
+"""What the host gives to the program: rows in memory, or stacks of batches, one read ahead."""
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt import _checks
+from lossopt._typing import Batch, PyTree
+from lossopt.training._evaluation import on_device
+from lossopt.training._plan import Plan
+from lossopt.training._stream import NEVER, Reader, Stack, length, rows_of
+
+BYTES, MOST = 2**23, 1024  # of a stack, and its batches
+PATIENCE = 0.25  # seconds of reading
+
+
+class Piece(NamedTuple):
+    """What a call may read.
+
+    Attributes:
+      plan: for which a program is made.
+      train: what it reads.
+      end: the step before which it has to end.
+      every: steps between two rows of history.
+      last: the step after which there is a row in any case, if it comes so far.
+    """
+
+    plan: Plan
+    train: PyTree
+    end: int
+    every: int
+    last: int
+
+    def row(self, step: int) -> int:
+        """The step after which the next row stands, at or beyond `end` where none does."""
+        return min((step // self.every + 1) * self.every, self.last)
+
+
+class Horizon(NamedTuple):
+    """How far a run goes.
+
+    Attributes:
+      unit: what is counted, `"epochs"` or `"steps"`, from the very beginning.
+      number: how many of them there are to be.
+      every: steps between two rows of history; None is an epoch.
+    """
+
+    unit: str
+    number: int
+    every: int | None
+
+
+def horizon(epochs: int | None, steps: int | None, every: int | None) -> Horizon:
+    """From what the user gave, of which one counts."""
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"Expected either epochs or steps, got epochs={epochs} and steps={steps}.")
+    unit, given = ("epochs", epochs) if steps is None else ("steps", steps)
+    every = None if every is None else _checks.count("evaluate_every", every, 1)
+    number = _checks.count(unit, given or 0, 1)
+    _checks.at_most(NEVER, **{unit: number})
+    return Horizon(unit, number, every)
+
+
+class Feed(Protocol):
+    """Where the host takes pieces from.
+
+    Attributes:
+      unit: what is counted, `"epochs"` or `"steps"`.
+      total: how many of them there are to be.
+      exhausted: whether there are no batches any more, though there should be.
+    """
+
+    unit: str
+    total: int
+    exhausted: bool
+
+    def piece(self, step: int) -> Piece | None:
+        """What the steps from here on may read; None after the last."""
+        ...
+
+    def read_ahead(self) -> None:
+        """Reads what the next piece will need, while the device is at work."""
+        ...
+
+    def over(self, step: int, done: float | None) -> bool:
+        """Whether a run that has taken so many steps, and done so many units, is at its end."""
+        ...
+
+    def go_to(self, step: int, place: Any) -> None:
+        """Goes on from this step, and from where a stream had come."""
+        ...
+
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, which the last piece holds or begins."""
+        ...
+
+    def done(self, step: int) -> float:
+        """How many units are done."""
+        ...
+
+    def place(self, step: int) -> Any:
+        """What a stream needs to go on here, JSON; None where nothing is needed."""
+        ...
+
+
+class Memory:
+    """Rows in memory, in one piece."""
+
+    def __init__(self, plan: Plan, train: Batch, horizon: Horizon):
+        self.unit, self.total, self._per_epoch = horizon.unit, horizon.number, plan.source.steps
+        self._per_unit = self._per_epoch if horizon.unit == "epochs" else 1
+        _checks.at_most(NEVER // self._per_unit, **{horizon.unit: horizon.number})
+        steps = horizon.number * self._per_unit
+        every = min(horizon.every or self._per_epoch, steps)
+        self._piece = Piece(plan, train, steps, every, steps)
+        self.exhausted = False
+
+    def piece(self, step: int) -> Piece | None:
+        """What the steps from here on may read; None after the last."""
+        return self._piece if step < self._piece.end else None
+
+    def read_ahead(self) -> None:
+        """All is there."""
+
+    def over(self, step: int, done: float | None) -> bool:
+        """Whether a run that has taken so many steps is at its end."""
+        return self.piece(step) is None
+
+    def go_to(self, step: int, place: Any) -> None:
+        """All is there."""
+
+    def epoch(self, step: int) -> int:
+        """The epoch of a step."""
+        return step // self._per_epoch
+
+    def done(self, step: int) -> float:
+        """How many units are done."""
+        return step / self._per_unit
+
+    def place(self, step: int) -> None:
+        """Nothing is needed."""
+
+
+class Streamed:
+    """Stacks of batches, of which one is read while the device works on the one before."""
+
+    def __init__(self, plan: Plan, reader: Reader, horizon: Horizon):
+        self.unit = horizon.unit
+        self.total = horizon.number
+        self._plan, self._reader, self._every = plan, reader, horizon.every
+        self._epochs = horizon.number if horizon.unit == "epochs" else NEVER
+        self._steps = horizon.number if horizon.unit == "steps" else NEVER
+        self._known = length(reader.stream)
+        self._most = capacity(reader.first, self._known)
+        self._read, self.exhausted = 0, False
+        self._now: _Held | None = None
+        self._ahead: _Held | None = None
+
+    def piece(self, step: int) -> Piece | None:
+        """What the steps from here on may read; None after the last."""
+        if self._now is None or step >= self._now.piece.end:
+            self.read_ahead()
+            if self._ahead is None:
+                return None
+            self._now, self._ahead = self._ahead, None
+        return self._now.piece
+
+    def read_ahead(self) -> None:
+        """Reads what the next piece will need, while the device is at work."""
+        if self._ahead is None and self._goes_on():
+            self._ahead = self._stacked()
+
+    def over(self, step: int, done: float | None) -> bool:
+        """Whether a run that has taken so many steps, and done so many units, is at its end."""
+        return (step if self.unit == "steps" else done or 0) >= self.total
+
+    def go_to(self, step: int, place: Any) -> None:
+        """Goes on from this step, and from where a stream had come."""
+        self._reader.go_to(step, place)
+        self._read = step
+
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, which the last piece holds."""
+        return self._now.epoch if self._now else self._reader.epoch
+
+    def done(self, step: int) -> float:
+        """How many units are done."""
+        if self.unit == "steps":
+            return step
+        now = self._now
+        if now is None:
+            return self._reader.epoch
+        if now.ends and step == now.piece.end:
+            return now.epoch + 1
+        known = max(self._known or NEVER, 1)
+        return now.epoch + min(1, (now.number + step - now.step) / known)
+
+    def place(self, step: int) -> Any:
+        """What a stream needs to go on here, JSON; None where it has no state."""
+        now = self._now
+        if now is None:
+            return self._reader.place(self._reader.mark, self._reader.epoch, self._reader.number)
+        return self._reader.place(now.mark, now.epoch, now.number + step - now.step)
+
+    def _goes_on(self):
+        reader = self._reader
+        if self._read >= self._steps:
+            return False
+        if reader.next is not None:
+            return True
+        if reader.epoch + 1 == self._epochs:
+            return False
+        self.exhausted = self.exhausted or not reader.again()
+        return not self.exhausted
+
+    def _stacked(self):
+        reader, begun, step = self._reader, time.perf_counter(), self._read
+        mark, epoch, number = reader.mark, reader.epoch, reader.number
+        batches = [reader.take()]
+        rows = rows_of(batches[0])
+        capacity = self._most if rows == self._plan.source.batch_size else 1
+        most = min(capacity, self._steps - step)
+        while reader.next is not None and len(batches) < most:
+            if time.perf_counter() - begun > PATIENCE or rows_of(reader.next) != rows:
+                break
+            batches.append(reader.take())
+        self._read = end = step + len(batches)
+        ends = reader.next is None
+        final = end == self._steps or (ends and epoch + 1 == self._epochs)
+        last = end if final or (ends and self._every is None) else NEVER
+        where = np.int32(epoch), np.int32(number), np.int32(step)
+        train = Stack(_on_device(batches, capacity), *where)
+        piece = Piece(self._plan_of(rows), train, end, self._every or NEVER, last)
+        return _Held(piece, epoch, number, step, ends, mark)
+
+    def _plan_of(self, rows):
+        """The plan, whose microbatches are as large in a batch of other rows."""
+        size = -(-self._plan.source.batch_size // self._plan.microbatches)
+        return self._plan._replace(microbatches=-(-rows // size))
+
+
+class _Held(NamedTuple):
+    """A piece, where it begins, whether its pass ends with it, and a state that is not later."""
+
+    piece: Piece
+    epoch: int
+    number: int
+    step: int
+    ends: bool
+    mark: tuple[int, int, Any] | None
+
+
+def capacity(batch: Batch, known: int | None) -> int:
+    """How many batches a stack holds; what is on a device already is not stacked."""
+    leaves = jax.tree.leaves(batch)
+    if any(isinstance(x, jax.Array) for x in leaves):
+        return 1
+    size = sum(np.asarray(x).nbytes for x in leaves)
+    return max(1, min(BYTES // max(size, 1), MOST, known or MOST))
+
+
+def _on_device(batches, capacity):
+    def stack(*xs):
+        if capacity == 1:
+            return jnp.asarray(xs[0])[None]
+        whole = np.zeros((capacity, *np.shape(xs[0])), np.asarray(xs[0]).dtype)
+        for place, x in zip(whole, xs):
+            place[...] = x
+        return whole
+
+    return on_device(train=jax.tree.map(stack, *batches))[0]

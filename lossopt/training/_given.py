@@ -1,0 +1,73 @@
+"""What `fit` was given to read: rows in memory, or streams whose first batch stands for them."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from lossopt import _jax, _pieces
+from lossopt._typing import Array, Batch, Key
+from lossopt.training._evaluation import on_device
+from lossopt.training._feed import Horizon
+from lossopt.training._plan import Source
+from lossopt.training._source import source
+from lossopt.training._split import parted
+from lossopt.training._stream import Reader, Stacks, is_once, is_stream, own_batches
+
+
+class Given(NamedTuple):
+    """Training and validation data.
+
+    Attributes:
+      train: the rows, or the first batch of a stream.
+      validation: likewise; or None.
+      held: the rows that validate, where they were split off.
+      source: how batches are made of `train`.
+      reader: of the stream that trains; or None.
+      validating: the stream that validates; or None.
+    """
+
+    train: Batch
+    validation: Batch
+    held: Array | None
+    source: Source
+    reader: Reader | None
+    validating: Iterable | None
+
+
+def given(
+    train: Any, validation: Any, key: Key[Array, ""], until: Horizon, batch_size: Any, **cut: Any
+) -> Given:
+    """What there is to read; refuses what cannot be read so often, or cut so."""
+    reader, held = None, None
+    if is_stream(train):
+        own_batches(train=train, batch_size=batch_size, **cut)
+        if isinstance(validation, float):
+            raise ValueError(
+                f"validation={validation} is a share of rows, and train is an iterable, whose rows "
+                "nobody has counted. Give arrays or another iterable to validate."
+            )
+        if until.unit == "epochs" and until.number > 1 and is_once(train):
+            raise ValueError(
+                f"epochs={until.number} reads train again, and it can be iterated only once, as a "
+                "generator is. Give an object whose __iter__ begins anew, or steps=."
+            )
+        reader = Reader(train, "train")
+        train = reader.first
+    else:
+        train, validation, held = parted(train, validation, key, cut["shards"])
+    validating = validation if is_stream(validation) else None
+    if validating is not None:
+        if is_once(validating):
+            raise ValueError(
+                "validation is read at each row of history, and it can be iterated only once, as a "
+                "generator is. Give an object whose __iter__ begins anew."
+            )
+        validation = Reader(validating, "validation").first
+    train, validation = on_device(train=train, validation=validation)
+    if validation is not None:
+        _pieces.rows(validation, "validation")
+    rows = (
+        Stacks(_pieces.rows(train, "train"), _jax.shards(train))
+        if reader
+        else source(train, batch_size, **cut)
+    )
+    return Given(train, validation, held, rows, reader, validating)

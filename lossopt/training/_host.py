@@ -1,0 +1,219 @@
+"""The host of a compiled run: one call after another, and what happens between them."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt import _programs
+from lossopt._typing import Array
+from lossopt.training._bar import bar
+from lossopt.training._feed import Feed
+from lossopt.training._history import close
+from lossopt.training._loop import advance
+from lossopt.training._plan import Data, Plan, Pooled, Progress
+from lossopt.training._pool import Pool
+from lossopt.training._resume import Identity
+from lossopt.training._run import BROKEN, Run, finish
+from lossopt.training._saves import Saves
+from lossopt.training._signals import noted
+from lossopt.training._step import State
+from lossopt.training._stop import Stopped
+from lossopt.training._stream import NEVER
+
+STOP = Stopped.ASKED
+Row = dict[str, Any]
+
+
+class Host(NamedTuple):
+    """What stays the same from one call to the next.
+
+    Attributes:
+      plan: of the run.
+      data: what it reads, beside `feed`.
+      feed: where batches come from.
+      saves: where it is saved.
+      identity: what makes it the same run, JSON.
+      held: the rows that validate, where they were split off.
+      validate: measures a validation set that is a stream; or None.
+      on_epoch: the user's, at each row; or None.
+      shown: whether to show how it goes.
+      limit: when it has to end, on the clock.
+      clock: gives seconds.
+    """
+
+    plan: Plan
+    data: Data
+    feed: Feed
+    saves: Saves
+    identity: Identity
+    held: Array | None = None
+    validate: Callable[[State], Pooled] | None = None
+    on_epoch: Callable[[Row, State], Any] | None = None
+    shown: bool | Literal["auto"] = False
+    limit: float = math.inf
+    clock: Callable[[], float] = time.perf_counter
+
+
+class Reached(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      progress: of the loop.
+      history: its rows.
+      stopped: why it ended; `FINISHED` to go on.
+      pool: what was measured last, also where `progress` is what was before it.
+    """
+
+    progress: Progress
+    history: list[Row]
+    stopped: Stopped
+    pool: Pool
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return int(self.progress.state.count)
+
+
+def hosted(host: Host, reached: Reached) -> Run:
+    """Calls the program until the run ends; each call takes a fraction of a second."""
+    with noted() as asked:
+        try:
+            with bar(host.feed.unit, host.feed.total, host.shown) as show:
+                for turn in _turns(host, reached, show):
+                    reached = turn
+                    if reached.stopped is not Stopped.FINISHED or asked.signal is not None:
+                        break
+                    host.saves.due(partial(run_of, host, reached))
+        except Exception:
+            host.saves.now(partial(run_of, host, reached))
+            if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
+                raise
+        reached = _unless(reached, asked.signal is not None, Stopped.INTERRUPTED)
+        reached = _unless(reached, host.feed.exhausted, Stopped.EXHAUSTED)
+        host.saves.now(partial(run_of, host, reached))
+        host.saves.wait()
+    if asked.signal == signal.SIGTERM:
+        signal.raise_signal(asked.signal)
+    return run_of(host, reached)
+
+
+def run_of(host: Host, reached: Reached) -> Run:
+    """What the user keeps, and what is saved."""
+    progress, steps = reached.progress, reached.steps
+    pool = reached.pool if reached.stopped is Stopped.NONFINITE_LOSS else progress.pool
+    status = jnp.int32(reached.stopped.code)
+    columns = {
+        name: np.array([row[name] for row in reached.history], column.dtype)
+        for name, column in progress.window.items()
+    } | {"seconds": np.array([row["seconds"] for row in reached.history], float)}
+    origin = {
+        "identity": host.identity,
+        "place": host.feed.place(steps),
+        "done": host.feed.done(steps),
+    }
+    run = finish(host.plan, progress, status, pool, host.feed.epoch(steps))
+    return dataclasses.replace(run, history=columns, validation_rows=host.held, origin=origin)
+
+
+def _turns(host, reached, show):
+    """How far the run comes with each call."""
+    past = reached.history[-1]["seconds"] if reached.history else 0.0
+    now, count, compiled = host.clock(), 1, False
+    origin = now - past
+    while (piece := host.feed.piece(reached.steps)) is not None:
+        begun, before = reached.steps, reached.progress
+        end = _end(host, piece, begun, count)
+        after = _called(host, piece, reached, end)
+        began, now = now, host.clock()
+        rows = _new_rows(after.progress, before, began - origin, now - origin)
+        reached = after._replace(history=[*reached.history, *rows])
+        last = reached.history[-1] if reached.history else {}
+        show(host.feed.done(reached.steps), last, now - origin)
+        for row in rows if host.on_epoch else ():
+            asks = host.on_epoch(dict(row), reached.progress.state) is STOP
+            reached = _unless(reached, asks, STOP)
+        if compiled:
+            count = _adapted(end - begun, now - began)
+            reached = _unless(reached, now + 2 * (now - began) > host.limit, Stopped.TIME)
+        reached, compiled = _unless(reached, now > host.limit, Stopped.TIME), True
+        yield reached
+
+
+def _unless(reached, asked, why):
+    """It ends here if it is asked to and goes on else."""
+    ends = asked and reached.stopped is Stopped.FINISHED
+    return reached._replace(stopped=why) if ends else reached
+
+
+def _end(host, piece, step, count):
+    """The step before which a call ends; at a row, where the host has to do with it."""
+    end = min(step + count, piece.end, step + (host.plan.window - 1) * piece.every)
+    by_rows = host.on_epoch or host.validate
+    return min(end, piece.row(step)) if by_rows else end
+
+
+def _called(host, piece, reached, end):
+    """One call; where numbers are not finite any more, what was before."""
+    data = host.data._replace(train=piece.train)
+    rows = (piece.every, piece.last) if host.validate is None else (NEVER, NEVER)
+    given = tuple(map(np.int32, rows))
+
+    def call(progress, first, end):
+        ends = np.int32(first), np.int32(end), *given
+        return _programs.call(advance, (piece.plan,), data, progress, *ends)
+
+    begun, before = reached.steps, reached.progress
+    progress = call(before, begun, end)
+    host.feed.read_ahead()
+    stopped, pool = Stopped(int(progress.status)), progress.pool
+    if stopped in BROKEN:
+        progress, stopped = _last_finite(call, before, progress, stopped)
+    elif host.validate and end == piece.row(begun):
+        data = data._replace(validation=host.validate(progress.state))
+        progress = _programs.call(close, (piece.plan,), data, progress)
+        stopped = Stopped(int(progress.status))
+    return reached._replace(progress=progress, stopped=stopped, pool=pool)
+
+
+def _last_finite(call, before, after, stopped):
+    """The last progress whose numbers are finite, by taking steps of the last call again.
+
+    It is sought between `before`, whose numbers are, and `after`, whose are not.
+    """
+    first = low = int(before.state.count)
+    high, last = int(after.state.count), before
+    trial = high - 1
+    while high - low > 1:
+        tried = call(before, first, trial)
+        if int(tried.status) == Stopped.FINISHED.code:
+            low, last = trial, tried
+        else:
+            high, stopped = trial, Stopped.NONFINITE_PARAMETERS
+        trial = (low + high) // 2
+    return last, stopped
+
+
+def _new_rows(progress, before, began, ended):
+    """The rows of history that are in one window and not yet in the other, in seconds between."""
+    window = jax.device_get(progress.window)
+    size = len(next(iter(window.values())))
+    rows = range(int(before.rows), int(progress.rows))
+    times = np.linspace(began, ended, len(rows) + 1)[1:]
+    return [
+        {name: column[i % size] for name, column in window.items()} | {"seconds": seconds}
+        for i, seconds in zip(rows, times)
+    ]
+
+
+def _adapted(count, seconds, aim=0.25):
+    """How many steps take so long, approached without leaps."""
+    return max(1, int(count * min(16, max(0.25, aim / max(seconds, 1e-9)))))

@@ -1,0 +1,104 @@
+"""The checkpoints of a run: when they are due, and what they hold."""
+
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lossopt import _checks
+from lossopt.checkpoint import Checkpoints
+from lossopt.training._resume import Identity, padded, rows_of, same_run
+from lossopt.training._run import Run
+
+
+class Saves:
+    """The checkpoints of a run; without a place there are none.
+
+    Args:
+      place: a directory, or `Checkpoints`, which stay open; or None.
+      every: seconds between two saves.
+      clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        place: str | os.PathLike[str] | Checkpoints | None,
+        every: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        _checks.at_least(0, checkpoint_every=every)
+        if not isinstance(place, str | os.PathLike | Checkpoints | None):
+            raise TypeError(
+                f"Expected checkpoint as a directory or a lossopt.checkpoint.Checkpoints, got "
+                f"{place!r}."
+            )
+        self._own = isinstance(place, str | os.PathLike)
+        self._all = Checkpoints(place) if isinstance(place, str | os.PathLike) else place
+        self._every, self._clock, self._last, self._at = every, clock, clock(), -1
+
+    def __str__(self) -> str:
+        return f"The checkpoint in {self._all.directory}" if self._all else "no checkpoint"
+
+    def newest(self, like: Callable[[int], Run], now: Identity) -> Run | None:
+        """The run that was saved last, if there is one; raises where it is another.
+
+        Args:
+          like: makes a run with so many rows of history, for the structure.
+          now: what makes it the same run.
+        """
+        if self._all is None or self._all.latest() is None:
+            return None
+
+        def wanted(note: Mapping[str, Any]) -> Run:
+            if "run" not in note:
+                raise ValueError(
+                    f"{self} holds steps that fit has not saved: name another directory."
+                )
+            same_run(note["run"]["origin"]["identity"], now, str(self))
+            return like(note["run"]["rows"])
+
+        restored = self._all.restore(wanted)
+        self._at = restored.step
+        saved = restored.note["run"]
+        cut = {name: column[: saved["rows"]] for name, column in restored.state.history.items()}
+        return dataclasses.replace(restored.state, history=cut, origin=saved["origin"])
+
+    def due(self, run: Callable[[], Run]) -> None:
+        """Saves, if the last one is long ago."""
+        if self._all is not None and self._clock() - self._last >= self._every:
+            self.now(run)
+
+    def now(self, run: Callable[[], Run]) -> None:
+        """Saves, if there is something new."""
+        if self._all is None:
+            return
+        made = run()
+        if (step := int(made.steps)) > self._at:
+            columns = rows_of(made)
+            rows = len(columns["step"])
+            note = {name: _number(column[-1]) for name, column in columns.items() if rows}
+            note |= {"run": {"origin": made.origin, "rows": rows}}
+            made = dataclasses.replace(made, history=padded(columns, rows))
+            self._told(partial(self._all.save, step, made, note=note))
+            self._at, self._last = step, self._clock()
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk; what was opened here is closed."""
+        if self._all is not None:
+            self._told(self._all.close if self._own else self._all.wait)
+
+    def _told(self, do: Callable[[], None]) -> None:
+        """A save that fails is said, and ends nothing."""
+        try:
+            do()
+        except RuntimeError as error:
+            warnings.warn(f"{error}\nThe run itself goes on.", stacklevel=4)
+
+
+def _number(x):
+    return x.item() if np.isfinite(x) else None

@@ -1,0 +1,253 @@
+"""Batches of an iterable: recognized, checked, and read in passes that can be taken up again."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lossopt import _pieces
+from lossopt._paths import paths
+from lossopt._typing import Array, ArrayLike, Batch, Key
+from lossopt.training._inputs import numbers
+
+NEVER = int(np.iinfo(np.int32).max)
+CAPTURE = 32  # batches between two states of a stream
+# Of this library's own protocol, of grain's iterators, of torchdata's loaders.
+STATES = ("state", "restore"), ("get_state", "set_state"), ("state_dict", "load_state_dict")
+
+
+class Stack(NamedTuple):
+    """Batches of one shape that follow each other, on the device.
+
+    Attributes:
+      batches: their leaves `[batches, rows, ...]`; behind the last one may be anything.
+      epoch: the pass over the stream.
+      number: of the first of them within that.
+      step: of the first of them within the run.
+    """
+
+    batches: Batch
+    epoch: ArrayLike
+    number: Any
+    step: Any
+
+
+class Stacks(NamedTuple):
+    """A source that reads a `Stack`.
+
+    Attributes:
+      batch_size: rows of a batch.
+      shards: equal parts in which they lie.
+    """
+
+    batch_size: int
+    shards: int
+
+    @property
+    def rest(self) -> int:
+        """A ragged batch has a stack of its own."""
+        return 0
+
+    @property
+    def full(self) -> int:
+        """As many as there may be: nobody knows when a pass ends."""
+        return NEVER
+
+    @property
+    def steps(self) -> int:
+        """Likewise."""
+        return NEVER
+
+    def place(self, data: Stack, step: Any) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
+        """The epoch of a step, its number within that, and how many steps are left there."""
+        return data.epoch, data.number + step - data.step, NEVER - step
+
+    def batch(self, data: Stack, key: Key[Array, ""], number: Any) -> Batch:
+        """The batch of this number within the epoch, wherever it comes from."""
+        at = number - data.number
+        take = lambda x: jax.lax.dynamic_index_in_dim(x, at, keepdims=False)
+        return jax.tree.map(take, data.batches)
+
+    def last(self, data: Stack, key: Key[Array, ""]) -> Batch:
+        """There is none apart from the others."""
+        raise NotImplementedError
+
+
+def is_stream(data: Any) -> bool:
+    """Whether it is an iterable of batches: it is no tree, no array, no number and no text."""
+    alone = jax.tree.structure(data) == jax.tree.structure(0)
+    array = any(hasattr(data, name) for name in ("dtype", "__array__", "__jax_array__"))
+    return alone and isinstance(data, Iterable) and not array and not isinstance(data, str | bytes)
+
+
+def own_batches(**given: Any) -> None:
+    """Raises where an iterable, the first, is to be cut otherwise than it is."""
+    stream, *options = given
+    if named := [name for name in options if given[name] not in (None, False)]:
+        raise ValueError(
+            f"{stream} is an iterable, which brings its own batches, and {' and '.join(named)} "
+            "says how rows of arrays are cut. Leave it out, and cut in the loader."
+        )
+
+
+def is_once(stream: Iterable) -> bool:
+    """Whether it can be iterated only once, as a generator."""
+    return iter(stream) is stream
+
+
+def length(stream: Any) -> int | None:
+    """How many batches it says that it has."""
+    try:
+        return len(stream)
+    except TypeError:
+        return None
+
+
+class Reader:
+    """Reads passes over a stream, and knows one batch ahead.
+
+    Attributes:
+      first: the first batch of all, which the others must be like.
+      next: the batch that comes; None where the pass has ended.
+      epoch: the number of the pass.
+      number: of `next` within it.
+      mark: the last state that the stream told, `(epoch, number, state)`; or None.
+    """
+
+    def __init__(self, stream: Iterable, name: str):
+        self.stream, self.name = stream, name
+        self.epoch = self.number = 0
+        self.mark: tuple[int, int, Any] | None = None
+        self._open()
+        if self.next is None:
+            raise ValueError(
+                f"Expected batches in {name}, got an iterable that gives none. It may have been "
+                "read before: give a list, a loader, or a generator that is new."
+            )
+        self.first = self.next
+        numbers(name, self.first)
+        self._like, self._sizes = _outline(self.first), {_pieces.rows(self.first, name)}
+
+    def take(self) -> Batch:
+        """The next batch; raises where it is not like the first."""
+        batch = self.next
+        outline = _outline(batch)
+        if outline != self._like or not _leaves_agree(batch):
+            raise ValueError(f"{self.name}, batch {self.number}: {self._differs(batch)}")
+        self._sizes.add(rows_of(batch))
+        if len(self._sizes) == 3:
+            self._sizes.add(0)
+            warnings.warn(
+                f"{self.name} has batches of {sorted(self._sizes)[1:]} rows: each number of rows "
+                "is a program of its own. Let the loader fill its batches, and drop or pad none "
+                "but the last.",
+                stacklevel=2,
+            )
+        self.skip()
+        return batch
+
+    def skip(self) -> None:
+        """Passes by the next batch."""
+        self.number += 1
+        self._pull()
+
+    def again(self) -> bool:
+        """Begins another pass; whether it has a batch."""
+        self.epoch, self.number = self.epoch + 1, 0
+        self._open()
+        return self.next is not None
+
+    def go_to(self, steps: int, place: Any) -> None:
+        """Goes to where a run had come after these steps.
+
+        Args:
+          steps: how many were taken.
+          place: `[epoch, number, marked number, state]`, as JSON has it; None where there was no
+            state, so that all batches are read again.
+        """
+        if place is not None and self._told:
+            self.epoch, number, self.number, state = place
+            self._open(state)
+            for _ in range(number - self.number):
+                self.skip()
+        elif steps:
+            warnings.warn(
+                f"{self.name} has no state() and restore(): its first {steps} batches are read "
+                "again, and passed by.",
+                stacklevel=2,
+            )
+            for _ in range(steps):
+                if self.next is None and not self.again():
+                    return
+                self.skip()
+
+    def place(self, mark: tuple[int, int, Any] | None, epoch: int, number: int) -> Any:
+        """What `go_to` needs to go on before a batch, JSON; None where there is no state."""
+        return None if mark is None else [epoch, number, *mark[1:]]
+
+    def _open(self, state=None):
+        told = _stateful(self.stream)
+        if state is not None and told:
+            told.restore(state)
+        self._batches = iter(self.stream)
+        self._told = told or _stateful(self._batches)
+        if state is not None and self._told and not told:
+            self._told.restore(state)
+        self._pull()
+
+    def _pull(self):
+        if self._told and self.number % CAPTURE == 0:
+            self.mark = self.epoch, self.number, self._told.state()
+        self.next = next(self._batches, None)
+
+    def _differs(self, batch):
+        """What is not like in the first batch."""
+        tell = lambda tree: dict(zip(paths(tree), map(_told, jax.tree.leaves(tree))))
+        want, got = tell(self.first), tell(batch)
+        lines = [
+            f"{path or 'the batch'} is {got.get(path, 'nothing')}, in the first it is "
+            f"{want.get(path, 'nothing')}"
+            for path in {**want, **got}
+            if got.get(path) != want.get(path)
+        ] or [
+            f"it is a tree {jax.tree.structure(batch)}, the first {jax.tree.structure(self.first)}"
+        ]
+        return f"{'; '.join(lines[:4])}. Batches may differ in rows alone, the same for all leaves."
+
+
+class _Told(NamedTuple):
+    """How a stream tells where it is, and takes it back."""
+
+    state: Callable[[], Any]
+    restore: Callable[[Any], Any]
+
+
+def _stateful(x):
+    for names in STATES:
+        if all(callable(getattr(x, name, None)) for name in names):
+            return _Told(*(getattr(x, name) for name in names))
+    return None
+
+
+def rows_of(batch: Batch) -> int:
+    """The rows of a batch that was checked."""
+    return np.shape(jax.tree.leaves(batch)[0])[0]
+
+
+def _outline(batch):
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, [(_dtype(x), np.shape(x)[1:]) for x in leaves]
+
+
+def _leaves_agree(batch):
+    return len({np.shape(x)[:1] for x in jax.tree.leaves(batch)}) == 1 and rows_of(batch) > 0
+
+
+def _dtype(x):
+    return getattr(x, "dtype", None) or np.asarray(x).dtype
+
+
+def _told(x):
+    return f"{_dtype(x)}{list(np.shape(x))}"
