@@ -42,7 +42,7 @@ def train(directory, steps):
     with lo.checkpoint.Checkpoints(directory) as checkpoints:
         reached, state = 0, start()
         if checkpoints.latest() is not None:
-            reached, state, _ = checkpoints.restore(state)
+            reached, state, *_ = checkpoints.restore(state)
         yield reached
         while reached < steps:
             reached, state = reached + CHUNK, chunk(state)  # `save` has copied what this overwrites

@@ -2,6 +2,7 @@
 
 from lossopt import _missing as _missing
 from lossopt.checkpoint._checkpoints import Checkpoints as Checkpoints
+from lossopt.checkpoint._checkpoints import Latest as Latest
 from lossopt.checkpoint._checkpoints import Report as Report
 from lossopt.checkpoint._checkpoints import Restored as Restored
 

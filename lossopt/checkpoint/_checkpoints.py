@@ -1,21 +1,32 @@
 """`Checkpoints`: save in the background, restore the newest step that verifies."""
 
-import operator
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from lossopt import _checks
 from lossopt._typing import PyTree
-from lossopt.checkpoint import _directory, _state
-from lossopt.checkpoint._manifest import Damaged
+from lossopt.checkpoint import _directory, _note, _part, _state
+from lossopt.checkpoint._damaged import Damaged
 from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._saving import Saving
 from lossopt.checkpoint._store import Store
+
+
+class Latest(NamedTuple):
+    """The newest step, which nobody has verified.
+
+    Attributes:
+      step: its number.
+      note: what was noted beside it, `{}` if nothing was; None where its manifest is damaged.
+    """
+
+    step: int
+    note: Mapping[str, Any] | None
 
 
 class Restored(NamedTuple):
@@ -25,11 +36,13 @@ class Restored(NamedTuple):
       step: the number that it was saved under.
       state: the state, on the devices of `like`.
       skipped: the newer steps that did not verify, with the reason of each.
+      note: what was noted beside it.
     """
 
     step: int
     state: Any
     skipped: Mapping[int, str]
+    note: Mapping[str, Any]
 
 
 class Report(NamedTuple):
@@ -38,10 +51,12 @@ class Report(NamedTuple):
     Attributes:
       verified: the steps that are what was saved, oldest first.
       damaged: the steps that are not, with the reason of each.
+      notes: the note of each verified step.
     """
 
     verified: tuple[int, ...]
     damaged: Mapping[int, str]
+    notes: Mapping[int, Mapping[str, Any]]
 
 
 class Checkpoints:
@@ -98,7 +113,7 @@ class Checkpoints:
     def __repr__(self) -> str:
         return f"Checkpoints({str(self.directory)!r}, keep={self.keep}, every={self.every})"
 
-    def save(self, step: int, state: PyTree) -> None:
+    def save(self, step: int, state: PyTree, note: Mapping[str, Any] | None = None) -> None:
         """Copies the state and writes it in the background.
 
         It blocks for the copy only, unless the last save has not landed yet: then it waits for
@@ -108,18 +123,21 @@ class Checkpoints:
           step: a number, at least 0, above those of all good steps of the directory.
           state: a tree of arrays (of jax or numpy), typed PRNG keys, Python numbers and None. Of
             replicas the first is stored; with several processes, replicas that differ are an error.
+          note: a dict of what JSON holds, 64 KiB at most, which comes back as it was: numbers of
+            Python (finite ones), strings, booleans, None, lists, dicts of strings. None is `{}`.
 
         Raises:
           RuntimeError: the last save did not land; this one was not begun.
-          TypeError: a leaf is of another kind. The message has its path.
-          ValueError: a good step has this number or one above it, or a leaf was donated.
+          TypeError: a leaf is of another kind, or something in the note. The message has its path.
+          ValueError: a good step has this number or one above it, or a leaf was donated, or the
+            note is too large, or JSON does not have one of its numbers.
         """
-        step = _checks.count("step", step, 0)
+        step, note = _checks.count("step", step, 0), _note.checked(note)
         with self._lock:
             self.wait()
             for text in of_first(lambda: _directory.make_room(self._store, self.directory, step)):
                 warnings.warn(text, stacklevel=2)
-            saving = Saving(self._store, self.directory, step, self.keep, self.every)
+            saving = Saving(self._store, self.directory, step, note, self.keep, self.every)
             saving.begin(state)
             self._saving = saving
 
@@ -147,55 +165,75 @@ class Checkpoints:
         finally:
             self._store.close()
 
-    def latest(self) -> int | None:
-        """The newest step, verified or not; None where the directory holds none.
+    def latest(self) -> Latest | None:
+        """The newest step, verified or not, and its note; None where the directory holds none.
 
         Raises:
           RuntimeError: the last save did not land.
         """
         self.wait()
-        return of_first(lambda: max(_directory.steps(self.directory), default=None))
+        found = of_first(lambda: _directory.newest(self.directory))
+        return None if found is None else Latest(*found)
 
-    def restore(self, like: PyTree) -> Restored:
-        """The newest step that verifies.
+    def restore(
+        self,
+        like: PyTree | Callable[[dict[str, Any]], PyTree],
+        *,
+        step: int | None = None,
+        only: str | None = None,
+    ) -> Restored:
+        """The newest step that verifies, or the one that is named; the whole state or a part.
 
-        Newer steps that do not are set aside, as `00000030.damaged`, with a warning. If no step
-        verifies, all of them stay where they are.
+        Newer steps that do not verify are set aside, as `00000030.damaged`, with a warning. If no
+        step verifies, or not the one that is named, all of them stay where they are.
 
         Args:
           like: a state of the same structure, shapes and dtypes, such as the one that training
             starts from (donated ones will do), or what `jax.eval_shape` says of it, where it has
             no Python numbers. Each leaf comes back on its devices and with its sharding, whatever
-            those were when it was saved; leaves of numpy come back as such.
+            those were when it was saved; leaves of numpy come back as such. Or a function that
+            makes it of the note, where shapes depend on that; it is called for each step tried.
+          step: this one and no other; None is the newest.
+          only: a regular expression, searched for in the paths of leaves, such as `"^params/"`.
+            The leaves that it takes are read, and `like` has those and no others. Its containers
+            may be of other kinds.
 
         Returns:
-          The step, its state, and the newer steps that were skipped, with reasons.
+          The step, its state, the newer steps that were skipped, with reasons, and the note.
 
         Raises:
-          FileNotFoundError: the directory holds no step.
-          RuntimeError: no step verifies, or the last save did not land.
-          ValueError: the state has another structure, shape or dtype. The message has the paths.
+          FileNotFoundError: the directory holds no step, or not this one.
+          RuntimeError: no step verifies, or not the one that is named, or the last save did not
+            land.
+          TypeError: `only` is no text.
+          ValueError: the state has another structure, shape or dtype, or `only` takes nothing, or
+            not all leaves of `like`. The message has the paths.
         """
+        only = _part.checked(only)
         self.wait()
         damaged = []
-        for step in reversed(self._steps("restore")):
-            identity = partial(_directory.identity, self.directory, step)
+        for number in reversed(self._chosen("restore", step)):
+            identity = partial(_directory.identity, self.directory, number)
             before = of_first(identity)
+            folder = _directory.folder(self.directory, number)
             try:
-                state = _state.read(self._store, _directory.folder(self.directory, step), like)
+                state, note = _state.read(self._store, folder, like, only)
             except Damaged as damage:
                 now = of_first(identity)
-                if now is None or now != before:
-                    return self.restore(like)  # another program has replaced or collected it
-                damaged.append((step, str(damage), before))
+                if now is None or now != before:  # another program has replaced or collected it
+                    return self.restore(like, step=step, only=only)
+                damaged.append((number, str(damage), before))
                 continue
             for text in of_first(partial(_directory.set_aside, self.directory, damaged)):
                 warnings.warn(text, stacklevel=2)
-            return Restored(step, state, {skipped: reason for skipped, reason, _ in damaged})
-        reasons = "\n".join(f"step {step}: {reason}" for step, reason, _ in damaged)
+            return Restored(number, state, {number: why for number, why, _ in damaged}, note)
+        reasons = "\n".join(f"step {number}: {reason}" for number, reason, _ in damaged)
         raise RuntimeError(
             f"No step in {self.directory} verifies:\n{reasons}\nNothing was moved. Bring a copy of "
             "a step back, or start anew in another directory."
+            if step is None
+            else f"Asked for in {self.directory}, {reasons}\nNothing was moved. Ask for another "
+            "step, or for none: the newest that verifies."
         )
 
     def verify(self, step: int | None = None) -> Report:
@@ -214,19 +252,20 @@ class Checkpoints:
           RuntimeError: the last save did not land.
         """
         self.wait()
-        steps = self._steps("verify")
-        if step is not None and step not in steps:
-            raise FileNotFoundError(f"No step {step} in {self.directory}, which has {steps}.")
-        chosen = steps if step is None else [operator.index(step)]
-        find = lambda: list(_directory.findings(self._store, self.directory, chosen))
-        findings = of_first(find)
-        verified = tuple(step for step, reason, _ in findings if reason is None)
-        return Report(verified, {step: reason for step, reason, _ in findings if reason})
+        chosen = self._chosen("verify", step)
+        find = partial(_directory.findings, self._store, self.directory, chosen)
+        verified, damaged = of_first(find)
+        notes = {number: note for number, note in verified}
+        return Report(tuple(notes), {number: reason for number, reason, _ in damaged}, notes)
 
-    def _steps(self, verb):
+    def _chosen(self, verb, step):
+        """The steps that are meant, oldest first: one, or with None all of them."""
+        step = None if step is None else _checks.count("step", step, 0)
         steps = of_first(lambda: _directory.steps(self.directory))
         if not steps:
             raise FileNotFoundError(
                 f"No step to {verb} in {self.directory}. Ask `latest()` first: it is None then."
             )
-        return steps
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"No step {step} in {self.directory}, which has {steps}.")
+        return steps if step is None else [step]

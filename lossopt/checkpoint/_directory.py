@@ -11,14 +11,16 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from lossopt.checkpoint import _manifest
-from lossopt.checkpoint._manifest import Damaged
+from lossopt.checkpoint._damaged import Damaged
 from lossopt.checkpoint._store import Store
 
-Finding = tuple[int, str | None, list[int]]  # a step, what is damaged, and which folder it is
+Note = dict[str, Any]
+Damage = tuple[int, str, list[int]]  # a step, what is damaged, and which folder it is
 
 
 def root(directory: str | os.PathLike[str]) -> Path:
@@ -64,32 +66,52 @@ def identity(directory: Path, step: int) -> list[int] | None:
     return [status.st_ino, status.st_mtime_ns]
 
 
-def findings(store: Store, directory: Path, steps: Iterable[int]) -> Iterator[Finding]:
-    """Of each step that is still there what is damaged, if anything."""
+def newest(directory: Path) -> tuple[int, Note | None] | None:
+    """The newest step, if there is one, and its note, if its manifest is whole."""
+    step = max(steps(directory), default=None)
+    if step is None:
+        return None
+    before, note = identity(directory, step), None
+    with contextlib.suppress(Damaged):
+        note = _manifest.read(folder(directory, step)).note
+    if before is None or before != identity(directory, step):
+        return newest(directory)  # another program has replaced or collected it
+    return step, note
+
+
+def findings(
+    store: Store, directory: Path, steps: Iterable[int]
+) -> tuple[list[tuple[int, Note]], list[Damage]]:
+    """Of the steps that are still there those that verify, with their notes, and the damaged."""
+    verified, damaged = [], []
     for step in steps:
-        before, reason = identity(directory, step), None
+        before, reason, note = identity(directory, step), None, {}
         try:
-            _manifest.verify(store, folder(directory, step))
+            note = _manifest.verify(store, folder(directory, step))
         except Damaged as damage:
             reason = str(damage)
-        if before is not None and before == identity(directory, step):
-            yield step, reason, before
+        if before is None or before != identity(directory, step):
+            continue
+        if reason is None:
+            verified.append((step, note))
+        else:
+            damaged.append((step, reason, before))
+    return verified, damaged
 
 
 def make_room(store: Store, directory: Path, step: int) -> list[str]:
     """Refuses a step that is not the newest, unless those in its way are damaged: set aside."""
     in_the_way = [other for other in steps(directory) if other >= step]
-    found = list(findings(store, directory, in_the_way))
-    for other, reason, _ in found:
-        if reason is None:
-            raise ValueError(
-                f"Step {step} cannot be saved in {directory}, which holds step {other}. "
-                "Restore it and go on from there, or take another directory."
-            )
-    return set_aside(directory, found)
+    verified, damaged = findings(store, directory, in_the_way)
+    if verified:
+        raise ValueError(
+            f"Step {step} cannot be saved in {directory}, which holds step {verified[0][0]}. "
+            "Restore it and go on from there, or take another directory."
+        )
+    return set_aside(directory, damaged)
 
 
-def set_aside(directory: Path, damaged: Iterable[Finding]) -> list[str]:
+def set_aside(directory: Path, damaged: Iterable[Damage]) -> list[str]:
     """Renames damaged steps, whose numbers are free then, and says what became of each."""
     tales = []
     for step, reason, before in damaged:

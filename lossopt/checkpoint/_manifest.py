@@ -7,21 +7,30 @@ change unseen. Each leaf has an entry; the arrays on disk are named by its numbe
 import hashlib
 import json
 import os
-from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lossopt.checkpoint import _digest
+from lossopt.checkpoint._damaged import Damaged, unreadable
 from lossopt.checkpoint._leaves import Leaf
 from lossopt.checkpoint._store import Store
 
 NAME = "manifest.json"
-NOT_OF_THE_DISK = {EMFILE, ENFILE, ENOMEM, EACCES, EPERM, ESTALE}
-FORMAT = 1
+FORMAT = 2
 
 
-class Damaged(Exception):
-    """A step on disk is not what was saved."""
+class Manifest(NamedTuple):
+    """What is kept of a step.
+
+    Attributes:
+      note: of the user, `{}` where none was given.
+      files: of each its size and its hash.
+      leaves: the entries, in the order of the state.
+    """
+
+    note: dict[str, Any]
+    files: dict[str, list[Any]]
+    leaves: list[dict[str, Any]]
 
 
 def hashes(folder: Path) -> dict[str, list[Any]]:
@@ -31,20 +40,26 @@ def hashes(folder: Path) -> dict[str, list[Any]]:
 
 
 def write(
-    folder: Path, step: int, files: dict[str, list[Any]], entries: list[dict[str, Any]]
+    folder: Path,
+    step: int,
+    note: dict[str, Any],
+    files: dict[str, list[Any]],
+    entries: list[dict[str, Any]],
 ) -> None:
     """Seals a step, whose files are hashed and whose leaves have their entries."""
+    content = {"format": FORMAT, "step": step, "note": note, "files": files, "leaves": entries}
     with open(folder / NAME, "w", encoding="utf-8") as file:
-        file.write(_spelled({"format": FORMAT, "step": step, "files": files, "leaves": entries}))
+        file.write(_spelled(content))
         file.flush()
         os.fsync(file.fileno())
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         flush(inner)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the leaves of a step, if its manifest is whole."""
-    return _content(folder)["leaves"]
+def read(folder: Path) -> Manifest:
+    """What was written of a step, if its manifest is whole."""
+    content = _content(folder)
+    return Manifest(content.get("note", {}), content["files"], content["leaves"])
 
 
 def leaf(entry: dict[str, Any]) -> Leaf:
@@ -52,15 +67,17 @@ def leaf(entry: dict[str, Any]) -> Leaf:
     return Leaf(entry["path"], entry["kind"], entry["type"], tuple(entry["shape"]), entry["within"])
 
 
-def verify(store: Store, folder: Path) -> None:
-    """Raises `Damaged` where a file or a leaf of a step is not what was saved."""
+def verify(store: Store, folder: Path) -> dict[str, Any]:
+    """The note of a step; raises `Damaged` where a file or a leaf is not what was saved."""
     check_files(folder)
-    check_leaves(store, folder, read(folder))
+    manifest = read(folder)
+    check_leaves(store, folder, manifest.leaves)
+    return manifest.note
 
 
 def check_files(folder: Path) -> None:
     """Raises `Damaged` where a file of a step is not what the manifest says."""
-    for name, (size, digest) in _content(folder)["files"].items():
+    for name, (size, digest) in read(folder).files.items():
         path = folder / name
         try:
             if path.stat().st_size != size:
@@ -70,7 +87,7 @@ def check_files(folder: Path) -> None:
         except FileNotFoundError as error:
             raise Damaged(f"{name} is missing") from error
         except OSError as error:
-            raise _damage(name, error) from error
+            raise unreadable(name, error) from error
 
 
 def check_leaves(store: Store, folder: Path, entries: list[dict[str, Any]]) -> None:
@@ -103,21 +120,16 @@ def _content(folder):
     except FileNotFoundError as error:
         raise Damaged(f"{NAME} is missing") from error
     except OSError as error:
-        raise _damage(NAME, error) from error
+        raise unreadable(NAME, error) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{NAME} is not what was written") from error
     if not whole:
         raise Damaged(f"{NAME} is not what was written: its bytes differ")
-    if content["format"] != FORMAT:
+    if content["format"] not in (1, FORMAT):  # the first had no notes
         raise ValueError(f"{folder / NAME} has format {content['format']}: update lossopt.")
     if content["step"] != int(folder.name):
         raise Damaged(f"{NAME} is that of step {content['step']}")
     return content
-
-
-def _damage(name, error):
-    """What to say of a file that cannot be read, unless the file is not to blame."""
-    return error if error.errno in NOT_OF_THE_DISK else Damaged(f"{name} cannot be read: {error}")
 
 
 def _spelled(content):

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-KINDS = {error.__name__: error for error in (ValueError, FileNotFoundError, RuntimeError)}
+from lossopt.checkpoint._damaged import Damaged
+
+KINDS = {error.__name__: error for error in (ValueError, FileNotFoundError, Damaged, RuntimeError)}
 
 
 def of_first(find_out: Callable[[], Any]) -> Any:

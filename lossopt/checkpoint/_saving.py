@@ -20,8 +20,16 @@ from lossopt.checkpoint._store import Store
 class Saving:
     """A step on its way to the disk: begun by the caller, landed by a thread, concluded once."""
 
-    def __init__(self, store: Store, directory: Path, step: int, keep: int, every: int | None):
-        self._store, self._directory, self._step = store, directory, step
+    def __init__(
+        self,
+        store: Store,
+        directory: Path,
+        step: int,
+        note: dict[str, Any],
+        keep: int,
+        every: int | None,
+    ):
+        self._store, self._directory, self._step, self._note = store, directory, step, note
         self._keep, self._every = keep, every
         self._folder = _directory.folder(directory, step)
         self._entries: list[dict[str, Any]] = []
@@ -128,7 +136,7 @@ class Saving:
         with ThreadPoolExecutor(1) as beside:
             files = beside.submit(_manifest.hashes, self._folder)
             _manifest.check_leaves(self._store, self._folder, self._entries)
-            _manifest.write(self._folder, self._step, files.result(), self._entries)
+            _manifest.write(self._folder, self._step, self._note, files.result(), self._entries)
 
     def _raise(self):
         if self._error is not None:

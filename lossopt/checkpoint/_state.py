@@ -1,61 +1,69 @@
 """The state of a step on disk, read back onto devices."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from lossopt._jax import undisturbed
 from lossopt._typing import PyTree
-from lossopt.checkpoint import _digest, _leaves, _manifest
-from lossopt.checkpoint._manifest import Damaged
+from lossopt.checkpoint import _digest, _leaves, _manifest, _part
+from lossopt.checkpoint._damaged import Damaged
+from lossopt.checkpoint._leaves import Leaf
 from lossopt.checkpoint._processes import of_first, summed
 from lossopt.checkpoint._store import Store
 
+Note = dict[str, Any]
+Like = PyTree | Callable[[Note], PyTree]
 
-def read(store: Store, folder: Path, like: PyTree) -> PyTree:
-    """The state of a step on the devices of `like`; raises `Damaged` where it does not verify."""
-    items, structure = _leaves.flatten(like)
-    found = of_first(lambda: _opened(folder, [leaf for leaf, _ in items]))
-    if "damaged" in found:
-        raise Damaged(found["damaged"])
-    entries = {str(i): entry for i, entry in enumerate(found["entries"])}
-    names = {entry["path"]: name for name, entry in entries.items()}
-    wanted = {names[leaf.path]: (leaf, value) for leaf, value in items}  # in the order of `like`
-    places = {name: _leaves.place(value) for name, (_, value) in wanted.items()}
-    stored = [name for name, (leaf, _) in wanted.items() if leaf.stored]
+
+def read(store: Store, folder: Path, like: Like, only: str | None) -> tuple[PyTree, Note]:
+    """The state of a step, or a part of it, on the devices of `like`, and the note.
+
+    Raises `Damaged` where it does not verify.
+    """
+    note, _, saved = of_first(lambda: _manifest.read(folder))
+    items, structure = _leaves.flatten(like(note) if _is_function(like) else like)
+    state = {leaf.path: value for leaf, value in items}  # in the order of `like`
+    if only is not None:
+        items = [(leaf, value) for leaf, value in items if leaf.kind != "empty"]
+    of_first(lambda: _check(folder, saved, [leaf for leaf, _ in items], only))
+    state |= _leaves_of(store, folder, _part.entries(folder, saved, only), items)
+    return jax.tree.unflatten(structure, state.values()), note
+
+
+def _is_function(like):
+    """Not one that is a container of leaves as well, as modules of equinox are."""
+    leaves = jax.tree.leaves(like)
+    return callable(like) and len(leaves) == 1 and leaves[0] is like
+
+
+def _check(folder, saved, wanted, only):
+    part = _part.entries(folder, saved, only).values()
+    _part.check(folder, map(_manifest.leaf, part), wanted, only)
+    _manifest.check_files(folder)
+
+
+def _leaves_of(store, folder, entries, items: list[tuple[Leaf, Any]]):
+    """The leaves by path, in their places."""
+    places = {leaf.path: _leaves.place(value) for leaf, value in items}
+    names = {leaf.path: entries[leaf.path]["name"] for leaf, _ in items}
+    stored = [leaf for leaf, _ in items if leaf.stored]
     with undisturbed():
-        arrays = _arrays(store, folder, {name: places[name] for name in stored})
+        arrays = _arrays(store, folder, {names[leaf.path]: places[leaf.path] for leaf in stored})
         state = {
-            name: _leaves.from_store(leaf, entries[name], arrays.get(name), value, places[name])
-            for name, (leaf, value) in wanted.items()
+            path: _leaves.from_store(leaf, entries[path], arrays.get(names[path]), value, place)
+            for (leaf, value), (path, place) in zip(items, places.items())
         }
-        data = [_leaves.data_of(wanted[name][0], state[name]) for name in stored]
-    saved = np.asarray([[*entries[name]["digest"], 0] for name in stored], np.uint32)
+        data = [_leaves.data_of(leaf, state[leaf.path]) for leaf in stored]
+    saved = np.asarray([[*entries[leaf.path]["digest"], 0] for leaf in stored], np.uint32)
     differ = _digest.of_arrays(data) != saved.reshape(-1, 3)
-    for name, processes in zip(stored, summed(differ.any(axis=1).astype(np.uint32))):
+    for leaf, processes in zip(stored, summed(differ.any(axis=1).astype(np.uint32))):
         if processes:
-            raise Damaged(f"{entries[name]['path']} is not what was saved: its digest differs")
-    return jax.tree.unflatten(structure, state.values())
-
-
-def _opened(folder, wanted):
-    """The entries of a step whose files verify, or why they do not."""
-    try:
-        entries = _manifest.read(folder)
-        differences = _leaves.compare([_manifest.leaf(entry) for entry in entries], wanted)
-        if differences:
-            more = f"\nand {len(differences) - 10} more" if len(differences) > 10 else ""
-            raise ValueError(
-                f"{folder} holds another state than `like`:\n"
-                + "\n".join(differences[:10])
-                + more
-                + "\nRestore into the state that was saved, then convert it."
-            )
-        _manifest.check_files(folder)
-    except Damaged as damage:
-        return {"damaged": str(damage)}
-    return {"entries": entries}
+            raise Damaged(f"{leaf.path} is not what was saved: its digest differs")
+    return state
 
 
 def _arrays(store, folder, places):

@@ -82,7 +82,8 @@ class Store:
             else ocp.ArrayRestoreArgs(sharding=place)
             for name, place in places.items()
         }
-        state = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=how)
+        item = dict.fromkeys(how, 0)
+        state = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         with self.alone(), _quiet():
             return self._opened().restore(folder / FOLDER, args=state)
 

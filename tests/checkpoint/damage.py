@@ -20,6 +20,7 @@ from lossopt.checkpoint import _manifest
 
 STEPS = (10, 20, 30)
 PAGE = 4096
+NOTE = {"value": 0.1, "rows": [1, None, "zwölf"]}
 LEAVES = ("counts", "half", "moments", "weights")  # whose bytes lie in a file as they are
 FLOATS = ("half", "moments", "weights")
 WIDE = ("counts", "moments")  # of 8 bytes an element
@@ -60,7 +61,7 @@ def save(directory: Path, steps=STEPS):
     """A directory of steps, to be copied and damaged."""
     with lo.checkpoint.Checkpoints(directory) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state(step))
+            checkpoints.save(step, state(step), NOTE)
     return directory
 
 
@@ -196,10 +197,10 @@ def fitting(fault: Fault) -> Fault:
     """The same damage with hashes made to fit: only the digests of the leaves are left."""
 
     def consistent(random, step):
-        entries = _manifest.read(step)
+        note, _, entries = _manifest.read(step)
         what = fault(random, step).what
         (step / "manifest.json").unlink()
-        _manifest.write(step, int(step.name), _manifest.hashes(step), entries)
+        _manifest.write(step, int(step.name), note, _manifest.hashes(step), entries)
         lost = tuple(leaf for leaf in LEAVES if _find(step, leaf) is None)
         return Harm(lost, f"{what}, and hashes were made to fit", fits=True)
 

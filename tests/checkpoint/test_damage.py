@@ -164,7 +164,7 @@ def test_a_file_that_came_later(beneath, tmp_path):
     (tmp_path / "file").unlink()
     checkpoints.save(1, {"w": np.ones(3)})
     checkpoints.close()
-    assert checkpoints.latest() == 1
+    assert checkpoints.latest() == (1, {})
 
 
 @pytest.mark.parametrize("step", [5, NEWEST + 10])

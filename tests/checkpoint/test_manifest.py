@@ -15,6 +15,7 @@ from lossopt.checkpoint._manifest import Damaged
 
 RANDOM = np.random.default_rng(0)
 FILES = {"state/d/data": RANDOM.bytes(300), "state/meta": b"{}\n", "state/empty": b""}
+NOTE = {"validation/value": 0.1, "rows": [3, -0.0, None], "name": "ä"}
 LEAVES = [
     Leaf("w", "array", "float32", (2, 3), "dict"),
     Leaf("nä", "number", "int", (), "dict/list"),
@@ -31,7 +32,7 @@ def sealed(tmp_path_factory):
     for name, content in FILES.items():
         (step / name).parent.mkdir(parents=True, exist_ok=True)
         (step / name).write_bytes(content)
-    _manifest.write(step, 1, _manifest.hashes(step), ENTRIES)
+    _manifest.write(step, 1, NOTE, _manifest.hashes(step), ENTRIES)
     return step
 
 
@@ -44,8 +45,17 @@ def _sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+CONTENT = {
+    "format": 2,
+    "step": 1,
+    "note": NOTE,
+    "files": {name: [len(data), _sha256(data)] for name, data in FILES.items()},
+    "leaves": ENTRIES,
+}
+
+
 def _spelled(content):
-    """As version 1 is on disk, for good."""
+    """As it is on disk, for good."""
     whole = {"content": content, "sha256": _sha256(json.dumps(content, sort_keys=True).encode())}
     return json.dumps(whole, indent=1, sort_keys=True)
 
@@ -59,16 +69,10 @@ def _refused(step, *reasons):
 
 class TestWriting:
     def test_what_it_holds(self, sealed):
-        content = {
-            "format": 1,
-            "step": 1,
-            "files": {name: [len(data), _sha256(data)] for name, data in FILES.items()},
-            "leaves": ENTRIES,
-        }
-        assert (sealed / "manifest.json").read_text() == _spelled(content)
+        assert (sealed / "manifest.json").read_text() == _spelled(CONTENT)
 
     def test_what_is_read(self, step):
-        assert _manifest.read(step) == ENTRIES
+        assert _manifest.read(step) == (NOTE, CONTENT["files"], ENTRIES)
         assert _manifest.check_files(step) is None
         assert [_manifest.leaf(entry) for entry in ENTRIES] == LEAVES
 
@@ -78,16 +82,21 @@ class TestWriting:
         (step / "manifest.json").unlink()
         files = _manifest.hashes(step)
         assert {(step / name).stat().st_ino for name in FILES} <= set(flushed)
-        _manifest.write(step, 1, files, ENTRIES)
+        _manifest.write(step, 1, NOTE, files, ENTRIES)
         assert {path.stat().st_ino for path in [step, *step.rglob("*")]} == set(flushed)
         folders = {path.stat().st_ino for path in [step, *step.rglob("*")] if path.is_dir()}
         assert set(flushed[-3:]) == folders  # when all their files have their names
+
+    def test_what_was_written_before_there_were_notes(self, step):
+        content = {name: x for name, x in CONTENT.items() if name != "note"}
+        (step / "manifest.json").write_text(_spelled({**content, "format": 1}))
+        assert _manifest.read(step) == ({}, CONTENT["files"], ENTRIES)
 
     def test_extra_files_do_not_matter(self, step):
         for name in ("extra", "state/extra", "state/d/extra/extra"):
             (step / name).parent.mkdir(exist_ok=True)
             (step / name).write_bytes(b"extra")
-        assert _manifest.read(step) == ENTRIES
+        assert _manifest.read(step).leaves == ENTRIES
         _manifest.check_files(step)
 
 
@@ -124,7 +133,7 @@ class TestDamagedManifest:
             lambda text: b'{"content": {}}',
             lambda text: b'{"content": NaN}',
             lambda text: text.replace(b"4294967295", b"4294967294"),
-            lambda text: text.replace(b'"format": 1', b'"format": 2'),
+            lambda text: text.replace(b'"format": 2', b'"format": 1'),
         ],
     )
     def test_other_changes(self, step, change):
@@ -201,7 +210,7 @@ def test_damaged_files(step, damage, reason):
     with pytest.raises(Damaged) as error:
         _manifest.check_files(step)
     assert str(error.value).startswith(reason)
-    assert _manifest.read(step) == ENTRIES
+    assert _manifest.read(step).leaves == ENTRIES
 
 
 def test_a_folder_of_the_size_of_the_file(step):
@@ -228,15 +237,15 @@ class TestSteps:
         checkpoints.wait()
         for folder in ("00000002", "00000002/state", "00000002/state/d"):
             (checkpoints.directory / folder / "extra").write_bytes(b"extra")
-        assert checkpoints.verify() == ((1, 2), {})
+        assert checkpoints.verify()[:2] == ((1, 2), {})
         assert checkpoints.restore({"w": np.zeros(6)}).step == 2
 
     def test_a_newer_format_is_not_damage(self, checkpoints):
         checkpoints.wait()
         path = checkpoints.directory / "00000002" / "manifest.json"
         content = json.loads(path.read_text())["content"]
-        path.write_text(_spelled({**content, "format": 2, "more": True}))
+        path.write_text(_spelled({**content, "format": 3, "more": True}))
         for find_out in (checkpoints.verify, lambda: checkpoints.restore({"w": np.zeros(6)})):
-            with pytest.raises(ValueError, match=r"00000002.*has format 2: update lossopt"):
+            with pytest.raises(ValueError, match=r"00000002.*has format 3: update lossopt"):
                 find_out()
         assert sorted(os.listdir(checkpoints.directory)) == ["00000001", "00000002"]

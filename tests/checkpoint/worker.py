@@ -26,21 +26,26 @@ def main(directory):
     with lo.checkpoint.Checkpoints(directory, keep=2) as checkpoints:
         for step in (1, 2, 3):
             state = {**like, "split": put(P("d")) + step, "n": step}
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, {"value": 0.1 * step})
             overwrite(state["split"])
-        assert checkpoints.verify() == ((2, 3), {})
+        assert checkpoints.verify() == ((2, 3), {}, {2: {"value": 0.2}, 3: {"value": 0.1 * 3}})
         if jax.process_index() == 0:
             with open(directory + "/00000003/manifest.json", "a") as file:
                 file.write(" ")
         multihost_utils.sync_global_devices("damaged")
         with pytest.warns(UserWarning, match="Step 3 .* set aside"):
-            step, state, skipped = checkpoints.restore(like)
-        assert (step, list(skipped), state["n"]) == (2, [3], 2)
+            step, state, skipped, note = checkpoints.restore(lambda note: {**like, "n": 7})
+        assert (step, list(skipped), state["n"], note) == (2, [3], 2, {"value": 0.2})
         assert state["own"].tolist() == [1, 1, 1]
         for name, there in (("split", x + 2), ("copied", x)):
             assert state[name].sharding == like[name].sharding
             for shard in state[name].addressable_shards:
                 np.testing.assert_array_equal(shard.data, there[shard.index])
+        part = checkpoints.restore({"split": like["split"], "n": 0}, step=2, only="split|^n$").state
+        for shard in part["split"].addressable_shards:
+            np.testing.assert_array_equal(shard.data, (x + 2)[shard.index])
+        with pytest.raises(ValueError, match="only='lost' takes no leaf"):
+            checkpoints.restore({"lost": 0}, only="lost")
         with pytest.raises(ValueError, match="n: saved int, wanted float"):
             checkpoints.restore({**like, "n": 0.0})
         with pytest.raises(ValueError, match="holds step 2"):
@@ -51,7 +56,7 @@ def main(directory):
         with pytest.raises(ValueError, match="copied is replicated, but its copies differ"):
             checkpoints.save(3, {**like, "copied": broken})
         checkpoints.save(3, like)
-        assert checkpoints.latest() == 3
+        assert checkpoints.latest() == (3, {})
 
 
 if __name__ == "__main__":
