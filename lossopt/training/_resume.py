@@ -128,7 +128,7 @@ def replayed(rule: StopRule, values: np.ndarray) -> tuple[PyTree, Array]:
     """The state and the status of a rule that has seen these values, in a program of few shapes."""
     padded = np.zeros(size_of(len(values)), values.dtype)
     padded[: len(values)] = values
-    return _programs.call(_replayed, (None,), rule, padded, np.int32(len(values)))
+    return _programs.call(_replayed, (), rule, padded, np.int32(len(values)))
 
 
 def size_of(rows: int) -> int:

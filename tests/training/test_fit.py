@@ -14,10 +14,13 @@ from jax.experimental import checkify
 
 import lossopt as lo
 from lossopt import _programs
-from lossopt.training import Patience, Stopped, _fit
-from lossopt.training._loop import Data, advance, start
+from lossopt.training import Patience, Stopped, _fit, _host
+from lossopt.training._feed import Memory, horizon
+from lossopt.training._loop import advance, start
+from lossopt.training._plan import Data
 from lossopt.training._preflight import _broken
 from lossopt.training._run import plan_of
+from lossopt.training._saves import Saves
 from lossopt.training._source import source
 
 ROWS, EPOCHS = 10, 5
@@ -342,9 +345,10 @@ def _hosted(clock, shown=False, epochs=20):
     data = Data(jnp.arange(6.0), None, KEY, None, None)
     rows = source(data.train, None, False)
     plan = plan_of(_plain, DESCENT, rows, data, None, 1, False)._replace(window=_fit.WINDOW)
-    begin = lambda: start(plan, data, 0.0, None)
-    schedule = _fit._Schedule.of(epochs, None, None, rows.steps)
-    return _fit._host(plan, data, begin, schedule, shown, clock)
+    begun = start(plan, data, 0.0, None)
+    feed = Memory(plan, data.train, horizon(epochs, None, None))
+    host = _host.Host(plan, data, feed, Saves(None, 60.0), {}, shown=shown, clock=clock)
+    return _host.hosted(host, _host.Reached(begun, [], Stopped.FINISHED, begun.pool))
 
 
 def _calls(seconds, epochs):
@@ -364,12 +368,12 @@ def test_short_calls_grow_after_the_first_which_compiles():
 
 @pytest.mark.parametrize(("count", "seconds", "want"), [(9, 0.5, 4), (2, 0.5, 1), (1, 9.0, 1)])
 def test_long_calls_shrink(count, seconds, want):
-    assert _fit._adapted(count, seconds) == want
+    assert _host._adapted(count, seconds) == want
 
 
 @pytest.mark.parametrize(("count", "seconds", "want"), [(3, 0.0, 48), (8, 0.125, 16)])
 def test_short_calls_grow_but_not_at_once(count, seconds, want):
-    assert _fit._adapted(count, seconds) == want
+    assert _host._adapted(count, seconds) == want
 
 
 # What the compiled programs hold

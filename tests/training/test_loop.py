@@ -12,7 +12,8 @@ import pytest
 
 import lossopt as lo
 from lossopt.training import Patience, Stopped, Target
-from lossopt.training._loop import Data, advance, start
+from lossopt.training._loop import advance, start
+from lossopt.training._plan import Data
 from lossopt.training._run import plan_of
 from lossopt.training._source import source
 

@@ -41,10 +41,10 @@ def _plain(params, batch):
 def before(monkeypatch):
     """All of `fit` before the loop is compiled."""
 
-    def host(*_):
+    def loop(*_):
         raise StopIteration
 
-    monkeypatch.setattr(_fit, "_host", host)
+    monkeypatch.setattr(_fit, "_called_with", loop)
 
     def fit(objective=_plain, params=PARAMS, train=TRAIN, optimizer=None, **options):
         given = {"batch_size": 20, "epochs": 1, "key": KEY, "progress": False}
