@@ -110,7 +110,7 @@ def fit(
       watch: as in `training.run`, leaves that have columns of their own.
       evaluate_at: as in `training.run`, gives the parameters that are judged.
       on_epoch: `on_epoch(row, state)`, called between programs after each row of history, a dict of
-        numbers, with the `training.State` then, whose arrays are on the device. To return
+        numbers of Python, with the `training.State` then, whose arrays are on the device. To return
         `training.STOP` ends the run. After an interruption it may see a row again.
       start: a run to go on from: `params` and `model_state` then give the structure alone. One that
         had stopped by its rule, at numbers that are not finite or by `on_epoch`, comes back.

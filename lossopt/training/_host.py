@@ -139,7 +139,8 @@ def _turns(host, reached, show):
         last = reached.history[-1] if reached.history else {}
         show(host.feed.done(reached.steps), last, now - origin)
         for row in rows if host.on_epoch else ():
-            asks = host.on_epoch(dict(row), reached.progress.state) is STOP
+            numbers = {name: x.item() for name, x in row.items()}
+            asks = host.on_epoch(numbers, reached.progress.state) is STOP
             reached = _unless(reached, asks, STOP)
         if compiled:
             count = _adapted(end - begun, now - began)
