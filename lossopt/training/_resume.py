@@ -165,8 +165,11 @@ def _rows(x, low, high):
             first, end, _ = shard.index[0].indices(len(x))
             start, stop = max(first, low), min(end, high)
             if start < stop:
-                part = np.asarray(shard.data[start - first : stop - first])
-                rows[(slice(start - low, stop - low), *shard.index[1:])] = part
+                near = shard.device.platform == "cpu"  # no copy is made, and no program for a slice
+                data = np.asarray(shard.data) if near else shard.data
+                rows[start - low : stop - low, *shard.index[1:]] = data[
+                    start - first : stop - first
+                ]
     return rows
 
 
