@@ -98,6 +98,13 @@ CLAIMS = {
         "fewer than 4096 elements": "test_small_whole_masked_and_missing_leaves_stay",
         "lands exactly on the rounded value": "test_lands_on_the_rounded_value_bit_by_bit",
         "exact for any number of terms": "test_terms_of_different_weights",
+        "at any depth of it": "test_it_is_read_wherever_it_is_held",
+        "the mean of float64 to the last digit": (
+            "test_equals_the_mean_of_the_iterates_in_float64"
+        ),
+        "stands still hundreds of last digits away": "test_one_part_in_float32_does_not",
+        "Any update is a step": "test_an_update_of_zeros_is_a_point_too",
+        "An average of exact zeros": "test_an_average_of_exact_zeros_is_not_sparse",
         "exact for one weighted term": "test_any_weights_and_windows",
         "exact zeros beside scikit-learn": "test_quick_form",
     },
