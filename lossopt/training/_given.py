@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from lossopt import _jax, _pieces
+from lossopt import _checks, _jax, _pieces
 from lossopt._typing import Array, Batch, Key
 from lossopt.training._evaluation import on_device
 from lossopt.training._feed import Horizon
 from lossopt.training._plan import Source
 from lossopt.training._source import source
 from lossopt.training._split import parted
-from lossopt.training._stream import Reader, Stacks, is_once, is_stream, own_batches
+from lossopt.training._stream import NEVER, Reader, Stacks, is_once, is_stream, own_batches
 
 
 class Given(NamedTuple):
@@ -65,9 +65,10 @@ def given(
     train, validation = on_device(train=train, validation=validation)
     if validation is not None:
         _pieces.rows(validation, "validation")
-    rows = (
-        Stacks(_pieces.rows(train, "train"), _jax.shards(train))
-        if reader
-        else source(train, batch_size, **cut)
-    )
+    if reader is not None:
+        rows = Stacks(_pieces.rows(train, "train"), _jax.shards(train))
+    else:
+        rows = source(train, batch_size, **cut)
+        each = rows.steps if until.unit == "epochs" else 1
+        _checks.at_most(NEVER // each, **{until.unit: until.number})
     return Given(train, validation, held, rows, reader, validating)

@@ -64,6 +64,18 @@ def _names(checkpoints):
     return sorted(os.listdir(checkpoints.directory))
 
 
+def _collected(checkpoints, step, monkeypatch):
+    """By another program, while it is read."""
+    read, folder = lo.checkpoint._state.read, checkpoints.directory / f"{step:08d}"
+
+    def late(*given):
+        if folder.exists():
+            folder.rename(folder.with_suffix(".collected"))
+        return read(*given)
+
+    monkeypatch.setattr(lo.checkpoint._state, "read", late)
+
+
 class TestStep:
     @pytest.mark.parametrize("step", [20, np.int64(20), jnp.asarray(20)])
     def test_exactly_this_one(self, checkpoints, step):
@@ -91,14 +103,7 @@ class TestStep:
             lo.checkpoint.Checkpoints(tmp_path / "none").restore({}, step=5)
 
     def test_one_that_is_collected_meanwhile(self, run, monkeypatch):
-        read, folder = lo.checkpoint._state.read, run.directory / "00000002"
-
-        def late(*given):
-            if folder.exists():
-                folder.rename(folder.with_suffix(".collected"))
-            return read(*given)
-
-        monkeypatch.setattr(lo.checkpoint._state, "read", late)
+        _collected(run, 2, monkeypatch)
         with pytest.raises(FileNotFoundError, match=r"No step 2 in .*, which has \[1, 3\]"):
             run.restore({"n": [0] * 2}, step=2)
 
@@ -187,6 +192,11 @@ class TestOnly:
         monkeypatch.setattr(_store.Store, "read", spy)
         checkpoints.restore({"params": {"kernel": np.zeros((6, 3), np.float32)}}, only="s/kernel$")
         assert asked == [(["0"], ["0"])]
+
+    def test_of_the_step_before_where_the_newest_is_collected_meanwhile(self, run, monkeypatch):
+        _collected(run, 3, monkeypatch)
+        restored = run.restore({"n": {"0": 0}}, only="^n/0$")
+        assert (restored.step, restored.state, restored.skipped) == (2, {"n": {"0": 2}}, {})
 
     def test_the_files_verify_nevertheless(self, checkpoints, tmp_path):
         shutil.copytree(checkpoints.directory, tmp_path / "run")
