@@ -29,6 +29,8 @@ from lossopt.training._stop import Stopped
 from lossopt.training._stream import NEVER
 
 STOP = Stopped.ASKED
+"""What `on_epoch` returns to end the run, which is then `Stopped.ASKED`."""
+
 Row = dict[str, Any]
 
 
