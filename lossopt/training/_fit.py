@@ -163,7 +163,7 @@ def fit(
     saves = Saves(checkpoint, checkpoint_every)
     with _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = identity(plan, key, train=read.train, validation=read.validation)
+        facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
         begun = _programs.call(first, (plan,), data, params, model_state)
