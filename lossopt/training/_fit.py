@@ -190,8 +190,8 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
         return hosted(host, reached)
     progress = taken_up(host.plan, host.data, begun, saved, where)
     stopped = Stopped(int(progress.status))
-    origin = saved.origin or {"place": None, "done": None}
-    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["done"]):
+    origin = saved.origin or {"place": None, "epochs": None}
+    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
         host.saves.wait()
         return dataclasses.replace(saved, status=progress.status)
     host.feed.go_to(int(saved.steps), origin["place"])
