@@ -163,7 +163,7 @@ def fit(
     saves = Saves(checkpoint, checkpoint_every)
     with _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = identity(plan, key, train=read.train, validation=read.validation)
+        facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
         begun = _programs.call(first, (plan,), data, params, model_state)
@@ -190,8 +190,8 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
         return hosted(host, reached)
     progress = taken_up(host.plan, host.data, begun, saved, where)
     stopped = Stopped(int(progress.status))
-    origin = saved.origin or {"place": None, "done": None}
-    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["done"]):
+    origin = saved.origin or {"place": None, "epochs": None}
+    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
         host.saves.wait()
         return dataclasses.replace(saved, status=progress.status)
     host.feed.go_to(int(saved.steps), origin["place"])

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
+
 from lossopt import _checks, _jax, _pieces
-from lossopt._typing import Array, Batch, Key
+from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._feed import Horizon
 from lossopt.training._plan import Source
@@ -31,6 +33,13 @@ class Given(NamedTuple):
     source: Source
     reader: Reader | None
     validating: Iterable | None
+
+    def facts(self) -> dict[str, PyTree]:
+        """What tells these data from others; a stream with a state may begin with another batch."""
+        train = self.train
+        if self.reader is not None and self.reader.stateful:
+            train = jax.eval_shape(lambda: train)
+        return {"train": train, "validation": self.validation}
 
 
 def given(

@@ -119,7 +119,7 @@ def run_of(host: Host, reached: Reached) -> Run:
     origin = {
         "identity": host.identity,
         "place": host.feed.place(steps),
-        "done": host.feed.done(steps),
+        "epochs": host.feed.epochs(steps),
     }
     run = finish(host.plan, progress, status, pool, host.feed.epoch(steps))
     return dataclasses.replace(run, history=columns, validation_rows=host.held, origin=origin)
@@ -144,7 +144,8 @@ def _turns(host, reached, asked, show):
         rows = _new_rows(after.progress, before, began - origin, now - origin)
         reached = after._replace(history=[*reached.history, *rows])
         last = reached.history[-1] if reached.history else {}
-        show(host.feed.done(reached.steps), last, now - origin)
+        done = reached.steps if host.feed.unit == "steps" else host.feed.epochs(reached.steps)
+        show(done, last, now - origin)
         for row in rows if host.on_epoch else ():
             numbers = {name: x.item() for name, x in row.items()}
             if host.on_epoch(numbers, reached.progress.state) is STOP:

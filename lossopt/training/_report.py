@@ -33,8 +33,9 @@ def shapes(name: str, tree: PyTree) -> list[str]:
 
 def told(run: Any) -> str:
     """A run in a few lines; of several at once, or traced ones, shapes alone."""
-    facts = run.status, run.position, run.best_epoch, run.steps, run.history
-    facts = jax.tree.leaves(facts) or [None]
+    facts = jax.tree.leaves((run.status, run.position, run.best_epoch, run.steps, run.history)) or [
+        None
+    ]
     if not all(map(_known, facts)) or np.ndim(run.status):
         return "\n".join(["Run", *shapes("params", run.params), f"history: {list(run.history)}"])
     rows = np.count_nonzero(np.asarray(run.history["step"]))

@@ -32,7 +32,7 @@ def identity(plan: Plan, key: Key[Array, ""], **data: Batch) -> Identity:
     Args:
       plan: of the run.
       key: of the run.
-      **data: trees of arrays, by name; of a stream its first batch.
+      **data: trees of arrays, or of their shapes, by name.
     """
     words = np.asarray(jax.random.key_data(key)).tolist()
     facts = {
@@ -149,12 +149,14 @@ def _replayed(rule, values, count):
 
 
 def _leaves(tree):
-    """Of each leaf its path and dtype, its shape, and a digest of its ends."""
+    """Of each leaf its path, and dtype, shape and a digest of its ends."""
     for path, x in zip(paths(tree), jax.tree.leaves(tree)):
-        last = max(0, len(x) - ENDS)
-        ends = _rows(x, 0, min(ENDS, len(x))).tobytes() + _rows(x, last, len(x)).tobytes()
-        digest = hashlib.sha256(ends).hexdigest()[:16]
-        yield path, f"{x.dtype}{list(x.shape)}, {digest}"
+        told = f"{x.dtype}{list(x.shape)}"
+        if isinstance(x, jax.Array):
+            last = max(0, len(x) - ENDS)
+            ends = _rows(x, 0, min(ENDS, len(x))).tobytes() + _rows(x, last, len(x)).tobytes()
+            told += f", {hashlib.sha256(ends).hexdigest()[:16]}"
+        yield path, told
 
 
 def _rows(x, low, high):
@@ -174,5 +176,6 @@ def _rows(x, low, high):
 
 
 def _form(tree):
-    told = lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}"
+    kind = lambda x: x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    told = lambda x: f"{kind(x)}{list(np.shape(x))}"
     return {path or "it": told(x) for path, x in zip(paths(tree), jax.tree.leaves(tree))}

@@ -1,7 +1,7 @@
 """Batches of an iterable: recognized, checked, and read in passes that can be taken up again."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +94,7 @@ def own_batches(**given: Any) -> None:
 
 def is_once(stream: Iterable) -> bool:
     """Whether it can be iterated only once, as a generator."""
-    return iter(stream) is stream
+    return isinstance(stream, Iterator)
 
 
 def length(stream: Any) -> int | None:
@@ -129,6 +129,11 @@ class Reader:
         self.first = self.next
         numbers(name, self.first)
         self._like, self._sizes = _outline(self.first), {_pieces.rows(self.first, name)}
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the stream tells where it is."""
+        return self.mark is not None
 
     def take(self) -> Batch:
         """The next batch; raises where it is not like the first."""
