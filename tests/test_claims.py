@@ -138,6 +138,16 @@ CLAIMS = {
         "their own share of every batch": (
             "test_an_epoch_is_all_rows_and_a_batch_has_its_share_of_each_part"
         ),
+        "are measured at the parameters that it gives": (
+            "test_rows_measure_the_average_of_the_iterates"
+        ),
+        "Schedule-free rules are judged by": "test_schedule_free_is_judged_at_its_average",
+    },
+    "docs/models.md": {
+        "a model of any library trains": "test_a_model_trains_as_in_a_plain_loop_of_its_library",
+        "with a rule that moves nothing": (
+            "test_a_rule_that_moves_nothing_measures_statistics_at_other_parameters"
+        ),
     },
     "docs/own_loop.md": {
         "Means are pooled over the devices": "test_ours_is_the_truth_in_the_table",
