@@ -92,10 +92,10 @@ def hosted(host: Host, reached: Reached) -> Run:
                     reached = turn
                     if reached.stopped is not Stopped.FINISHED or asked.signal is not None:
                         break
-                    host.saves.due(partial(run_of, host, reached))
+                    host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
         except Exception:
-            host.saves.now(partial(run_of, host, reached))
             if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
+                host.saves.now(partial(run_of, host, reached))
                 raise
         reached = _unless(reached, asked.signal is not None, Stopped.INTERRUPTED)
         reached = _unless(reached, host.feed.exhausted, Stopped.EXHAUSTED)
@@ -103,7 +103,7 @@ def hosted(host: Host, reached: Reached) -> Run:
         host.saves.wait()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
-    return run_of(host, reached)
+    return run_of(host, _unless(reached, asked.signal is not None, Stopped.INTERRUPTED))
 
 
 def run_of(host: Host, reached: Reached) -> Run:
@@ -143,7 +143,8 @@ def _turns(host, reached, show):
             reached = _unless(reached, asks, STOP)
         if compiled:
             count = _adapted(end - begun, now - began)
-            reached = _unless(reached, now + 2 * (now - began) > host.limit, Stopped.TIME)
+            ends = now + 2 * (now - began) + host.saves.took
+            reached = _unless(reached, ends > host.limit, Stopped.TIME)
         reached, compiled = _unless(reached, now > host.limit, Stopped.TIME), True
         yield reached
 
