@@ -161,7 +161,7 @@ def fit(
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
     saves = Saves(checkpoint, checkpoint_every)
-    with _jax.on_mesh(read.train, params):
+    with saves, _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
@@ -192,8 +192,10 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
     stopped = Stopped(int(progress.status))
     origin = saved.origin or {"place": None, "epochs": None}
     if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
-        host.saves.wait()
-        return dataclasses.replace(saved, status=progress.status)
+        ended = dataclasses.replace(saved, status=progress.status)
+        identity = {"identity": host.identity}
+        host.saves.now(lambda: dataclasses.replace(ended, origin=origin | identity))
+        return ended
     host.feed.go_to(int(saved.steps), origin["place"])
     columns = rows_of(saved)
     columns.setdefault("seconds", np.zeros(len(columns["step"])))
@@ -238,6 +240,11 @@ def _judged_elsewhere(plan, begun):
 
 def _as_started(start, trees):
     """The trees, with those of a run in their places; raises where they have another structure."""
+    if not isinstance(start, Run):
+        raise TypeError(
+            f"Expected start as a Run, from fit or training.run, got {type(start).__name__}. "
+            "Parameters to begin with are given as params."
+        )
     had = {"params": start.params, "model_state": start.model_state}
     same_form(had, {name: trees[name] for name in had}, "start")
     return trees | had
