@@ -102,7 +102,9 @@ def hosted(host: Host, reached: Reached) -> Run:
         host.saves.wait()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
-    return run_of(host, _unless(reached, asked.signal is not None, Stopped.INTERRUPTED))
+    if asked.signal is not None:
+        reached = _ended(reached, Stopped.INTERRUPTED)
+    return run_of(host, reached)
 
 
 def run_of(host: Host, reached: Reached) -> Run:

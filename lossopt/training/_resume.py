@@ -95,17 +95,17 @@ def taken_up(plan: Plan, data: Data, begun: Progress, run: Run, where: str) -> P
     columns = rows_of(run)
     same_run({"best": run.judge}, {"best": plan.best and plan.best.column}, where)
     kept = {"best_params": run.best_params, "best_model_state": run.best_model_state}
-    first = begun.best and dict(zip(kept, begun.best))
+    first = begun.best and dict(zip(kept, begun.best[:2]))
     empty = lambda columns: {name: np.zeros(0, x.dtype) for name, x in columns.items()}
     names = empty({name: x for name, x in columns.items() if name != "seconds"})
     had = {**state._asdict(), **kept, "unfinished": run.unfinished, "history": names}
     now = {**begun.state._asdict(), **(first or {}), "unfinished": begun.pool}
     same_form(had, now | {"history": empty(begun.window)}, where)
     best = None
-    if plan.best:
+    if plan.best and run.best_epoch is not None:
         at, column = int(run.best_epoch), columns[plan.best.column]
         value = jnp.asarray(plan.best.sign * column[at] if at >= 0 else np.inf)
-        best = Best(*kept.values(), value, run.best_epoch)
+        best = Best(run.best_params, run.best_model_state, value, run.best_epoch)
     waiting, status = begun.waiting, jnp.zeros((), jnp.int32)
     if data.stop is not None:
         waiting, status = replayed(data.stop, columns[watched(data)])
@@ -165,7 +165,7 @@ def _leaves(tree):
         if isinstance(x, jax.Array):
             last = max(0, len(x) - ENDS)
             ends = _rows(x, 0, min(ENDS, len(x))).tobytes() + _rows(x, last, len(x)).tobytes()
-            told += f", {hashlib.sha256(ends).hexdigest()[:16]}"
+            told += f", {_digest(ends)}"
         yield path, told
 
 
@@ -183,6 +183,10 @@ def _rows(x, low, high):
                     start - first : stop - first
                 ]
     return rows
+
+
+def _digest(text):
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _form(tree):
