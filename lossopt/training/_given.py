@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lossopt import _jax, _pieces
 from lossopt._typing import Array, Batch, Key
 from lossopt.training._evaluation import on_device
@@ -40,7 +42,7 @@ def given(
     reader, held = None, None
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
-        if isinstance(validation, float):
+        if isinstance(validation, int | float | np.number):
             raise ValueError(
                 f"validation={validation} is a share of rows, and train is an iterable, whose rows "
                 "nobody has counted. Give arrays or another iterable to validate."

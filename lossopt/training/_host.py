@@ -95,6 +95,7 @@ def hosted(host: Host, reached: Reached) -> Run:
                     host.saves.due(partial(run_of, host, reached))
         except Exception:
             host.saves.now(partial(run_of, host, reached))
+            host.saves.wait()
             if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
                 raise
         reached = _unless(reached, asked.signal is not None, Stopped.INTERRUPTED)

@@ -1,6 +1,7 @@
 """The checkpoints of a run: when they are due, and what they hold."""
 
 import dataclasses
+import json
 import os
 import time
 import warnings
@@ -12,8 +13,11 @@ import numpy as np
 
 from lossopt import _checks
 from lossopt.checkpoint import Checkpoints
+from lossopt.training._packed import packed, unpacked
 from lossopt.training._resume import Identity, padded, rows_of, same_run
 from lossopt.training._run import Run
+
+LONGEST = 2**15  # of the 2**16 bytes of a note
 
 
 class Saves:
@@ -66,7 +70,15 @@ class Saves:
         self._at = restored.step
         saved = restored.note["run"]
         cut = {name: column[: saved["rows"]] for name, column in restored.state.history.items()}
-        return dataclasses.replace(restored.state, history=cut, origin=saved["origin"])
+        return dataclasses.replace(restored.state, history=cut, origin=unpacked(saved["origin"]))
+
+    def check(self, state: Any) -> None:
+        """Raises where a stream has a state that cannot be saved."""
+        if self._all is not None and (size := len(json.dumps(packed(state)))) > LONGEST:
+            raise ValueError(
+                f"The state() of train takes {size} bytes of JSON, of at most {LONGEST} in a "
+                "checkpoint's note. Give the stream a state() that tells its place alone."
+            )
 
     def due(self, run: Callable[[], Run]) -> None:
         """Saves, if the last one is long ago."""
@@ -82,7 +94,7 @@ class Saves:
             columns = rows_of(made)
             rows = len(columns["step"])
             note = {name: _number(column[-1]) for name, column in columns.items() if rows}
-            note |= {"run": {"origin": made.origin, "rows": rows}}
+            note |= {"run": {"origin": packed(made.origin), "rows": rows}}
             made = dataclasses.replace(made, history=padded(columns, rows))
             self._told(partial(self._all.save, step, made, note=note))
             self._at, self._last = step, self._clock()
