@@ -143,9 +143,9 @@ TABLE = {
         "MultiSteps": "lossopt.fit(microbatches=), or lossopt.transforms.accumulate by hand",
         "ReduceLROnPlateau": "lossopt.transforms.reduce_on_plateau",
         "apply if finite, skip not finite, NaN guard": "lossopt.transforms.skip_spikes",
-        "EMA, exponential moving average, Polyak averaging, SWA": "an average of the parameters "
-        "beside the rule's state (docs/recipes.md#an-average-of-the-parameters); optax.ema is one "
-        "of the updates",
+        "EMA, exponential moving average, Polyak averaging, SWA, AveragedModel": (
+            "lossopt.transforms.average; optax.ema is one of the updates"
+        ),
         "parameter groups, layer-wise learning rates": "optax.partition",
         "freeze layers, frozen": "optax.partition, with optax.set_to_zero for what is frozen",
         "L-BFGS, BFGS": "optax.lbfgs (docs/recipes.md#l-bfgs-for-a-curve-fit)",

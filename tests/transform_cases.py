@@ -1,7 +1,7 @@
 """One row per transformation: how it is built, its numbers, and what else `update` needs."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -55,6 +55,26 @@ RULES = {
     ),
 }
 
+AVERAGE = partial(lo.transforms.average, lo.transforms.adam(0.1))
+
+
+def _read(make):
+    """Steps to the average, so that what holds for updates holds for what is read."""
+
+    @wraps(make)
+    def made(**numbers):
+        rule = make(**numbers)
+
+        def update(updates, state, params):
+            _, state = rule.update(updates, state, params)
+            average = lo.transforms.averaged(state, params)
+            return jax.tree.map(jnp.subtract, average, params), state
+
+        return optax.GradientTransformation(rule.init, update)
+
+    return made
+
+
 GUARDS = {
     "clip_by_global_norm": Transform(
         lo.transforms.clip_by_global_norm, numbers={"max_norm": 1.0}, extra={}
@@ -64,6 +84,7 @@ GUARDS = {
         numbers={"every": 2},
         extra={"weight": 2.0},
     ),
+    "average": Transform(_read(AVERAGE), {"decay": 0.8}),
     "reduce_on_plateau": Transform(
         lo.transforms.reduce_on_plateau,
         numbers={
@@ -99,3 +120,7 @@ LOW_PRECISION = {
 }
 
 TRANSFORMS = RULES | GUARDS | LOW_PRECISION
+
+FORMS = {  # further ones of a member above, with other numbers
+    "average, of a tail": Transform(_read(AVERAGE), {"start": 1, "every": 2}),
+}

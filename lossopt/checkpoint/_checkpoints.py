@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from lossopt import _checks
 from lossopt._typing import PyTree
-from lossopt.checkpoint import _directory, _note, _part, _state
+from lossopt.checkpoint import _directory, _kept, _look, _note, _part, _state
 from lossopt.checkpoint._damaged import Damaged
+from lossopt.checkpoint._kept import Kept
 from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._saving import Saving
 from lossopt.checkpoint._store import Store
@@ -75,11 +76,13 @@ class Checkpoints:
         its beginning is your home.
       keep: how many of the newest steps are kept, at least 1. Damaged steps do not count.
       every: keeps the multiples of this number of steps for good as well, at least 1.
+      keep_best: keeps besides them the step whose note has the best number under a name, as in
+        `("validation/value", min)`, or `max`; of equals the first. A note without it is not best.
 
     Raises:
       NotADirectoryError: `directory` is a file.
-      ValueError: a number is out of its range, or Orbax cannot write to such a path: a URL, or one
-        with any of `*[]\`.
+      ValueError: a number is out of its range, `keep_best` is no name with a direction, or Orbax
+        cannot write to such a path: a URL, or one with any of `*[]\`.
 
     Examples:
       >>> import tempfile
@@ -90,10 +93,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, keep: int = 3, every: int | None = None
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        every: int | None = None,
+        keep_best: tuple[str, Callable[..., Any]] | None = None,
     ):
         self.keep = _checks.count("keep", keep, 1)
         self.every = None if every is None else _checks.count("every", every, 1)
+        self.keep_best = _kept.checked(keep_best)
         self.directory = _directory.root(directory)
         self._store = Store()
         self._saving: Saving | None = None
@@ -111,7 +120,10 @@ class Checkpoints:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Checkpoints({str(self.directory)!r}, keep={self.keep}, every={self.every})"
+        name, direction = self.keep_best or (None, None)
+        best = direction and f"({name!r}, {direction.__name__})"
+        kept = f"keep={self.keep}, every={self.every}, keep_best={best}"
+        return f"Checkpoints({str(self.directory)!r}, {kept})"
 
     def save(self, step: int, state: PyTree, note: Mapping[str, Any] | None = None) -> None:
         """Copies the state and writes it in the background.
@@ -137,7 +149,8 @@ class Checkpoints:
             self.wait()
             for text in of_first(lambda: _directory.make_room(self._store, self.directory, step)):
                 warnings.warn(text, stacklevel=2)
-            saving = Saving(self._store, self.directory, step, note, self.keep, self.every)
+            kept = Kept(self.keep, self.every, self.keep_best)
+            saving = Saving(self._store, self.directory, step, note, kept)
             saving.begin(state)
             self._saving = saving
 
@@ -174,6 +187,15 @@ class Checkpoints:
         self.wait()
         found = of_first(lambda: _directory.newest(self.directory))
         return None if found is None else Latest(*found)
+
+    def steps(self) -> list[int]:
+        """The steps that have landed, verified or not, oldest first.
+
+        Raises:
+          RuntimeError: the last save did not land.
+        """
+        self.wait()
+        return of_first(lambda: _directory.steps(self.directory))
 
     def restore(
         self,
@@ -227,13 +249,12 @@ class Checkpoints:
             for text in of_first(partial(_directory.set_aside, self.directory, damaged)):
                 warnings.warn(text, stacklevel=2)
             return Restored(number, state, {number: why for number, why, _ in damaged}, note)
+        if step is not None:
+            raise self._damaged(step, damaged[0][1])
         reasons = "\n".join(f"step {number}: {reason}" for number, reason, _ in damaged)
         raise RuntimeError(
             f"No step in {self.directory} verifies:\n{reasons}\nNothing was moved. Bring a copy of "
             "a step back, or start anew in another directory."
-            if step is None
-            else f"Asked for in {self.directory}, {reasons}\nNothing was moved. Ask for another "
-            "step, or for none: the newest that verifies."
         )
 
     def verify(self, step: int | None = None) -> Report:
@@ -257,6 +278,61 @@ class Checkpoints:
         verified, damaged = of_first(find)
         notes = {number: note for number, note in verified}
         return Report(tuple(notes), {number: reason for number, reason, _ in damaged}, notes)
+
+    def outline(self, step: int | None = None, only: str | None = None) -> dict[str, Any]:
+        """What a step holds, by path, without a state like it; nothing else of it is read.
+
+        Args:
+          step: the step; None is the newest, verified or not.
+          only: a regular expression, searched for in the paths of leaves; None takes all.
+
+        Returns:
+          Of each array and each key a `jax.ShapeDtypeStruct`, of a Python number the number. As
+          `like` of `restore(like, only="")` it gives the leaves by path.
+
+        Raises:
+          FileNotFoundError: the directory holds no step, or not this one.
+          RuntimeError: its manifest is damaged, or the last save did not land.
+          ValueError: `only` takes nothing.
+        """
+        return self._look(_look.outline, step, only)
+
+    def arrays(self, step: int | None = None, only: str | None = None) -> dict[str, Any]:
+        """The leaves of a step on the host, by path, without a state like it; they verify.
+
+        Args:
+          step: the step; None is the newest, and no other where that is damaged.
+          only: a regular expression, searched for in the paths of leaves; None takes all.
+
+        Returns:
+          Of each array an array of numpy, of a key its data, of a Python number the number.
+
+        Raises:
+          FileNotFoundError: the directory holds no step, or not this one.
+          RuntimeError: it does not verify, or the last save did not land.
+          ValueError: `only` takes nothing.
+        """
+        return self._look(partial(_look.arrays, self._store), step, only)
+
+    def _look(self, into, step, only):
+        only = _part.checked(only)
+        self.wait()
+        number = self._chosen("look at", step)[-1]
+        identity = partial(_directory.identity, self.directory, number)
+        before = of_first(identity)
+        try:
+            return into(_directory.folder(self.directory, number), only)
+        except Damaged as damage:
+            now = of_first(identity)
+            if now is None or now != before:  # another program has replaced or collected it
+                return self._look(into, step, only)
+            raise self._damaged(number, damage) from damage
+
+    def _damaged(self, step, reason):
+        return RuntimeError(
+            f"Step {step} in {self.directory} is damaged: {reason}. Nothing was moved. Ask for "
+            "another, or restore without `step`: that finds the newest that verifies."
+        )
 
     def _chosen(self, verb, step):
         """The steps that are meant, oldest first: one, or with None all of them."""

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lossopt.checkpoint import _manifest
+from lossopt.checkpoint import _kept, _manifest
 from lossopt.checkpoint._damaged import Damaged
+from lossopt.checkpoint._kept import Kept
 from lossopt.checkpoint._store import Store
 
 Note = dict[str, Any]
@@ -71,9 +72,7 @@ def newest(directory: Path) -> tuple[int, Note | None] | None:
     step = max(steps(directory), default=None)
     if step is None:
         return None
-    before, note = identity(directory, step), None
-    with contextlib.suppress(Damaged):
-        note = _manifest.read(folder(directory, step)).note
+    before, note = identity(directory, step), _note(folder(directory, step))
     if before is None or before != identity(directory, step):
         return newest(directory)  # another program has replaced or collected it
     return step, note
@@ -160,17 +159,25 @@ def give_up(path: Path) -> None:
             return
 
 
-def collect(directory: Path, keep: int, every: int | None) -> None:
-    """Deletes the oldest steps. The newest has just been verified, and stays.
+def collect(directory: Path, kept: Kept) -> None:
+    """Deletes the steps that do not stay. The newest has just been verified, and stays.
 
     A step is gone for readers before its files are.
     """
     whole = lambda step: (folder(directory, step) / _manifest.NAME).is_file()
-    for step in list(filter(whole, steps(directory)))[:-keep]:
-        if every is None or step % every:
-            path = folder(directory, step)
-            _rename(path, path.with_suffix(".collected"))
-            _remove(path.with_suffix(".collected"))
+    there = list(filter(whole, steps(directory)))
+    for step in _kept.others(kept, there, lambda step: _note(folder(directory, step)) or {}):
+        path = folder(directory, step)
+        _rename(path, path.with_suffix(".collected"))
+        _remove(path.with_suffix(".collected"))
+
+
+def _note(path):
+    """None where the manifest is damaged."""
+    try:
+        return _manifest.read(path).note
+    except Damaged:
+        return None
 
 
 def _rename(there, to):

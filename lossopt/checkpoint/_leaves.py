@@ -117,7 +117,7 @@ def from_store(
         return like
     if leaf.kind == "number":
         return READ[leaf.type](entry["value"])
-    data = _of_no_size(leaf, like) if data is None else _as_saved(leaf, data)
+    data = of_no_size(leaf, like) if data is None else _as_saved(leaf, data)
     if isinstance(like, np.ndarray):
         return data
     if isinstance(like, np.generic):
@@ -138,6 +138,14 @@ def data_of(leaf: Leaf, value: Any) -> Any:
     """The array whose bits are stored and digested."""
     value = np.asarray(value) if isinstance(value, np.generic) else value
     return jax.random.key_data(value) if leaf.kind == "key" else value
+
+
+def of_no_size(leaf: Leaf, like: Any) -> np.ndarray:
+    """The bits of a leaf that Orbax does not store."""
+    if leaf.kind == "key":
+        data = jax.eval_shape(jax.random.key_data, like)
+        return np.zeros(data.shape, data.dtype)
+    return np.zeros(leaf.shape, jnp.dtype(leaf.type))
 
 
 def place(like: Any) -> jax.sharding.Sharding | None:
@@ -222,13 +230,6 @@ def _as_saved(leaf, data):
     if isinstance(data, jax.Array):
         return lax.bitcast_convert_type(data, jnp.dtype(leaf.type))
     return data.view(jnp.dtype(leaf.type))
-
-
-def _of_no_size(leaf, like):
-    if leaf.kind == "key":
-        data = jax.eval_shape(jax.random.key_data, like)
-        return np.zeros(data.shape, data.dtype)
-    return np.zeros(leaf.shape, jnp.dtype(leaf.type))
 
 
 def _weak(data, place):

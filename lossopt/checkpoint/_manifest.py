@@ -7,8 +7,11 @@ change unseen. Each leaf has an entry; the arrays on disk are named by its numbe
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lossopt.checkpoint import _digest
 from lossopt.checkpoint._damaged import Damaged, unreadable
@@ -93,14 +96,24 @@ def check_files(folder: Path) -> None:
 def check_leaves(store: Store, folder: Path, entries: list[dict[str, Any]]) -> None:
     """Reads every leaf without Orbax, one at a time; raises `Damaged` where one differs."""
     stored = {str(i): entry for i, entry in enumerate(entries) if "digest" in entry}
-    arrays = store.read_again(folder, stored)
-    for entry in stored.values():
+    for _ in leaves(store, folder, stored):
+        pass
+
+
+def leaves(
+    store: Store, folder: Path, entries: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of these names as they lie on disk; raises `Damaged` where one differs."""
+    arrays = store.read_again(folder, entries)
+    for name, entry in entries.items():
         try:
-            same = _digest.of_host(next(arrays)) == entry["digest"]
+            array = next(arrays)
+            same = _digest.of_host(array) == entry["digest"]
         except ValueError as error:
             raise Damaged(f"{entry['path']} cannot be read: {error}") from error
         if not same:
             raise Damaged(f"{entry['path']} is not what was saved: its digest differs")
+        yield name, array
 
 
 def flush(path: Path) -> None:

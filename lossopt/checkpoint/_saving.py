@@ -13,6 +13,7 @@ import jax
 from lossopt._jax import undisturbed
 from lossopt._typing import PyTree
 from lossopt.checkpoint import _digest, _directory, _leaves, _manifest
+from lossopt.checkpoint._kept import Kept
 from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._store import Store
 
@@ -26,11 +27,10 @@ class Saving:
         directory: Path,
         step: int,
         note: dict[str, Any],
-        keep: int,
-        every: int | None,
+        kept: Kept,
     ):
         self._store, self._directory, self._step, self._note = store, directory, step, note
-        self._keep, self._every = keep, every
+        self._kept = kept
         self._folder = _directory.folder(directory, step)
         self._entries: list[dict[str, Any]] = []
         self._error: RuntimeError | None = None
@@ -106,8 +106,8 @@ class Saving:
         else:
             try:
                 if first:
-                    _directory.collect(self._directory, self._keep, self._every)
-            except OSError as error:
+                    _directory.collect(self._directory, self._kept)
+            except (OSError, ValueError) as error:  # the latter where a newer version has saved
                 self._error = RuntimeError(
                     f"Step {self._step} has landed in {self._directory}, but an older step could "
                     f"not be deleted: {error}. Delete it by hand."

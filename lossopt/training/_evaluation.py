@@ -158,8 +158,8 @@ def on_device(**trees: PyTree) -> list[PyTree]:
     for name, tree in trees.items():
         if is_stream(tree):
             raise TypeError(
-                f"Expected arrays in {name}, got an iterable, {type(tree).__name__}: lossopt.fit and "
-                "training.evaluate read one batch by batch. Else concatenate its batches."
+                f"Expected arrays in {name}, got an iterable, {type(tree).__name__}: fit and "
+                "evaluate read one batch by batch. Else put its batches together, np.concatenate."
             )
         numbers(name, tree)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

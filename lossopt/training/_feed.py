@@ -112,7 +112,6 @@ class Memory:
     def __init__(self, plan: Plan, train: Batch, horizon: Horizon):
         self.unit, self.total, self._per_epoch = horizon.unit, horizon.number, plan.source.steps
         self._per_unit = self._per_epoch if horizon.unit == "epochs" else 1
-        _checks.at_most(NEVER // self._per_unit, **{horizon.unit: horizon.number})
         steps = horizon.number * self._per_unit
         every = min(horizon.every or self._per_epoch, steps)
         self._piece = Piece(plan, train, steps, every, steps)

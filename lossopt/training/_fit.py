@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from lossopt.training._loop import start as begin
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._preflight import preflight
 from lossopt.training._resume import identity, padded, rows_of, same_form, same_run, taken_up
+from lossopt.training._rules import average_reader
 from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
 from lossopt.training._step import Optimizer, State
@@ -162,13 +164,13 @@ def fit(
     saves.check(read.reader and read.reader.mark and read.reader.mark[2])
     with _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = identity(plan, key, train=read.train, validation=read.validation)
+        facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
         begun = _programs.call(first, (plan,), data, params, model_state)
-        feed = (
-            Streamed(plan, read.reader, until) if read.reader else Memory(plan, data.train, until)
-        )
+        _judged_elsewhere(plan, begun)
+        reader = read.reader
+        feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
         host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, progress, limit)
         return _gone_on(host, begun, start)
 
@@ -222,6 +224,17 @@ def _called_with(plan, data, read, params, model_state):
 
     like = measure(params, read.validation, model_state, data.hyperparameters)
     return data._replace(validation=Pooled(*like)), validate
+
+
+def _judged_elsewhere(plan, begun):
+    """Says that there is an average, and that it is not what is judged."""
+    reader = average_reader(begun.state.opt_state)
+    if plan.best and plan.evaluate_at is None and reader:
+        warnings.warn(
+            "The optimizer averages the parameters, and those of the last step are judged: pass "
+            f"evaluate_at={reader} to judge the average.",
+            stacklevel=3,
+        )
 
 
 def _as_started(start, trees):

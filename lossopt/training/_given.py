@@ -3,16 +3,17 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from lossopt import _jax, _pieces
-from lossopt._typing import Array, Batch, Key
+from lossopt import _checks, _jax, _pieces
+from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._feed import Horizon
 from lossopt.training._plan import Source
 from lossopt.training._source import source
 from lossopt.training._split import parted
-from lossopt.training._stream import Reader, Stacks, is_once, is_stream, own_batches
+from lossopt.training._stream import NEVER, Reader, Stacks, is_once, is_stream, own_batches
 
 
 class Given(NamedTuple):
@@ -33,6 +34,13 @@ class Given(NamedTuple):
     source: Source
     reader: Reader | None
     validating: Iterable | None
+
+    def facts(self) -> dict[str, PyTree]:
+        """What tells these data from others; a stream with a state may begin with another batch."""
+        train = self.train
+        if self.reader is not None and self.reader.stateful:
+            train = jax.eval_shape(lambda: train)
+        return {"train": train, "validation": self.validation}
 
 
 def given(
@@ -67,9 +75,10 @@ def given(
     train, validation = on_device(train=train, validation=validation)
     if validation is not None:
         _pieces.rows(validation, "validation")
-    rows = (
-        Stacks(_pieces.rows(train, "train"), _jax.shards(train))
-        if reader
-        else source(train, batch_size, **cut)
-    )
+    if reader is not None:
+        rows = Stacks(_pieces.rows(train, "train"), _jax.shards(train))
+    else:
+        rows = source(train, batch_size, **cut)
+        each = rows.steps if until.unit == "epochs" else 1
+        _checks.at_most(NEVER // each, **{until.unit: until.number})
     return Given(train, validation, held, rows, reader, validating)

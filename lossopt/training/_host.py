@@ -88,18 +88,17 @@ def hosted(host: Host, reached: Reached) -> Run:
     with noted() as asked:
         try:
             with bar(host.feed.unit, host.feed.total, host.shown) as show:
-                for turn in _turns(host, reached, show):
+                for turn in _turns(host, reached, asked, show):
                     reached = turn
-                    if reached.stopped is not Stopped.FINISHED or asked.signal is not None:
-                        break
                     host.saves.due(partial(run_of, host, reached))
         except Exception:
             host.saves.now(partial(run_of, host, reached))
             host.saves.wait()
             if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
                 raise
-        reached = _unless(reached, asked.signal is not None, Stopped.INTERRUPTED)
-        reached = _unless(reached, host.feed.exhausted, Stopped.EXHAUSTED)
+            reached = _ended(reached, Stopped.INTERRUPTED)
+        if host.feed.exhausted:
+            reached = _ended(reached, Stopped.EXHAUSTED)
         host.saves.now(partial(run_of, host, reached))
         host.saves.wait()
     if asked.signal == signal.SIGTERM:
@@ -125,34 +124,35 @@ def run_of(host: Host, reached: Reached) -> Run:
     return dataclasses.replace(run, history=columns, validation_rows=host.held, origin=origin)
 
 
-def _turns(host, reached, show):
-    """How far the run comes with each call."""
+def _turns(host, reached, asked, show):
+    """How far the run comes with each call, and why it ends, if not at its end."""
     past = reached.history[-1]["seconds"] if reached.history else 0.0
-    now, count, compiled = host.clock(), 1, False
+    now, count, spent = host.clock(), 1, None
     origin = now - past
-    while (piece := host.feed.piece(reached.steps)) is not None:
+    while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
+        if asked.signal is not None or now + 2 * (spent or 0) > host.limit:
+            yield _ended(reached, Stopped.TIME if asked.signal is None else Stopped.INTERRUPTED)
+            return
         begun, before = reached.steps, reached.progress
         end = _end(host, piece, begun, count)
         after = _called(host, piece, reached, end)
         began, now = now, host.clock()
+        if spent is not None:
+            count = _adapted(end - begun, now - began)
+        spent = 0 if spent is None else now - began  # the first call compiles
         rows = _new_rows(after.progress, before, began - origin, now - origin)
         reached = after._replace(history=[*reached.history, *rows])
         last = reached.history[-1] if reached.history else {}
         show(host.feed.done(reached.steps), last, now - origin)
         for row in rows if host.on_epoch else ():
-            asks = host.on_epoch(dict(row), reached.progress.state) is STOP
-            reached = _unless(reached, asks, STOP)
-        if compiled:
-            count = _adapted(end - begun, now - began)
-            reached = _unless(reached, now + 2 * (now - began) > host.limit, Stopped.TIME)
-        reached, compiled = _unless(reached, now > host.limit, Stopped.TIME), True
+            if host.on_epoch(dict(row), reached.progress.state) is STOP:
+                reached = _ended(reached, STOP)
         yield reached
 
 
-def _unless(reached, asked, why):
-    """It ends here if it is asked to and goes on else."""
-    ends = asked and reached.stopped is Stopped.FINISHED
-    return reached._replace(stopped=why) if ends else reached
+def _ended(reached, why):
+    """It ends here, for this reason if there is none yet."""
+    return reached if reached.stopped is not Stopped.FINISHED else reached._replace(stopped=why)
 
 
 def _end(host, piece, step, count):

@@ -29,8 +29,12 @@ _REFUSED = {
     "DifferentiallyPrivateAggregateState": f"optax.contrib.dpsgd {_EACH}",
     "LookaheadState": (
         "optax.lookahead needs parameters that are a pair, fast and slow, where gradients are not. "
-        "Write a loop of your own; or average the parameters, as optax.contrib.schedule_free does."
+        "Write a loop of your own; or average the parameters: lossopt.transforms.average."
     ),
+}
+_READERS = {
+    "AverageState": "lossopt.transforms.averaged",
+    "ScheduleFreeState": "optax.contrib.schedule_free_eval_params",
 }
 _WRAP = (
     "a step offers value_fn=. Wrap it: optax.GradientTransformationExtraArgs(rule.init, "
@@ -117,6 +121,11 @@ def judged(
             'none does. Return beside them "penalty": lo.constant(R(params), gradient=False), or '
             "pass check=False."
         )
+
+
+def average_reader(opt_state: optax.OptState) -> str | None:
+    """The function that reads the average of the parameters in a state; None if it holds none."""
+    return next(filter(None, (_READERS.get(_kind(node)) for node in _nodes(opt_state))), None)
 
 
 def _kind(node):

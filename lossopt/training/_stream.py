@@ -132,12 +132,17 @@ class Reader:
         if self.next is None:
             raise ValueError(
                 f"Expected batches in {name}, got an iterable that gives none. It may have been "
-                "read before: give a list, a loader, or a generator that is new."
+                "read before: give a loader, a collections.deque, or a generator that is new."
             )
         numbers(name, self.next)
         self._sizes = {_pieces.rows(self.next, name)}
         self.first = owned(self.next)
         self._like = _outline(self.first)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the stream tells where it is."""
+        return self.mark is not None
 
     @property
     def rows(self) -> int:

@@ -11,6 +11,9 @@ from lossopt.transforms._adaptive import adam as adam
 from lossopt.transforms._adaptive import rmsprop as rmsprop
 from lossopt.transforms._clipping import ClipByGlobalNormState as ClipByGlobalNormState
 from lossopt.transforms._clipping import clip_by_global_norm as clip_by_global_norm
+from lossopt.transforms._iterates import AverageState as AverageState
+from lossopt.transforms._iterates import average as average
+from lossopt.transforms._iterates import averaged as averaged
 from lossopt.transforms._plateau import ReduceOnPlateauState as ReduceOnPlateauState
 from lossopt.transforms._plateau import reduce_on_plateau as reduce_on_plateau
 from lossopt.transforms._proximal import adam_metric as adam_metric

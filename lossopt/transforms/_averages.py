@@ -1,5 +1,6 @@
 """Averages that forget, kept divided by the weight that they have gathered."""
 
+import jax
 import jax.numpy as jnp
 
 from lossopt._typing import Array, Number
@@ -32,3 +33,20 @@ def toward(old: Array, new: Array, share: Array | Number) -> Array:
     """
     share = jnp.asarray(share, new.dtype)
     return jnp.where(share < 0.5, old + share * (new - old), new + (1 - share) * (old - new))
+
+
+def toward_in_two(old: Array, new: Array, share: Array) -> Array:
+    """As `toward`, in two parts: a complex number's real part and what rounding has left over.
+
+    In one part it stands still where its steps are below half of its last digit: at a share of
+    1e-4, some 5000 last digits away from where it should be. Two real arrays would be two loops
+    and the memory of both once more.
+    """
+    average, rest = old.real, old.imag
+    near = share < 0.5
+    base = jnp.where(near, average, new)
+    ahead, behind = (new - average) - rest, (average - new) + rest
+    added = jnp.where(near, share * ahead + rest, (1 - share) * behind)
+    total = base + added
+    taken = total - base
+    return jax.lax.complex(total, (base - (total - taken)) + (added - taken))

@@ -52,6 +52,7 @@ _REFUSED = {
     ("ScheduleFreeState", "z"): _POINT,
     ("ProdigyState", "params0"): _POINT,
     ("MechanicState", "x0"): _POINT,
+    ("AverageState", "average"): _POINT,
     ("MadgradState", "x0"): _POINT,
     ("DoGState", "init_params"): _POINT,
     ("DoWGState", "init_params"): _POINT,

@@ -41,14 +41,19 @@ def model(step: int):
     }
 
 
+def value(step: int) -> float:
+    """What is noted beside it; the best is step 10, then step 20, for good."""
+    return step * 7 % 50
+
+
 def train(directory: Path, pipe):
     """Tells the number of each step, then saves it, until it is killed."""
-    with lo.checkpoint.Checkpoints(directory, keep=KEEP) as checkpoints:
+    with lo.checkpoint.Checkpoints(directory, keep=KEEP, keep_best=("value", max)) as checkpoints:
         latest = checkpoints.latest()
         for step in itertools.count(latest.step + 10 if latest else 10, 10):
             values = model(step)
             pipe.send(step)
-            checkpoints.save(step, values)
+            checkpoints.save(step, values, {"value": value(step)})
 
 
 def kill(random: np.random.Generator, directory: Path) -> str:
@@ -74,6 +79,7 @@ def kill(random: np.random.Generator, directory: Path) -> str:
         assert checkpoints.verify()[:2] == (tuple(now), {})
         assert len(now) >= min(KEEP, len(landed))
         if landed or now:
+            assert max(range(10, max(now) + 1, 10), key=value) in now
             restored, warned, _ = judge.restore(checkpoints, model(0))
             assert max(landed, default=0) <= restored.step == max(now) <= told[-1]
             assert (dict(restored.skipped), warned) == ({}, [])
@@ -85,13 +91,13 @@ def kill(random: np.random.Generator, directory: Path) -> str:
 def go_on(directory: Path):
     """Saves once more where children were killed: nothing of theirs is left."""
     step = max(_by_step(directory), default=0) + 10
-    with lo.checkpoint.Checkpoints(directory, keep=KEEP) as checkpoints:
-        checkpoints.save(step, model(step))
+    with lo.checkpoint.Checkpoints(directory, keep=KEEP, keep_best=("value", max)) as checkpoints:
+        checkpoints.save(step, model(step), {"value": value(step)})
         restored, warned, _ = judge.restore(checkpoints, model(0))
     assert (restored.step, warned) == (step, [])
     judge.assert_same(restored.state, model(step))
     assert not _rests(directory)
-    assert len(damage.steps_of(directory)) <= KEEP
+    assert damage.steps_of(directory) == sorted({20, *range(step - 10 * (KEEP - 1), step + 1, 10)})
 
 
 def in_child(function, *args):

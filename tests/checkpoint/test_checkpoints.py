@@ -565,7 +565,10 @@ def test_a_relative_directory_stays_where_it_was(tmp_path, monkeypatch):
         monkeypatch.chdir("/")
         _save(checkpoints, 1)
     assert _names(tmp_path / "run") == ["00000001"]
-    assert repr(checkpoints) == f"Checkpoints('{tmp_path / 'run'}', keep=3, every=None)"
+    assert (
+        repr(checkpoints)
+        == f"Checkpoints('{tmp_path / 'run'}', keep=3, every=None, keep_best=None)"
+    )
 
 
 def test_a_good_restore_says_nothing(checkpoints):

@@ -64,6 +64,18 @@ def _names(checkpoints):
     return sorted(os.listdir(checkpoints.directory))
 
 
+def _collected(checkpoints, step, monkeypatch):
+    """By another program, while it is read."""
+    read, folder = lo.checkpoint._state.read, checkpoints.directory / f"{step:08d}"
+
+    def late(*given):
+        if folder.exists():
+            folder.rename(folder.with_suffix(".collected"))
+        return read(*given)
+
+    monkeypatch.setattr(lo.checkpoint._state, "read", late)
+
+
 class TestStep:
     @pytest.mark.parametrize("step", [20, np.int64(20), jnp.asarray(20)])
     def test_exactly_this_one(self, checkpoints, step):
@@ -76,7 +88,9 @@ class TestStep:
     def test_a_damaged_one_is_said_and_nothing_moves(self, run):
         _damage(run, 2)
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"step 2: manifest\.json is .*\nNothing was mo"):
+            with pytest.raises(
+                RuntimeError, match=r"Step 2 in .* manifest\.json is .* Nothing was moved"
+            ):
                 run.restore({"n": [0] * 2}, step=2)
         _damage(run, 3)
         assert run.restore({"n": [0]}, step=1).skipped == {}
@@ -89,14 +103,7 @@ class TestStep:
             lo.checkpoint.Checkpoints(tmp_path / "none").restore({}, step=5)
 
     def test_one_that_is_collected_meanwhile(self, run, monkeypatch):
-        read, folder = lo.checkpoint._state.read, run.directory / "00000002"
-
-        def late(*given):
-            if folder.exists():
-                folder.rename(folder.with_suffix(".collected"))
-            return read(*given)
-
-        monkeypatch.setattr(lo.checkpoint._state, "read", late)
+        _collected(run, 2, monkeypatch)
         with pytest.raises(FileNotFoundError, match=r"No step 2 in .*, which has \[1, 3\]"):
             run.restore({"n": [0] * 2}, step=2)
 
@@ -186,12 +193,17 @@ class TestOnly:
         checkpoints.restore({"params": {"kernel": np.zeros((6, 3), np.float32)}}, only="s/kernel$")
         assert asked == [(["0"], ["0"])]
 
+    def test_of_the_step_before_where_the_newest_is_collected_meanwhile(self, run, monkeypatch):
+        _collected(run, 3, monkeypatch)
+        restored = run.restore({"n": {"0": 0}}, only="^n/0$")
+        assert (restored.step, restored.state, restored.skipped) == (2, {"n": {"0": 2}}, {})
+
     def test_the_files_verify_nevertheless(self, checkpoints, tmp_path):
         shutil.copytree(checkpoints.directory, tmp_path / "run")
         (data,) = (tmp_path / "run" / "00000030" / "state").glob("manifest.ocdbt")
         data.write_bytes(data.read_bytes()[:-1])
         with lo.checkpoint.Checkpoints(tmp_path / "run") as copy:
-            with pytest.raises(RuntimeError, match=r"step 30: state/manifest\.ocdbt has"):
+            with pytest.raises(RuntimeError, match=r"Step 30 .*: state/manifest\.ocdbt has"):
                 copy.restore(Train((), (), 0), only="^step$", step=30)
             with pytest.warns(UserWarning, match="Step 30 .* set aside"):
                 assert copy.restore(Train((), (), 0), only="^step$").state.step == 20
@@ -204,7 +216,7 @@ class TestOnly:
 
         monkeypatch.setattr(_store.Store, "read", misread)
         like = {"params": {"kernel": np.zeros((6, 3), np.float32)}}
-        with pytest.raises(RuntimeError, match="step 30: params/kernel is not what was saved"):
+        with pytest.raises(RuntimeError, match=r"Step 30 .*: params/kernel is not what was saved"):
             checkpoints.restore(like, step=30, only="s/kernel$")
 
 

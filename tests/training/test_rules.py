@@ -11,6 +11,7 @@ from sklearn import datasets, linear_model
 from sklearn.preprocessing import StandardScaler
 
 import lossopt as lo
+from lossopt.training._rules import average_reader
 
 L1 = lo.regularizers.L1(0.1)
 PARAMS = {
@@ -87,6 +88,7 @@ HELD = {
     "conditionally_mask": optax.conditionally_mask(proximal, lambda step, **_: step % 2 == 0),
     "schedule_free": optax.contrib.schedule_free(proximal, 0.1),
     "skip_spikes": lo.transforms.skip_spikes(proximal),
+    "average": lo.transforms.average(proximal, decay=0.9),
     "quantized": lo.transforms.quantized(proximal),
     "kahan": lo.transforms.kahan(proximal),
     "stochastic_rounding": lo.transforms.stochastic_rounding(proximal, jax.random.key(0)),
@@ -125,6 +127,18 @@ FREE = {
 @pytest.mark.parametrize("name", FREE)
 def test_what_has_no_value_asks_for_none(name):
     by_step(bare, FREE[name])
+
+
+@pytest.mark.parametrize("name", [name for name in HELD if name != "a function"])
+def test_an_average_is_found_wherever_it_is_held(name):
+    """That of the rule outermost, whose iterates it is."""
+    assert average_reader(jax.eval_shape(HELD[name].init, PARAMS)) == {
+        "average": "lossopt.transforms.averaged",
+        "schedule_free": "optax.contrib.schedule_free_eval_params",
+    }.get(name)
+    outer = optax.chain(optax.clip(1.0), lo.transforms.average(HELD[name], start=1))
+    found = average_reader(jax.eval_shape(outer.init, PARAMS))
+    assert found == "lossopt.transforms.averaged"
 
 
 def test_the_term_may_stand_beside_others_and_be_any_of_them():

@@ -331,19 +331,21 @@ class TestResume:
 class TestStates:
     """What a stream tells, in words of JSON."""
 
-    STATE = {
-        "plain": [1, 2.5, None, True, "text"],
-        "bytes": b"\x00\xff",
-        "tuple": (1, (2, b"")),
-        "number": np.float32(0.1),
-        "array": np.arange(6, dtype=np.uint8).reshape(2, 3),
-        3: {"packed": "tuple", (1, 2): np.int64(2**60)},
-    }
+    STATE = types.MappingProxyType(
+        {
+            "plain": [1, 2.5, None, True, "text"],
+            "bytes": b"\x00\xff",
+            "tuple": (1, (2, b"")),
+            "number": np.float32(0.1),
+            "array": np.arange(6, dtype=np.uint8).reshape(2, 3),
+            3: {"packed": "tuple", (1, 2): np.int64(2**60)},
+        }
+    )
 
     def test_there_and_back(self):
         import json
 
-        back = unpacked(json.loads(json.dumps(packed(self.STATE))))
+        back = unpacked(json.loads(json.dumps(packed(dict(self.STATE)))))
         kinds = lambda x: (type(x), getattr(x, "dtype", None), getattr(x, "shape", None))
         assert back.keys() == self.STATE.keys()
         for name, want in self.STATE.items():
@@ -374,7 +376,7 @@ class TestStates:
             (
                 {"rng": [object()]},
                 TypeError,
-                r"state\(\)\[0\]\['rng'\]\[0\] is object.*restore\(\)",
+                r"state\(\)\[0\]\['rng'\]\[0\] is object",
             ),
             (np.array([None]), TypeError, r"state\(\)\[0\] is ndarray"),
             ("x" * 40_000, ValueError, "takes 40027 bytes of JSON, of at most 32768"),
@@ -450,7 +452,7 @@ class TestRefused:
             (
                 {"x": np.zeros((4, 3)), "y": np.array(["a"] * 4)},
                 TypeError,
-                r"numbers in train\['y'",
+                r"in train\['y'",
             ),
             ({"x": np.zeros((4, 3)), "y": np.zeros(3)}, ValueError, r"train\['y'\] \(3,\)"),
             ({}, ValueError, "got no arrays"),
@@ -494,7 +496,7 @@ class TestRefused:
                 collections.deque,
                 {"validation": iter([0])},
                 ValueError,
-                "validation is read at each",
+                "read at each",
             ),
             (collections.deque, {"validation": {1, 2}}, TypeError, "numbers of Python in validat"),
             (list, {}, ValueError, r"train\[4\]\['weight'\] \(3,\).*collections\.deque\(batches\)"),
@@ -517,7 +519,7 @@ class TestRefused:
         ],
     )
     def test_where_no_streams_are_read(self, call, order):
-        with pytest.raises(TypeError, match="got an iterable, deque: lossopt.fit"):
+        with pytest.raises(TypeError, match=r"got an iterable, deque: fit and"):
             call(collections.deque(order[0]))
 
     def test_what_is_no_stream(self):
@@ -618,16 +620,16 @@ class TestLeaves:
     def test_batches_on_several_devices(self, kind):
         """They stay there; the run is that of one device, but for the order of sums."""
         mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
-        put = lambda batch: jax.device_put(batch, NamedSharding(mesh, P("rows")))
-        batches = [_data(16, seed) for seed in (0, 1)] + [_data(8, 2)]
-        placed = collections.deque(map(put, batches))
-        shown = {"validation": placed, "stop": None}
-        got, want = _fit(placed, **shown), _fit(collections.deque(batches), **shown)
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5),
-            (got.params, got.model_state, got.history["validation/value"]),
-            (want.params, want.model_state, want.history["validation/value"]),
-        )
+        put = lambda x: jax.device_put(x, NamedSharding(mesh, P("rows")))
+        rng = np.random.default_rng(0)
+        batches = [tuple(rng.normal(size=(2, n)).astype(np.float32)) for n in (16, 16, 8)]
+        given = {"epochs": 2, "key": KEY, "check": False, "progress": False}
+        fit = lambda data: lo.fit(self.LINES, 0.0, collections.deque(data), OPTIMIZER, **given)
+        got, want = fit([tuple(map(put, batch)) for batch in batches]), fit(batches)
+        for name in ("params", "opt_state"):
+            pair = getattr(got, name), getattr(want, name)
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *pair)
+        assert len(jax.tree.leaves(got.opt_state)[0].sharding.device_set) == 8
 
 
 @pytest.fixture(scope="module")
@@ -669,12 +671,12 @@ class TestValidation:
         by_hand = np.average(errors**2, weights=VALIDATION["weight"].astype(np.float64))
         np.testing.assert_allclose(got["fit"], by_hand, rtol=1e-5)
         assert measure(iter(parts)).keys() == want.keys()
-        with pytest.raises(ValueError, match="data is an iterable.*and batch_size says"):
+        with pytest.raises(ValueError, match=r"data is an iterable.*and batch_size says"):
             lo.training.evaluate(_objective, jnp.ones(3), parts, batch_size=3, **given)
 
     def test_a_batch_unlike_the_first(self, parts, order):
         broken = collections.deque([*parts, {"x": np.zeros((1, 3), np.float32)}])
-        with pytest.raises(ValueError, match="validation, batch 3 of pass 0: .*; y is nothing"):
+        with pytest.raises(ValueError, match=r"validation, batch 3 of pass 0: .*; y is nothing"):
             _fit(Sized(order), validation=broken)
 
 
@@ -713,8 +715,8 @@ class TestMemoryAndTime:
 
         def objective(w, x):
             matrix = jnp.full((400, 400), 1e-3) + x[0]
-            heavy = jax.lax.fori_loop(0, 20, lambda _, y: y @ matrix, matrix)
-            return {"fit": lo.mean((w - x) ** 2 + jax.lax.stop_gradient(0 * heavy[0, 0]))}
+            heavy = jax.lax.fori_loop(0, 80, lambda _, y: y @ matrix, matrix)
+            return {"fit": lo.mean((w - x) ** 2 + jax.lax.stop_gradient(1e-9 * heavy[0, 0]))}
 
         def stream(wait):
             for i in range(count):

@@ -23,6 +23,7 @@ OPTIMIZERS = {
     "clipping": optax.chain(lo.transforms.clip_by_global_norm(0.5), sgd(0.1)),
     "8 bits": adam(0.05, moments="int8"),
     "bfloat16": adam(0.05, moments="bfloat16"),
+    "an average": lo.transforms.average(adam(0.05, regularizer=LASSO), decay=0.9),
 }
 
 
@@ -51,6 +52,18 @@ def test_a_run_takes_the_steps_of_a_plain_loop(optimizer):
     for name in START:
         np.testing.assert_allclose(run.params[name], params[name], rtol=1e-5, atol=1e-6)
     assert run.history["train/fit"][-1] < run.history["train/fit"][0]
+
+
+def test_a_step_keeps_the_average_of_its_iterates():
+    data = {"x": X, "y": Y[:, None]}
+    rule = lo.transforms.average(adam(0.05, regularizer=LASSO), start=3, every=2)
+    init, step = lo.train_step(objective, rule)
+    state, step, points = init(START), jax.jit(step), []
+    for _ in range(6):
+        state, _ = step(state, data)
+        points.append(np.asarray(state.params["kernel"], np.float64))
+    got = lo.transforms.averaged(state.opt_state, state.params)
+    np.testing.assert_allclose(got["kernel"], (points[2] + points[4]) / 2, rtol=2**-23)
 
 
 def test_a_sweep_over_strengths_is_one_program():
