@@ -110,7 +110,8 @@ def length(stream: Any) -> int | None:
 
 def owned(batch: Batch) -> Batch:
     """A copy, where a loader might write its next batch into the same memory."""
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), batch)
+    own = lambda x: x if isinstance(x, jax.Array) else np.asarray(x).copy()
+    return jax.tree.map(own, batch)
 
 
 class Reader:
@@ -121,6 +122,7 @@ class Reader:
       next: the batch that comes; None where the pass has ended.
       epoch: the number of the pass.
       number: of `next` within it.
+      rows: of `next`; 0 where it has none.
       mark: the last state that the stream told, `(epoch, number, state)`; or None.
     """
 
@@ -137,18 +139,12 @@ class Reader:
         numbers(name, self.next)
         self._sizes = {_pieces.rows(self.next, name)}
         self.first = owned(self.next)
-        self._like = _outline(self.first)
+        self._like = self._structure, [*map(_outline, self._leaves)]
 
     @property
     def stateful(self) -> bool:
         """Whether the stream tells where it is."""
         return self.mark is not None
-
-    @property
-    def rows(self) -> int:
-        """Of the next batch; 0 where it has none."""
-        leaves = jax.tree.leaves(self.next)
-        return next(iter(np.shape(leaves[0])), 0) if leaves else 0
 
     def take(self, keep: Callable[[Batch], T]) -> T:
         """What `keep` makes of the next batch, before the loader makes the one behind it.
@@ -156,7 +152,7 @@ class Reader:
         Raises where the batch is not like the first.
         """
         batch = self.next
-        if _outline(batch) != self._like or not _leaves_agree(batch):
+        if not self._fits():
             where = f"{self.name}, batch {self.number} of pass {self.epoch}"
             raise ValueError(f"{where}: {self._differs(batch)}")
         self._sizes.add(self.rows)
@@ -225,6 +221,17 @@ class Reader:
         if self._told and self.number % CAPTURE == 0:
             self.mark = self.epoch, self.number, copy.deepcopy(self._told.state())
         self.next = next(self._batches, None)
+        self._leaves, self._structure = jax.tree.flatten(self.next)
+        self.rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
+
+    def _fits(self):
+        """Whether the next batch is like the first, but for its rows, which all leaves share."""
+        alike = self._structure == self._like[0] and self.rows > 0
+        outlines = map(_outline, self._leaves)
+        return alike and all(
+            got == want and np.shape(x)[0] == self.rows
+            for got, want, x in zip(outlines, self._like[1], self._leaves)
+        )
 
     def _differs(self, batch):
         """What is not like in the first batch."""
@@ -255,18 +262,15 @@ def _stateful(x):
     return None
 
 
-def _outline(batch):
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, [(_dtype(x), np.ndim(x), np.shape(x)[1:]) for x in leaves]
-
-
-def _leaves_agree(batch):
-    rows = {np.shape(x)[:1] for x in jax.tree.leaves(batch)}
-    return len(rows) == 1 and not rows & {(), (0,)}
+def _outline(x):
+    """All but the rows."""
+    shape = np.shape(x)
+    return _dtype(x), len(shape), shape[1:]
 
 
 def _dtype(x):
-    return getattr(x, "dtype", None) or np.asarray(x).dtype
+    kind = getattr(x, "dtype", None)
+    return kind if isinstance(kind, np.dtype) else np.asarray(x).dtype
 
 
 def _told(x):
