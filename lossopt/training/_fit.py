@@ -31,7 +31,7 @@ from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
 from lossopt.training._step import Optimizer, State
 from lossopt.training._stop import Stopped, StopRule
-from lossopt.training._stream import Reader, Stack
+from lossopt.training._stream import Reader, Stack, is_stream
 
 WINDOW = 256
 
@@ -161,6 +161,7 @@ def fit(
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
     saves = Saves(checkpoint, checkpoint_every)
+    saves.check(read.reader and read.reader.mark and read.reader.mark[2])
     with saves, _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
@@ -260,7 +261,7 @@ def _limit(seconds):
 
 def _refuse_tracers(given):
     holds = lambda tree: any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-    names = [name for name, tree in given.items() if holds(tree)]
+    names = [name for name, tree in given.items() if not is_stream(tree) and holds(tree)]
     if names or _jax.traced():
         raise TypeError(
             f"fit is the host's loop, and {' and '.join(names) or 'the call'} is traced by jit, "

@@ -1,6 +1,7 @@
 """The checkpoints of a run: when they are due, and what they hold."""
 
 import dataclasses
+import json
 import os
 import time
 import warnings
@@ -13,10 +14,12 @@ import numpy as np
 
 from lossopt import _checks
 from lossopt.checkpoint import Checkpoints
+from lossopt.training._packed import packed, unpacked
 from lossopt.training._resume import Identity, padded, rows_of, same_run
 from lossopt.training._run import Run
 
 OF_LEAVES = "train/gradient_norm/", "train/update_ratio/"  # too many columns for a note
+LONGEST = 2**15  # of the 2**16 bytes of a note
 
 
 class Saves:
@@ -85,7 +88,15 @@ class Saves:
         self._at = restored.step
         saved = restored.note["run"]
         cut = {name: column[: saved["rows"]] for name, column in restored.state.history.items()}
-        return dataclasses.replace(restored.state, history=cut, origin=saved["origin"])
+        return dataclasses.replace(restored.state, history=cut, origin=unpacked(saved["origin"]))
+
+    def check(self, state: Any) -> None:
+        """Raises where a stream has a state that cannot be saved."""
+        if self._all is not None and (size := len(json.dumps(packed(state)))) > LONGEST:
+            raise ValueError(
+                f"The state() of train takes {size} bytes of JSON, of at most {LONGEST} in a "
+                "checkpoint's note. Give the stream a state() that tells its place alone."
+            )
 
     def due(self, run: Callable[[], Run], timed: bool) -> None:
         """Saves, if the last one is long ago; if it is to be timed, the first one comes at once."""
@@ -109,7 +120,7 @@ class Saves:
             rows = len(columns["step"])
             told = [name for name in columns if rows and not name.startswith(OF_LEAVES)]
             note = {name: _number(columns[name][-1]) for name in told}
-            note |= {"run": {"origin": made.origin, "rows": rows}}
+            note |= {"run": {"origin": packed(made.origin), "rows": rows}}
             made = dataclasses.replace(made, history=padded(columns, rows))
             if self._told(partial(self._all.save, step, made, note=note)):
                 self._at = step
