@@ -82,7 +82,8 @@ def fit(
       params: any tree of floating arrays; not changed.
       train: tree of arrays that share a leading axis of rows; or an iterable of such batches, for
         data larger than the device: a loader, a dataset, a generator. It brings its own batches in
-        its own order, and one pass over it is an epoch.
+        its own order, and one pass over it is an epoch. (A list is a tree; a deque of batches is
+        an iterable.)
       optimizer: any `optax.GradientTransformation`, or a function from the hyperparameters to one.
       epochs: passes over `train`, at least 1, from the very beginning of the run. Give either these
         or `steps`.
@@ -112,7 +113,7 @@ def fit(
       watch: as in `training.run`, leaves that have columns of their own.
       evaluate_at: as in `training.run`, gives the parameters that are judged.
       on_epoch: `on_epoch(row, state)`, called between programs after each row of history, a dict of
-        numbers, with the `training.State` then, whose arrays are on the device. To return
+        numbers of Python, with the `training.State` then, whose arrays are on the device. To return
         `training.STOP` ends the run. After an interruption it may see a row again.
       start: a run to go on from: `params` and `model_state` then give the structure alone. One that
         had stopped by its rule, at numbers that are not finite or by `on_epoch`, comes back.
@@ -132,11 +133,13 @@ def fit(
       gets SIGTERM again, as it would have without `fit`.
 
     Raises:
-      ValueError: if data, names or numbers do not fit together, or a check of values fails.
+      ValueError: if data, names or numbers do not fit together, a check of values fails, or `start`
+        or `checkpoint` holds another run.
       TypeError: if a leaf of the parameters is not floating, or another leaf holds no numbers; if
         `key` is not typed, a count is no whole number, or the objective returns another thing than
         `Mean`s or names what is not given; and inside of `jit`, `vmap` and `grad`: take
         `training.run` there.
+      RuntimeError: if there are steps in `checkpoint` and none verifies.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}

@@ -29,6 +29,8 @@ from lossopt.training._stop import Stopped
 from lossopt.training._stream import NEVER
 
 STOP = Stopped.ASKED
+"""What `on_epoch` returns to end the run, which is then `Stopped.ASKED`."""
+
 Row = dict[str, Any]
 
 
@@ -148,7 +150,8 @@ def _turns(host, reached, asked, show):
         done = reached.steps if host.feed.unit == "steps" else host.feed.epochs(reached.steps)
         show(done, last, now - origin)
         for row in rows if host.on_epoch else ():
-            if host.on_epoch(dict(row), reached.progress.state) is STOP:
+            numbers = {name: x.item() for name, x in row.items()}
+            if host.on_epoch(numbers, reached.progress.state) is STOP:
                 reached = _ended(reached, STOP)
         yield reached
 
