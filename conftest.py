@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import cache
 
 from tests.xla import emitters
 
@@ -23,6 +24,7 @@ import numpy as np
 import optax
 import pytest
 import sybil
+from jax._src.interpreters import mlir
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import lossopt as lo
@@ -30,6 +32,8 @@ from lossopt import _programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
+# One context of MLIR for all programs, not one of a megabyte for each.
+mlir.make_ir_context = cache(mlir.make_ir_context)
 
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "lo": lo}
 
@@ -75,6 +79,7 @@ def _no_programs_of_other_files():
 def _forget():
     _programs.clear()
     jax.clear_caches()
+    mlir.make_ir_context.cache_clear()
     _compiled.clear()
 
 
