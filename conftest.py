@@ -4,15 +4,13 @@ import gc
 import os
 from functools import cache
 
-from tests.xla import emitters
+from tests.xla import quick
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Small programs compile almost twice as fast in one piece, and without the emitters.
-        "--xla_cpu_parallel_codegen_split_count=1",
-        *(f"--{name}={value}".lower() for name, value in emitters(False).items()),
+        quick(),
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
