@@ -1,17 +1,17 @@
 """What the host gives to the program: rows in memory, or stacks of batches, one read ahead."""
 
 import time
+import warnings
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _checks
 from lossopt._typing import Batch, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._plan import Plan
-from lossopt.training._stream import NEVER, Reader, Stack, is_once, length, rows_of
+from lossopt.training._stream import NEVER, Reader, Stack, is_once, length
 
 BYTES, MOST = 2**23, 1024  # of a stack, and its batches
 PATIENCE = 0.25  # seconds of reading
@@ -191,8 +191,8 @@ class Streamed:
             return self._reader.epoch
         if now.ends and step == now.piece.end:
             return now.epoch + 1
-        known = max(self._known or NEVER, 1)
-        return now.epoch + min(1, (now.number + step - now.step) / known)
+        taken, known = now.number + step - now.step, max(self._known or NEVER, 1)
+        return now.epoch + min(taken, known - 1) / known  # a length that is wrong ends no pass
 
     def place(self, step: int) -> Any:
         """What a stream needs to go on here, JSON; None where it has no state."""
@@ -209,26 +209,38 @@ class Streamed:
             return True
         if reader.epoch + 1 == self._epochs:
             return False
-        self.exhausted = self.exhausted or not reader.again()
+        if not self.exhausted and not reader.again():
+            self.exhausted = True
+            if self.unit == "epochs":
+                warnings.warn(
+                    f"epochs={self._epochs}, and {reader.name} gave no batch in pass "
+                    f"{reader.epoch}, counted from 0: the run ends. Give an object whose __iter__ "
+                    "begins anew.",
+                    stacklevel=2,
+                )
         return not self.exhausted
 
     def _stacked(self):
         reader, begun, step = self._reader, time.perf_counter(), self._read
-        mark, epoch, number = reader.mark, reader.epoch, reader.number
-        batches = [reader.take()]
-        rows = rows_of(batches[0])
+        mark, epoch, number, rows = reader.mark, reader.epoch, reader.number, reader.rows
         capacity = self._most if rows == self._plan.source.batch_size else 1
         most = min(capacity, self._steps - step)
-        while reader.next is not None and len(batches) < most:
-            if time.perf_counter() - begun > PATIENCE or rows_of(reader.next) != rows:
+        pile = _Pile(capacity)
+        reader.take(pile.put)
+        while reader.next is not None and reader.rows == rows and pile.count < most:
+            if time.perf_counter() - begun > PATIENCE:
                 break
-            batches.append(reader.take())
-        self._read = end = step + len(batches)
+            reader.take(pile.put)
+        self._read = end = step + pile.count
         ends = reader.next is None
         final = end == self._steps or (ends and (epoch + 1 == self._epochs or self._once))
         last = end if final or (ends and self._every is None) else NEVER
         where = np.int32(epoch), np.int32(number), np.int32(step)
-        train = Stack(_on_device(batches, capacity), *where)
+        try:
+            train = Stack(pile.on_device(), *where)
+        except ValueError as error:
+            what = f"{reader.name}, batches from {number} of pass {epoch}"
+            raise ValueError(f"{what}: {error}") from None
         piece = Piece(self._plan_of(rows), train, end, self._every or NEVER, last)
         return _Held(piece, epoch, number, step, ends, mark)
 
@@ -258,13 +270,26 @@ def capacity(batch: Batch, known: int | None) -> int:
     return max(1, min(BYTES // max(size, 1), MOST, known or MOST))
 
 
-def _on_device(batches, capacity):
-    def stack(*xs):
-        if capacity == 1:
-            return jnp.asarray(xs[0])[None]
-        whole = np.zeros((capacity, *np.shape(xs[0])), np.asarray(xs[0]).dtype)
-        for place, x in zip(whole, xs):
-            place[...] = x
-        return whole
+class _Pile:
+    """Batches of one shape, put one behind the other; those that a device holds stand alone."""
 
-    return on_device(train=jax.tree.map(stack, *batches))[0]
+    def __init__(self, capacity):
+        self.count, self._capacity = 0, capacity
+        self._leaves, self._structure = [], None
+
+    def put(self, batch):
+        leaves, self._structure = jax.tree.flatten(batch)
+        self._leaves = self._leaves or [self._room(x) for x in leaves]
+        for place, x in zip(self._leaves, leaves):
+            if isinstance(place, np.ndarray):
+                place[self.count] = x
+        self.count += 1
+
+    def on_device(self):
+        return on_device(train=jax.tree.unflatten(self._structure, self._leaves))[0]
+
+    def _room(self, x):
+        if isinstance(x, jax.Array) and self._capacity == 1:
+            return x[None]
+        x = np.asarray(x)
+        return np.zeros((self._capacity, *x.shape), x.dtype)

@@ -31,7 +31,7 @@ from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
 from lossopt.training._step import Optimizer, State
 from lossopt.training._stop import Stopped, StopRule
-from lossopt.training._stream import Reader, Stack
+from lossopt.training._stream import Reader, Stack, is_stream
 
 WINDOW = 256
 
@@ -164,7 +164,8 @@ def fit(
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
     saves = Saves(checkpoint, checkpoint_every)
-    with _jax.on_mesh(read.train, params):
+    saves.check(read.reader and read.reader.mark and read.reader.mark[2])
+    with saves, _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
@@ -195,8 +196,10 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
     stopped = Stopped(int(progress.status))
     origin = saved.origin or {"place": None, "epochs": None}
     if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
-        host.saves.wait()
-        return dataclasses.replace(saved, status=progress.status)
+        ended = dataclasses.replace(saved, status=progress.status)
+        told = {**origin, "identity": host.identity}
+        host.saves.now(lambda: dataclasses.replace(ended, origin=told))
+        return ended
     host.feed.go_to(int(saved.steps), origin["place"])
     columns = rows_of(saved)
     columns.setdefault("seconds", np.zeros(len(columns["step"])))
@@ -241,6 +244,11 @@ def _judged_elsewhere(plan, begun):
 
 def _as_started(start, trees):
     """The trees, with those of a run in their places; raises where they have another structure."""
+    if not isinstance(start, Run):
+        raise TypeError(
+            f"Expected start as a Run, from fit or training.run, got {type(start).__name__}. "
+            "Parameters to begin with are given as params."
+        )
     had = {"params": start.params, "model_state": start.model_state}
     same_form(had, {name: trees[name] for name in had}, "start")
     return trees | had
@@ -256,7 +264,7 @@ def _limit(seconds):
 
 def _refuse_tracers(given):
     holds = lambda tree: any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-    names = [name for name, tree in given.items() if holds(tree)]
+    names = [name for name, tree in given.items() if not is_stream(tree) and holds(tree)]
     if names or _jax.traced():
         raise TypeError(
             f"fit is the host's loop, and {' and '.join(names) or 'the call'} is traced by jit, "

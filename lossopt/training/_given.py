@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from lossopt import _checks, _jax, _pieces
 from lossopt._typing import Array, Batch, Key, PyTree
@@ -49,7 +50,7 @@ def given(
     reader, held = None, None
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
-        if isinstance(validation, float):
+        if isinstance(validation, int | float | np.number):
             raise ValueError(
                 f"validation={validation} is a share of rows, and train is an iterable, whose rows "
                 "nobody has counted. Give arrays or another iterable to validate."

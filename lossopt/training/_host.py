@@ -92,10 +92,10 @@ def hosted(host: Host, reached: Reached) -> Run:
             with bar(host.feed.unit, host.feed.total, host.shown) as show:
                 for turn in _turns(host, reached, asked, show):
                     reached = turn
-                    host.saves.due(partial(run_of, host, reached))
+                    host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
         except Exception:
-            host.saves.now(partial(run_of, host, reached))
             if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
+                host.saves.now(partial(run_of, host, reached))
                 raise
             reached = _ended(reached, Stopped.INTERRUPTED)
         if host.feed.exhausted:
@@ -104,6 +104,8 @@ def hosted(host: Host, reached: Reached) -> Run:
         host.saves.wait()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
+    if asked.signal is not None:
+        reached = _ended(reached, Stopped.INTERRUPTED)
     return run_of(host, reached)
 
 
@@ -131,7 +133,8 @@ def _turns(host, reached, asked, show):
     now, count, spent = host.clock(), 1, None
     origin = now - past
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
-        if asked.signal is not None or now + 2 * (spent or 0) > host.limit:
+        late = now + 2 * (spent or 0) + host.saves.took > host.limit
+        if asked.signal is not None or late:
             yield _ended(reached, Stopped.TIME if asked.signal is None else Stopped.INTERRUPTED)
             return
         begun, before = reached.steps, reached.progress

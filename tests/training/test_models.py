@@ -14,8 +14,8 @@ from flax import nnx
 
 import lossopt as lo
 
-ROWS, BATCH, EPOCHS, WIDTH = 14, 5, 2, 6
-STEPS = 3 * EPOCHS
+ROWS, BATCH, EPOCHS, WIDTH = 14, 7, 2, 6
+STEPS = 2 * EPOCHS
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
@@ -65,7 +65,7 @@ def _trained(model):
     )
     _, places, words = run.model_state[1]
     rows = [place[place >= 0] for place in np.asarray(places)]
-    assert [len(place) for place in rows] == [5, 5, 4] * EPOCHS
+    assert [len(place) for place in rows] == [BATCH] * STEPS
     batches = [(TRAIN["x"][place], TRAIN["y"][place]) for place in rows]
     return run, list(zip(batches, jax.random.wrap_key_data(words)))
 
