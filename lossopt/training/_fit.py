@@ -150,6 +150,7 @@ def fit(
       3.000 13.667 4.667
     """
     limit = _limit(seconds)
+    _checks.functions(on_epoch=on_epoch)
     trees = {"params": params, "key": key, "model_state": model_state}
     trees |= {"hyperparameters": hyperparameters}
     _refuse_tracers(trees | {"train": train, "validation": validation, "stop": stop})
