@@ -82,6 +82,23 @@ def test_values_are_those_of_fit(mode, fitted):
     assert type(grid.learning_rate) is float
 
 
+def test_a_loss_that_breaks_and_recovers_is_broken(mode):
+    def breaks(w, x, model_state):
+        first = jnp.where(model_state == 0, jnp.inf, 0.0)
+        return {"fit": lo.mean((w - x) ** 2 + first)}, {"model_state": model_state + 1}
+
+    options = {"steps": STEPS, "key": KEY, "has_aux": True, "model_state": 0, "check": False}
+    with pytest.raises(ValueError, match="stay finite"):
+        find(breaks, 0.0, np.ones(4), optax.sgd, rates=RATES[:2], **options)
+
+
+def test_parameters_that_the_last_step_breaks_are_broken():
+    last = optax.scale_by_schedule(lambda count: jnp.where(count == 1, jnp.inf, 1.0))
+    rule = lambda rate: optax.chain(optax.sgd(rate), last)
+    with pytest.raises(ValueError, match="stay finite"):
+        find(_plain, *_inputs()[:2], rule, rates=RATES[:2], steps=2, key=KEY, check=False)
+
+
 def test_fresh_inputs_and_numbers_compile_nothing(mode):
     _found()
     with counted() as count:
