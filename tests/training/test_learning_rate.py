@@ -215,6 +215,8 @@ def test_its_own_grid_is_widened_once(monkeypatch, first, more, ends, pick):
 
 
 LEVEL = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
+LOGARITHMS = lambda w, x: {"fit": lo.mean(lo.losses.poisson_nll(w + 0 * x, x))}
+LASSO = lambda rate: lo.transforms.sgd(rate, regularizer=lo.regularizers.L1(0.1))
 NO_FUNCTION = "Expected optimizer_of as a function from a learning rate"
 
 
@@ -236,6 +238,8 @@ NO_FUNCTION = "Expected optimizer_of as a function from a learning rate"
         ({"optimizer_of": lambda rate: optax.sgd(0.1)}, ValueError, "does not use the rate"),
         ({"objective": lambda w, x: {"fit": lo.mean(x * jnp.inf)}}, ValueError, "stay finite"),
         ({"objective": lambda w, x: jnp.mean(x)}, TypeError, "Mean"),
+        ({"objective": LOGARITHMS, "train": -np.ones(4)}, ValueError, "train: poisson_nll"),
+        ({"optimizer_of": LASSO}, ValueError, "The optimizer has a regularizer R"),
         ({"params": 1}, TypeError, "floating params"),
         ({"train": np.ones((0, 2))}, ValueError, "leading axis of rows"),
         ({"key": jax.random.PRNGKey(0)}, TypeError, "key"),
