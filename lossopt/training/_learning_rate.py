@@ -213,7 +213,7 @@ def _values(short, grid, steps, seeds):
     keys = jax.random.split(data.key, seeds)
     size = sum(x.size for x in jax.tree.leaves(params)) * plan.source.batch_size
     with _jax.on_mesh(data.train, params):
-        if size <= SIDE_BY_SIDE and plan.source.shards == 1:
+        if size <= SIDE_BY_SIDE:
             args = data, params, model_state, tuple(grid.tolist()), keys, np.int32(steps)
             return np.asarray(_programs.call(_table, (plan, begin), *args), float)
         run = lambda rate, key: _programs.call(
