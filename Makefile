@@ -51,6 +51,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.exactness
 	$(BIN)/python -m benchmarks.fit
+	$(BIN)/python -m benchmarks.learning_rate
 	$(BIN)/python -m benchmarks.fused
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.sparsity

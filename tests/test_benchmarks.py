@@ -18,6 +18,7 @@ VERDICTS = {
     "faults": 5,
     "fit": 2,
     "fused": 4,
+    "learning_rate": 2,
     "optax_rules": 1,
     "sparsity": 2,
 }

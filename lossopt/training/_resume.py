@@ -190,6 +190,5 @@ def _digest(text):
 
 
 def _form(tree):
-    kind = lambda x: x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
-    told = lambda x: f"{kind(x)}{list(np.shape(x))}"
+    told = lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}"
     return {path or "it": told(x) for path, x in zip(paths(tree), jax.tree.leaves(tree))}
