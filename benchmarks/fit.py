@@ -25,11 +25,12 @@ from benchmarks import _tasks
 from benchmarks._left import left
 from benchmarks._measure import Claim, clock, header, spread, take_turns
 from benchmarks._rivals import ABSENT, FIT, KERAS, LOOP, NNX, PACKAGES, RIVALS, TORCH, gather
+from benchmarks._saved import saved
 from lossopt.training import _fit
 
 FASTER = {LOOP: 1.5, NNX: 10.0, TORCH: 4.0, KERAS: 2.5}
 GATHER = "one program, order given"
-PARTS = ("small", "wide", "convolutions", "first", "rows", "left")
+PARTS = ("small", "wide", "convolutions", "first", "rows", "saved", "left")
 
 
 def race(console, task, names, rounds):
@@ -164,6 +165,8 @@ def whole(console, names, rounds, only):
         yield from first_calls(console, [tasks[-1], convolutional], 3)
     for batch_size in (256, 4096) if "rows" in only else ():
         yield from epochs(console, 10**6, batch_size, (2, 10), rounds, judged=True)
+    if "saved" in only:
+        yield from saved(console, _tasks.large(2), min(rounds, 3), judged=True)
     if "left" in only:
         yield from left()
 
@@ -172,6 +175,7 @@ def quick(console, rounds):
     """The claims of a small task and of few rows."""
     yield from small(console, _tasks.small(1)[1:2], (FIT, LOOP, NNX), rounds, judged=False)
     yield from epochs(console, 5000, 256, (1, 5), rounds, judged=False)
+    yield from saved(console, _tasks.small(1)[2], rounds, judged=False)
 
 
 def main():

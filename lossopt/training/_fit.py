@@ -191,8 +191,8 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
     origin = saved.origin or {"place": None, "done": None}
     if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["done"]):
         ended = dataclasses.replace(saved, status=progress.status)
-        identity = {"identity": host.identity}
-        host.saves.now(lambda: dataclasses.replace(ended, origin=origin | identity))
+        origin = {**origin, "identity": host.identity}
+        host.saves.now(lambda: dataclasses.replace(ended, origin=origin))
         return ended
     host.feed.go_to(int(saved.steps), origin["place"])
     columns = rows_of(saved)

@@ -101,10 +101,10 @@ def taken_up(plan: Plan, data: Data, begun: Progress, run: Run, where: str) -> P
     now = {**begun.state._asdict(), **(first or {}), "unfinished": begun.pool}
     same_form(had, now | {"history": empty(begun.window)}, where)
     best = None
-    if plan.best:
+    if plan.best and run.best_epoch is not None:
         at, column = int(run.best_epoch), columns[plan.best.column]
         value = jnp.asarray(plan.best.sign * column[at] if at >= 0 else np.inf)
-        best = Best(*kept.values(), value, run.best_epoch)
+        best = Best(run.best_params, run.best_model_state, value, run.best_epoch)
     waiting, status = begun.waiting, jnp.zeros((), jnp.int32)
     if data.stop is not None:
         waiting, status = replayed(data.stop, columns[watched(data)])

@@ -122,7 +122,7 @@ class Saves:
 
     def _settle(self):
         """Waits for the last save; one that did not land is no reason against the next."""
-        if not self._told(self._all.wait):
+        if self._all is not None and not self._told(self._all.wait):
             self._at = 0
 
     def _told(self, do: Callable[[], None]) -> bool:
