@@ -88,9 +88,7 @@ def wide(epochs: int) -> Task:
 
 def large(epochs: int) -> Task:
     """A network of 10 M parameters."""
-    return dataclasses.replace(
-        _digits("large network", (64, 3120, 3120, 10), epochs), batch_size=64
-    )
+    return _digits("large network", (64, 3120, 3120, 10), epochs)
 
 
 def convolutional(epochs: int) -> Task:

@@ -166,7 +166,7 @@ def whole(console, names, rounds, only):
     for batch_size in (256, 4096) if "rows" in only else ():
         yield from epochs(console, 10**6, batch_size, (2, 10), rounds, judged=True)
     if "saved" in only:
-        yield from saved(console, _tasks.large(2), min(rounds, 3), judged=True)
+        yield from saved(console, _tasks.large(1), min(rounds, 3), judged=True)
     if "left" in only:
         yield from left()
 
