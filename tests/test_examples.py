@@ -9,6 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ["batch_sizes", "ladder", "language_model", "low_memory", "overfit", "resume", "sparse"]
+NAMES += ["streamed"]
 COMPILING = {"batch_sizes", "ladder", "overfit"}  # longer than they run, if XLA does what it can
 
 
