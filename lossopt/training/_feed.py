@@ -85,8 +85,8 @@ class Feed(Protocol):
         """Reads what the next piece will need, while the device is at work."""
         ...
 
-    def over(self, step: int, done: float | None) -> bool:
-        """Whether a run that has taken so many steps, and done so many units, is at its end."""
+    def over(self, step: int, epochs: float | None) -> bool:
+        """Whether a run is at its end that has taken so many steps, or so many epochs."""
         ...
 
     def go_to(self, step: int, place: Any) -> None:
@@ -97,8 +97,8 @@ class Feed(Protocol):
         """The epoch of a step, which the last piece holds or begins."""
         ...
 
-    def done(self, step: int) -> float:
-        """How many units are done."""
+    def epochs(self, step: int) -> float:
+        """How many epochs are done, as far as it is known."""
         ...
 
     def place(self, step: int) -> Any:
@@ -111,8 +111,7 @@ class Memory:
 
     def __init__(self, plan: Plan, train: Batch, horizon: Horizon):
         self.unit, self.total, self._per_epoch = horizon.unit, horizon.number, plan.source.steps
-        self._per_unit = self._per_epoch if horizon.unit == "epochs" else 1
-        steps = horizon.number * self._per_unit
+        steps = horizon.number * (self._per_epoch if horizon.unit == "epochs" else 1)
         every = min(horizon.every or self._per_epoch, steps)
         self._piece = Piece(plan, train, steps, every, steps)
         self.exhausted = False
@@ -124,8 +123,8 @@ class Memory:
     def read_ahead(self) -> None:
         """All is there."""
 
-    def over(self, step: int, done: float | None) -> bool:
-        """Whether a run that has taken so many steps is at its end."""
+    def over(self, step: int, epochs: float | None) -> bool:
+        """Whether a run is at its end that has taken so many steps."""
         return self.piece(step) is None
 
     def go_to(self, step: int, place: Any) -> None:
@@ -135,9 +134,9 @@ class Memory:
         """The epoch of a step."""
         return step // self._per_epoch
 
-    def done(self, step: int) -> float:
-        """How many units are done."""
-        return step / self._per_unit
+    def epochs(self, step: int) -> float:
+        """How many epochs are done."""
+        return step / self._per_epoch
 
     def place(self, step: int) -> None:
         """Nothing is needed."""
@@ -152,7 +151,7 @@ class Streamed:
         self._plan, self._reader, self._every = plan, reader, horizon.every
         self._epochs = horizon.number if horizon.unit == "epochs" else NEVER
         self._steps = horizon.number if horizon.unit == "steps" else NEVER
-        self._known = length(reader.stream)
+        self._known, self._once = length(reader.stream), is_once(reader.stream)
         self._most = capacity(reader.first, self._known)
         self._read, self.exhausted = 0, False
         self._now: _Held | None = None
@@ -172,9 +171,9 @@ class Streamed:
         if self._ahead is None and self._goes_on():
             self._ahead = self._stacked()
 
-    def over(self, step: int, done: float | None) -> bool:
-        """Whether a run that has taken so many steps, and done so many units, is at its end."""
-        return (step if self.unit == "steps" else done or 0) >= self.total
+    def over(self, step: int, epochs: float | None) -> bool:
+        """Whether a run is at its end that has taken so many steps, or so many epochs."""
+        return (step if self.unit == "steps" else epochs or 0) >= self.total
 
     def go_to(self, step: int, place: Any) -> None:
         """Goes on from this step, and from where a stream had come."""
@@ -185,10 +184,8 @@ class Streamed:
         """The epoch of a step, which the last piece holds."""
         return self._now.epoch if self._now else self._reader.epoch
 
-    def done(self, step: int) -> float:
-        """How many units are done."""
-        if self.unit == "steps":
-            return step
+    def epochs(self, step: int) -> float:
+        """How many epochs are done, as far as it is known."""
         now = self._now
         if now is None:
             return self._reader.epoch
@@ -236,8 +233,7 @@ class Streamed:
             reader.take(pile.put)
         self._read = end = step + pile.count
         ends = reader.next is None
-        final = end == self._steps or (ends and epoch + 1 == self._epochs)
-        final = final or (ends and is_once(reader.stream))
+        final = end == self._steps or (ends and (epoch + 1 == self._epochs or self._once))
         last = end if final or (ends and self._every is None) else NEVER
         where = np.int32(epoch), np.int32(number), np.int32(step)
         try:
