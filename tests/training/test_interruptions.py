@@ -256,7 +256,7 @@ class Loader:
 @pytest.mark.filterwarnings("ignore:train has no state")
 def test_an_error_of_the_loader_leaves_the_last_state(tmp_path):
     once = partial(_trained, epochs=None, steps=9, evaluate_every=1, checkpoint=tmp_path)
-    with mock.patch("lossopt.training._feed.MOST", 2), pytest.raises(ConnectionError, match="away"):
+    with mock.patch("lossopt.training._pile.MOST", 2), pytest.raises(ConnectionError, match="away"):
         once(Loader(6))
     reached = Checkpoints(tmp_path).latest().step
     assert 2 <= reached <= 6
