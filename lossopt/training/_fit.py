@@ -238,7 +238,8 @@ def _judged_elsewhere(plan, begun):
     if plan.best and plan.evaluate_at is None and reader:
         warnings.warn(
             "The optimizer averages the parameters, and those of the last step are judged: pass "
-            f"evaluate_at={reader} to judge the average.",
+            f"evaluate_at={reader} to judge the average, or a function of yours that hands it its "
+            "part of the state.",
             stacklevel=3,
         )
 

@@ -307,6 +307,14 @@ def test_where_nothing_can_be_written_the_run_ends_all_the_same(whole, tmp_path)
         _trained(checkpoint=tmp_path / "run")
 
 
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path):
+    with (
+        mock.patch("os.access", return_value=False),
+        pytest.raises(PermissionError, match=f"{tmp_path} cannot be written to"),
+    ):
+        _trained(checkpoint=tmp_path / "not" / "there")
+
+
 def test_two_runs_in_one_directory_hurt_no_run(whole, tmp_path):
     def act(row, state):
         if row["step"] == 3:
