@@ -292,6 +292,7 @@ def test_a_finished_start_is_saved_where_a_checkpoint_is_asked_for(whole, tmp_pa
     for start in (whole, jax.tree.map(np.asarray, whole)):
         directory = tmp_path / str(start.origin is None)
         fit(start=start, checkpoint=directory)
+        assert lo.checkpoint.Checkpoints(directory).latest().step == whole.steps
         same(leaves(fit(checkpoint=directory)), leaves(whole))
 
 
