@@ -632,7 +632,7 @@ class TestLeaves:
         assert got.params != 0
 
     def test_first_of_numpy_then_of_jax(self, order, memory):
-        mixed = [[*epoch[:2], *map(jax.device_put, epoch[2:])] for epoch in order]
+        mixed = [order[0], *([*map(jax.device_put, epoch)] for epoch in order[1:])]
         _same(_fit(Sized(mixed)), memory)
 
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "exp"])
