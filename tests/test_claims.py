@@ -193,7 +193,7 @@ CLAIMS = {
         "data of another shape or dtype": "test_another_run_is_refused_and_nothing_overwritten",
         "a `kill -9` included": ("test_a_killed_run_ends_in_the_bits_of_one_that_nobody_touched"),
         "is a warning, and the run goes on": (
-            "test_a_save_that_fails_is_a_warning_and_the_last_one_is_tried_all_the_same"
+            "test_a_save_that_fails_is_a_warning_and_the_next_is_tried"
         ),
         "`start` is not looked at": "test_a_directory_that_holds_the_run_is_nearer_than_start",
         "it is asked where it is": "test_cut_at_every_step",

@@ -395,7 +395,7 @@ def test_a_run_ends_before_its_limit(step):
 
 
 def test_a_first_call_that_takes_too_long_ends_it():
-    run = _hosted(Clock(30.0), limit=20.0)
+    run = _hosted(Clock(15.0), limit=20.0)
     assert (run.stopped, run.steps) == (Stopped.TIME, 1)
 
 
