@@ -132,6 +132,10 @@ CLAIMS = {
         "that alone is NaN ends nothing": (
             "test_a_nan_of_the_validation_value_alone_does_not_stop"
         ),
+        "The runs are those of `fit`": "test_values_are_those_of_fit",
+        "and such a rate is never picked": (
+            "test_the_lowest_mean_over_seeds_is_picked_and_never_one_that_broke"
+        ),
         "nothing is traced and nothing compiled": (
             "test_other_numbers_epochs_and_data_neither_trace_nor_compile"
         ),
