@@ -178,7 +178,7 @@ REGULARIZERS = {
 
 
 @cache
-def _exactness():
+def microbatches():
     """Three runs on a batch of ragged rows that differ in how its microbatches are averaged."""
     random = np.random.default_rng(0)
     piece = np.arange(64) % PIECES  # rows of a microbatch stand a stride apart
@@ -211,9 +211,9 @@ def _exactness():
     return dict(zip(runs, jax.jit(lambda: [run(*how) for how in runs.values()])()))
 
 
-def exactness(axis):
+def averages(axis):
     """The loss of the whole batch, over the steps of each run."""
-    lo.plots.history(_exactness(), "validation/loss", axis=axis)
+    lo.plots.history(microbatches(), "validation/loss", axis=axis)
     axis.set(ylabel="squared error of the whole batch", xlabel="step")
 
 
@@ -253,25 +253,12 @@ def _run():
 
 
 def rates(axis):
-    """The objective after 100 steps at each rate, for two strengths of the penalty."""
+    """Short runs at each rate of a grid, and the pick."""
     train, _ = _setting()
-
-    def trial(rate, strength):
-        run = lo.training.run(
-            _objective,
-            jnp.zeros(10),
-            train,
-            lambda numbers: optax.adam(numbers["rate"]),
-            epochs=100,
-            hyperparameters={"rate": rate, "strength": strength},
-            key=jax.random.key(0),
-        )
-        return run.history["train/value"][-1]
-
-    grid, strengths = jnp.geomspace(1e-4, 10, 16), jnp.array([0.0, 0.1])
-    table = jax.jit(jax.vmap(jax.vmap(trial, (0, None)), (None, 0)))(grid, strengths)
-    named = {f"strength {x:g}": (grid, row) for x, row in zip(strengths, table)}
-    lo.plots.learning_rates(named, axis=axis)
+    given = _objective, jnp.zeros(10), train, optax.adam
+    options = {"key": jax.random.key(0), "batch_size": 5, "steps": 100, "seeds": 3}
+    grid = lo.training.find_learning_rate(*given, **options, hyperparameters={"strength": 0.0})
+    lo.plots.learning_rates(grid, axis=axis)
 
 
 def decision(axis):
@@ -281,7 +268,7 @@ def decision(axis):
 
 
 PICTURES = {
-    "exactness": exactness,
+    "averages": averages,
     "run": lambda axis: lo.plots.loss_curves(_run(), axis=axis),
     "norms": lambda axis: lo.plots.history(
         _run(), ["train/gradient_norm", "train/update_ratio"], axis=axis
