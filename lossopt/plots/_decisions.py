@@ -72,17 +72,16 @@ def _costs(axis, shares, decisions, costs):
 
 def _turns(costs):
     """Where another decision becomes the cheapest, and which: corners of the lower envelope."""
-    at, slopes = 0.0, costs[1] - costs[0]
+    slopes = costs[1] - costs[0]
     now = min(range(costs.shape[1]), key=lambda i: (costs[0, i], slopes[i]))
     while True:
         falling = [i for i in range(costs.shape[1]) if slopes[i] < slopes[now]]
         meets = {i: (costs[0, i] - costs[0, now]) / (slopes[now] - slopes[i]) for i in falling}
-        meets = {i: share for i, share in meets.items() if at <= share < 1}
+        meets = {i: share for i, share in meets.items() if share < 1}
         if not meets:
             return
         now = min(meets, key=lambda i: (meets[i], slopes[i]))
-        at = meets[now]
-        yield at, now
+        yield meets[now], now
 
 
 def _counts(axis, shares, decisions, costs):

@@ -60,13 +60,16 @@ def test_thresholds_are_where_the_cheapest_changes(axis, logits):
         ([[0.0, 1.0], [0.0, 1.0]], []),  # one is always cheaper
         ([[0.0, 0.0], [2.0, 1.0]], []),  # equal at 0, then the second
         ([[0.0, 0.0], [1.0, 1.0]], []),  # equal
+        ([[0.0, 10.0], [1.0, 9.0]], []),  # they would meet beyond 1
         ([[2.0, 0.0], [0.0, 2.0]], [0.5]),
-        ([[0.0, 3.0, 3.0], [9.0, 3.0, 2.0]], [0.3]),  # three meet, the last is cheapest after it
+        ([[0.0, 3.0, 3.0], [9.0, 3.0, 2.0]], [0.3]),  # the second is never the cheapest
+        ([[0.0, 3.0, 6.0], [9.0, 3.0, -3.0]], [1 / 3]),  # three meet, the last is then the cheapest
     ],
 )
 def test_thresholds_of_special_costs(axis, costs, turns):
     lo.plots.decision(np.zeros((3, 2)), np.array(costs), axis=axis)
     got = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"]
+    assert len(got) == len(turns)
     assert np.allclose(got, turns)
 
 
