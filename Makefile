@@ -59,6 +59,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.low_memory
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.resume
 
 docs: .venv/ready
 	$(BIN)/mkdocs build --strict

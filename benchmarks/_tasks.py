@@ -86,6 +86,11 @@ def wide(epochs: int) -> Task:
     return _digits("wide network", (64, 1232, 1232, 10), epochs)
 
 
+def large(epochs: int) -> Task:
+    """A network of 10 M parameters."""
+    return _digits("large network", (64, 3120, 3120, 10), epochs)
+
+
 def convolutional(epochs: int) -> Task:
     """A network of two convolutions, in flax."""
     x, y = datasets.load_digits(return_X_y=True)

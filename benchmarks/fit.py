@@ -25,12 +25,13 @@ from benchmarks import _tasks
 from benchmarks._left import left
 from benchmarks._measure import Claim, clock, header, spread, take_turns
 from benchmarks._rivals import ABSENT, FIT, KERAS, LOOP, NNX, PACKAGES, RIVALS, TORCH, gather
+from benchmarks._saved import saved
 from benchmarks._streamed import MEMORY, READ, STREAM, streamed
 from lossopt.training import _fit
 
 FASTER = {LOOP: 1.5, NNX: 10.0, TORCH: 4.0, KERAS: 2.5}
 GATHER = "one program, order given"
-PARTS = ("small", "wide", "convolutions", "first", "rows", "left", "streams")
+PARTS = ("small", "wide", "convolutions", "first", "rows", "saved", "left", "streams")
 
 
 def race(console, task, names, rounds):
@@ -183,6 +184,8 @@ def whole(console, names, rounds, only):
         yield from first_calls(console, [tasks[-1], convolutional], 3)
     for batch_size in (256, 4096) if "rows" in only else ():
         yield from epochs(console, 10**6, batch_size, (2, 10), rounds, judged=True)
+    if "saved" in only:
+        yield from saved(console, _tasks.large(1), min(rounds, 3), judged=True)
     if "left" in only:
         yield from left()
     if "streams" in only:
@@ -196,6 +199,7 @@ def quick(console, rounds):
     yield from small(console, _tasks.small(1)[1:2], (FIT, LOOP, NNX), rounds, judged=False)
     yield from epochs(console, 5000, 256, (1, 5), rounds, judged=False)
     yield from streams(console, _tasks.small(1)[1:2], rounds, lambda task: False)
+    yield from saved(console, _tasks.small(1)[2], rounds, judged=False)
 
 
 def main():

@@ -7,7 +7,7 @@ not: a `condition` costs nothing in a compiled program and speaks only under
 
 import operator
 from collections.abc import Hashable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +149,15 @@ def given_key(key: PyTree) -> None:
     typed_key(key)
     if key is None:
         raise TypeError("Expected a typed PRNG key, got None. Make it with jax.random.key(seed).")
+
+
+def functions(**given: Any) -> None:
+    """Raises where something cannot be called; None passes."""
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise TypeError(
+                f"Expected {name} as a function, got {function!r}. Pass what is to be called."
+            )
 
 
 def fits(**numbers: ArrayLike) -> None:

@@ -159,7 +159,7 @@ TABLE = {
         "(docs/training.md#when-a-run-ends)",
         "terminate on NaN, detect anomaly": "stopped_at of the run of lossopt.fit",
         "max steps, max iter, eval steps": "lossopt.fit(steps=, evaluate_every=)",
-        "callbacks, history, progress bar": "a run's history (docs/training.md#what-a-run-returns)",
+        "callbacks, history, progress bar": "lossopt.fit(on_epoch=), and the history of a run",
         "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",
         "train test split, hold out": "lossopt.training.split, or lossopt.fit(validation=)",
         "custom loop, TrainState": "lossopt.train_step (docs/own_loop.md)",

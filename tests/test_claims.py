@@ -31,6 +31,9 @@ CLAIMS = {
         "the ragged last batch included": "test_the_ragged_last_batch_is_a_smaller_step",
         "the newest good step restored": "test_to_the_newest_step_that_verifies",
         "a killed run resumes with the same bits": "test_quick_form",
+        "to the bits of a run that nobody touched": (
+            "test_a_killed_run_ends_in_the_bits_of_one_that_nobody_touched"
+        ),
         "laws that our own losses, regularizers, schedules": "test_transform",
         "exactly zero under Adam": "test_settles_on_the_lasso_with_exact_zeros",
         "those of scikit-learn": "test_coefficients_and_support_are_those_of_scikit_learn",
@@ -156,6 +159,22 @@ CLAIMS = {
         "their own share of every batch": (
             "test_an_epoch_is_all_rows_and_a_batch_has_its_share_of_each_part"
         ),
+        "are measured at the parameters that it gives": (
+            "test_rows_measure_the_average_of_the_iterates"
+        ),
+        "Schedule-free rules are judged by": "test_schedule_free_is_judged_at_its_average",
+        "The bits of the run are the same with it and without": (
+            "test_on_epoch_sees_each_row_once_and_in_order"
+        ),
+        "ends in the bits of a run that nobody interrupted": (
+            "test_any_interruption_ends_in_the_same_bits"
+        ),
+    },
+    "docs/models.md": {
+        "a model of any library trains": "test_a_model_trains_as_in_a_plain_loop_of_its_library",
+        "with a rule that moves nothing": (
+            "test_a_rule_that_moves_nothing_measures_statistics_at_other_parameters"
+        ),
     },
     "docs/own_loop.md": {
         "Means are pooled over the devices": "test_ours_is_the_truth_in_the_table",
@@ -169,6 +188,34 @@ CLAIMS = {
     "docs/testing.md": {
         "offers the laws that every loss": "test_laws",
         "any function of trees of arrays": "test_every_input_and_leaf_is_moved",
+    },
+    "docs/long_runs.md": {
+        "the bits are those of arrays": "test_however_stacks_are_cut",
+        "so it is refused for": "test_before_it_begins",
+        "where a generator ends before": "test_an_iterator_that_runs_out",
+        "are refused": "test_before_it_begins",
+        "the next stack is read while the device works": "test_reading_and_training_overlap",
+        "write its next batch into the same memory": "test_memory_that_the_loader_writes_again",
+        "more than two numbers are warned of": "test_many_shapes_are_said_once",
+        "pooled as rows in memory are": "test_is_arrays_but_for_rounding",
+        "Each batch is then compared with it": "test_a_batch_unlike_the_first",
+        "goes on where it ended": "test_any_interruption_ends_in_the_same_bits",
+        "A run that had ended by its stop rule": "test_a_run_that_had_stopped_stays_stopped",
+        "looks at the whole history again": (
+            "test_with_another_stop_rule_it_goes_on_as_if_it_had_had_that"
+        ),
+        "data of another shape or dtype": "test_another_run_is_refused_and_nothing_overwritten",
+        "a `kill -9` included": ("test_a_killed_run_ends_in_the_bits_of_one_that_nobody_touched"),
+        "is a warning, and the run goes on": (
+            "test_a_save_that_fails_is_a_warning_and_the_last_one_is_tried_all_the_same"
+        ),
+        "`start` is not looked at": "test_a_directory_that_holds_the_run_is_nearer_than_start",
+        "it is asked where it is": "test_cut_at_every_step",
+        "the state may hold numbers": "test_there_and_back",
+        "A second Ctrl-C raises": "test_a_second_ctrl_c_raises_at_once",
+        "is sent on when the run is saved": ("test_sigterm_saves_and_goes_to_its_handler_once"),
+        "ends it before a limit": "test_a_run_ends_before_its_limit",
+        "noted in the main thread alone": "test_other_threads_touch_no_handler",
     },
     "docs/checkpoints.md": {
         "what every file and every leaf must be": "test_what_it_holds",

@@ -11,6 +11,7 @@ from tests.xla import one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ["batch_sizes", "ladder", "language_model", "low_memory", "overfit", "resume", "sparse"]
+NAMES += ["streamed"]
 # These take longer to compile than to run, if XLA does what it can.
 COMPILING = {"batch_sizes", "ladder", "low_memory", "overfit"}
 

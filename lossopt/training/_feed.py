@@ -4,16 +4,14 @@ import time
 import warnings
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 
 from lossopt import _checks
 from lossopt._typing import Batch, PyTree
-from lossopt.training._evaluation import on_device
+from lossopt.training._pile import Pile, capacity
 from lossopt.training._plan import Plan
 from lossopt.training._stream import NEVER, Reader, Stack, is_once, length
 
-BYTES, MOST = 2**23, 1024  # of a stack, and its batches
 PATIENCE = 0.25  # seconds of reading
 
 
@@ -225,7 +223,7 @@ class Streamed:
         mark, epoch, number, rows = reader.mark, reader.epoch, reader.number, reader.rows
         capacity = self._most if rows == self._plan.source.batch_size else 1
         most = min(capacity, self._steps - step)
-        pile = _Pile(capacity)
+        pile = Pile(capacity)
         reader.take(pile.put)
         while reader.next is not None and reader.rows == rows and pile.count < most:
             if time.perf_counter() - begun > PATIENCE:
@@ -259,37 +257,3 @@ class _Held(NamedTuple):
     step: int
     ends: bool
     mark: tuple[int, int, Any] | None
-
-
-def capacity(batch: Batch, known: int | None) -> int:
-    """How many batches a stack holds; what is on a device already is not stacked."""
-    leaves = jax.tree.leaves(batch)
-    if any(isinstance(x, jax.Array) for x in leaves):
-        return 1
-    size = sum(np.asarray(x).nbytes for x in leaves)
-    return max(1, min(BYTES // max(size, 1), MOST, known or MOST))
-
-
-class _Pile:
-    """Batches of one shape, put one behind the other; those that a device holds stand alone."""
-
-    def __init__(self, capacity):
-        self.count, self._capacity = 0, capacity
-        self._leaves, self._structure = [], None
-
-    def put(self, batch):
-        leaves, self._structure = jax.tree.flatten(batch)
-        self._leaves = self._leaves or [self._room(x) for x in leaves]
-        for place, x in zip(self._leaves, leaves):
-            if isinstance(place, np.ndarray):
-                place[self.count] = x
-        self.count += 1
-
-    def on_device(self):
-        return on_device(train=jax.tree.unflatten(self._structure, self._leaves))[0]
-
-    def _room(self, x):
-        if isinstance(x, jax.Array) and self._capacity == 1:
-            return x[None]
-        x = np.asarray(x)
-        return np.zeros((self._capacity, *x.shape), x.dtype)

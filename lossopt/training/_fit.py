@@ -150,6 +150,7 @@ def fit(
       3.000 13.667 4.667
     """
     limit = _limit(seconds)
+    _checks.functions(on_epoch=on_epoch)
     trees = {"params": params, "key": key, "model_state": model_state}
     trees |= {"hyperparameters": hyperparameters}
     _refuse_tracers(trees | {"train": train, "validation": validation, "stop": stop})
@@ -237,7 +238,8 @@ def _judged_elsewhere(plan, begun):
     if plan.best and plan.evaluate_at is None and reader:
         warnings.warn(
             "The optimizer averages the parameters, and those of the last step are judged: pass "
-            f"evaluate_at={reader} to judge the average.",
+            f"evaluate_at={reader} to judge the average, or a function of yours that hands it its "
+            "part of the state.",
             stacklevel=3,
         )
 

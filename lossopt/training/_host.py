@@ -142,7 +142,8 @@ def _turns(host, reached, asked, show):
         after = _called(host, piece, reached, end)
         began, now = now, host.clock()
         if spent is not None:
-            count = _adapted(end - begun, now - began)
+            fast = _adapted(end - begun, now - began)
+            count = max(count, fast) if end - begun <= min(fast, count - 1) else fast
         spent = 0 if spent is None else now - began  # the first call compiles
         rows = _new_rows(after.progress, before, began - origin, now - origin)
         reached = after._replace(history=[*reached.history, *rows])

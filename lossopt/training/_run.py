@@ -258,6 +258,7 @@ def plan_of(
 ) -> Plan:
     """What the programs of a run are made for; refuses what does not fit together."""
     _checks.given_key(data.key)
+    _checks.functions(objective=objective, evaluate_at=evaluate_at)
     if data.stop is not None:
         checked(data.stop).init()
     pieces = _checks.count("microbatches", microbatches, 1)

@@ -84,15 +84,28 @@ class Saves:
             same_run(note["run"]["origin"]["identity"], now, str(self))
             return like(note["run"]["rows"])
 
-        restored = self._all.restore(wanted)
+        try:
+            restored = self._all.restore(wanted)
+        except ValueError as error:
+            error.add_note(
+                "fit goes on with the run that checkpoint= holds: call it with the model, the "
+                "optimizer and the data of that run, or name another directory for a new one."
+            )
+            raise
         self._at = restored.step
         saved = restored.note["run"]
         cut = {name: column[: saved["rows"]] for name, column in restored.state.history.items()}
         return dataclasses.replace(restored.state, history=cut, origin=unpacked(saved["origin"]))
 
     def check(self, state: Any) -> None:
-        """Raises where a stream has a state that cannot be saved."""
-        if self._all is not None and (size := len(json.dumps(packed(state)))) > LONGEST:
+        """Raises where nothing can be written, or a stream has a state that cannot be saved."""
+        if self._all is None:
+            return
+        folder = self._all.directory
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"Cannot save in {folder}: {there} cannot be written to.")
+        if (size := len(json.dumps(packed(state)))) > LONGEST:
             raise ValueError(
                 f"The state() of train takes {size} bytes of JSON, of at most {LONGEST} in a "
                 "checkpoint's note. Give the stream a state() that tells its place alone."

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,6 @@ from lossopt.training._inputs import numbers
 
 NEVER = int(np.iinfo(np.int32).max)
 CAPTURE = 32  # batches between two states of a stream
-T = TypeVar("T")
 # Of this library's own protocol, of grain's iterators, of torchdata's loaders.
 STATES = ("state", "restore"), ("get_state", "set_state"), ("state_dict", "load_state_dict")
 
@@ -146,7 +145,7 @@ class Reader:
         """Whether the stream tells where it is."""
         return self.mark is not None
 
-    def take(self, keep: Callable[[Batch], T]) -> T:
+    def take(self, keep: Callable[[Batch], Any]) -> Any:
         """What `keep` makes of the next batch, before the loader makes the one behind it.
 
         Raises where the batch is not like the first.

@@ -73,7 +73,7 @@ def kill(random: np.random.Generator, directory: Path) -> str:
             told.append(receiver.recv())
         except EOFError:
             break
-    phase, now = _phase(directory), _by_step(directory)
+    where, now = phase(directory), _by_step(directory)
     landed = [*before, *told[:-2]]  # the last was told before its save, which awaits the one before
     with lo.checkpoint.Checkpoints(directory) as checkpoints:
         assert checkpoints.verify()[:2] == (tuple(now), {})
@@ -85,7 +85,7 @@ def kill(random: np.random.Generator, directory: Path) -> str:
             assert (dict(restored.skipped), warned) == ({}, [])
             judge.assert_same(restored.state, model(restored.step))
     assert all(before[step] == now[step] for step in before if step in now)
-    return phase
+    return where
 
 
 def go_on(directory: Path):
@@ -226,7 +226,7 @@ def _by_step(directory):
     }
 
 
-def _phase(directory):
+def phase(directory):
     """Where in a save the child was killed."""
     if list(directory.glob("*.collected")):
         return "an old step being deleted"

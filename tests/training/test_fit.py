@@ -677,3 +677,10 @@ def test_an_interrupted_fit_leaves_no_bar(capfd):
         _hosted(clock, shown=True)
     capfd.readouterr()
     assert _shown(capfd, progress=True, epochs=2).count("2/2") == 1
+
+
+@pytest.mark.parametrize("name", ["objective", "evaluate_at", "on_epoch"])
+def test_what_is_to_be_called_must_be_a_function(name):
+    given = {"objective": _objective} | {name: 3}
+    with pytest.raises(TypeError, match=f"Expected {name} as a function, got 3"):
+        lo.fit(given.pop("objective"), _params(), TRAIN, OPTIMIZER, **OPTIONS, **given)

@@ -97,9 +97,10 @@ def test_a_second_ctrl_c_raises_at_once(handlers):
         _at(2, signal.SIGINT, signal.SIGINT)(row, state)
         seen.append("on")
 
-    with pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(Saves, "wait") as wait, pytest.raises(KeyboardInterrupt):
         _trained(on_epoch=act)
     assert seen == [1, "on", 2]
+    wait.assert_not_called()
 
 
 @pytest.mark.parametrize("handlers", ["own"], indirect=True)
@@ -166,15 +167,42 @@ def test_nobody_needs_to_listen(handlers):
 
 
 def test_ctrl_c_while_the_last_save_lands(tmp_path):
-    real = Saves.wait
+    real, calls = Saves.wait, itertools.count()
 
     def wait(self):
-        signal.raise_signal(signal.SIGINT)
+        if next(calls) == 0:
+            signal.raise_signal(signal.SIGINT)
         real(self)
 
-    with mock.patch.object(Saves, "wait", wait), pytest.raises(KeyboardInterrupt):
-        _trained(checkpoint=tmp_path)  # the second comes behind the signals that are noted
-    assert Checkpoints(tmp_path).latest().step == 6
+    with mock.patch.object(Saves, "wait", wait):
+        run = _trained(checkpoint=tmp_path)
+    assert run.stopped is Stopped.INTERRUPTED, "it is not lost"
+    assert _trained(checkpoint=tmp_path).stopped is Stopped.FINISHED
+
+
+def test_an_error_that_is_an_answer_to_ctrl_c_is_none(whole, tmp_path):
+    def act(row, state):
+        if row["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+            raise ConnectionError("the workers of the loader are gone")
+
+    run = _trained(on_epoch=act, checkpoint=tmp_path)
+    assert (run.stopped, run.steps) == (Stopped.INTERRUPTED, 2)
+    same(leaves(_trained(checkpoint=tmp_path)), leaves(whole))
+
+
+def test_a_handler_that_is_set_meanwhile_stays():
+    mine = lambda number, frame: None
+
+    def act(row, state):
+        signal.signal(signal.SIGINT, mine)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        _trained(on_epoch=act)
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 TERMINATED = """
@@ -228,7 +256,7 @@ class Loader:
 @pytest.mark.filterwarnings("ignore:train has no state")
 def test_an_error_of_the_loader_leaves_the_last_state(tmp_path):
     once = partial(_trained, epochs=None, steps=9, evaluate_every=1, checkpoint=tmp_path)
-    with mock.patch("lossopt.training._feed.MOST", 2), pytest.raises(ConnectionError, match="away"):
+    with mock.patch("lossopt.training._pile.MOST", 2), pytest.raises(ConnectionError, match="away"):
         once(Loader(6))
     reached = Checkpoints(tmp_path).latest().step
     assert 2 <= reached <= 6
@@ -249,13 +277,15 @@ def test_what_fails_before_the_first_step_saves_nothing(tmp_path):
 # Saves that fail
 
 
-def test_a_save_that_fails_is_a_warning_and_the_last_one_is_tried_all_the_same(whole, tmp_path):
-    real, calls = os.rename, itertools.count()
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_save_that_fails_is_a_warning_and_the_next_is_tried(step, whole, tmp_path):
+    real, left = os.rename, [f"{step:08d}"]
 
-    def rename(*args, **kwargs):
-        if next(calls) == 0:
+    def rename(source, target, **given):
+        if os.path.basename(target) in left:
+            left.pop()
             raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
+        return real(source, target, **given)
 
     names = {"on_epoch": lambda row, state: None, "checkpoint_every": 0.0}
     with (
@@ -275,6 +305,14 @@ def test_where_nothing_can_be_written_the_run_ends_all_the_same(whole, tmp_path)
     same(leaves(run), leaves(whole))
     with pytest.raises(NotADirectoryError, match="is a file"):
         _trained(checkpoint=tmp_path / "run")
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path):
+    with (
+        mock.patch("os.access", return_value=False),
+        pytest.raises(PermissionError, match=f"{tmp_path} cannot be written to"),
+    ):
+        _trained(checkpoint=tmp_path / "not" / "there")
 
 
 def test_two_runs_in_one_directory_hurt_no_run(whole, tmp_path):
@@ -365,9 +403,15 @@ def test_a_save_must_fit_into_the_limit_too(tmp_path):
     clock = Clock(0.1)
 
     class Slow(Checkpoints):
+        flying = False
+
+        def save(self, *args, **given):
+            super().save(*args, **given)
+            self.flying = True
+
         def wait(self):
-            clock.now += 4.0
             super().wait()
+            clock.now, self.flying = clock.now + 4.0 * self.flying, False
 
     with Slow(tmp_path) as slow:
         saves = Saves(slow, 1000.0, clock)

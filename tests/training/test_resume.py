@@ -107,6 +107,7 @@ def test_the_same_call_again_returns_the_run_as_it_is(whole, way, tmp_path, coun
     assert counted == []
     same(leaves(again), leaves(whole))
     np.testing.assert_array_equal(again.history["seconds"], whole.history["seconds"])
+    assert again.origin == whole.origin
     assert _bytes(tmp_path) == before
 
 
@@ -164,8 +165,8 @@ def test_with_another_stop_rule_it_goes_on_as_if_it_had_had_that(whole, tmp_path
         assert want.steps > whole.steps
         same(leaves(fit(stop=rule, start=whole)), leaves(want))
     same(leaves(fit(stop=patient[0], start=whole)), leaves(whole))
-    strict = fit(stop=Patience(1, min_delta=0.2), start=whole)
-    assert (strict.stopped, strict.steps) == (Stopped.PATIENCE, whole.steps)
+    strict = fit(stop=STOP | Target(3.2), start=whole)  # the last values are above it again
+    assert (strict.stopped, strict.steps) == (Stopped.TARGET, whole.steps)
 
 
 def test_fewer_steps_than_it_has_return_it(whole):
@@ -190,7 +191,10 @@ def test_rows_may_come_at_other_steps(cut):
 
 
 TWO = {"w": jnp.zeros(3), "b": jnp.zeros(2)}
+EDGE = np.arange(22) == 21
 OTHERS = {
+    "first row": ({"train": TRAIN | {"y": TRAIN["y"] + EDGE[::-1]}}, "train/y: was float32[22], "),
+    "last row": ({"train": TRAIN | {"y": TRAIN["y"] + EDGE}}, "train/y: was float32[22], "),
     "data": ({"train": TRAIN | {"y": TRAIN["y"] + 1}}, "train/y: was float32[22], "),
     "dtype": ({"train": jax.tree.map(np.float16, TRAIN)}, "is float16[22, 3]"),
     "rows": ({"train": jax.tree.map(lambda x: x[:20], TRAIN)}, "source.rows: was 22, is 20"),
@@ -273,9 +277,10 @@ def test_a_run_of_the_pure_function_goes_on():
     given = {"batch_size": 4, "key": KEY}
     trained = partial(lo.training.run, _squares, 0.0, jnp.arange(6.0), MOMENTUM)
     options = {"best": "train", "stop": Target(-1.0)}
-    begun = jax.jit(partial(trained, epochs=2, **given, **options))()
+    begun = jax.jit(partial(trained, epochs=2, **given, best="train", stop=Target(9.0)))()
+    np.testing.assert_array_equal(begun.history["step"], [2, 0])
     run = _plain(start=begun, **options)
-    np.testing.assert_array_equal(run.history["seconds"][:2], 0)
+    assert run.history["seconds"][0] == 0
     got, want = leaves(run), leaves(_plain(**options))
     assert got.keys() == want.keys()
     for name, x in want.items():
@@ -322,14 +327,23 @@ def test_long_histories_and_none(tmp_path):
     same(leaves(_plain(evaluate_every=4, start=none)), leaves(_plain(evaluate_every=4)))
 
 
-def test_without_a_finite_value_there_is_still_no_best(tmp_path):
-    nothing = lambda w, x: {"fit": lo.mean((w - x) ** 2, jnp.where(x > 9, 0.0, 1.0))}
+def test_without_a_finite_value_there_is_no_best_until_there_is_one(tmp_path):
+    def objective(w, x):
+        return {"fit": lo.mean(jnp.where((x > 9) & (w < 1.6), jnp.inf, (w - x) ** 2))}
+
     given = {"batch_size": 4, "key": KEY, "progress": False, "validation": jnp.full(2, 10.0)}
-    trained = partial(lo.fit, nothing, 0.0, jnp.arange(6.0), optax.sgd(0.1), **given)
+    trained = partial(lo.fit, objective, 0.0, jnp.arange(6.0), optax.sgd(0.1), **given)
     begun, want = trained(epochs=2, checkpoint=tmp_path), trained(epochs=4)
-    assert begun.best_epoch == want.best_epoch == -1
+    assert (begun.best_epoch, want.best_epoch) == (-1, 3)
     for way in ({"start": begun}, {"checkpoint": tmp_path}):
         same(leaves(trained(epochs=4, **way)), leaves(want))
+
+
+def test_the_highest_stays_the_best():
+    options = {"best": ("train/value", max)}
+    want, begun = _plain(**options), _plain(**options, epochs=2)
+    assert want.best_epoch == 0
+    same(leaves(_plain(**options, start=begun)), leaves(want))
 
 
 def test_in_float64(tmp_path):
