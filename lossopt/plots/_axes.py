@@ -78,6 +78,13 @@ def ended(axis: "Axes", values: Any, most: float) -> None:
         axis.set_ylim(finite.min() / 1.5, most)
 
 
+def whole(axis: "Axes") -> None:
+    """No ticks between whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
 def explained(axis: "Axes", x: str, y: str) -> None:
     """Labels, a faint grid, and a legend where a curve has a name."""
     axis.set(xlabel=x, ylabel=y)

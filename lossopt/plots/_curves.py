@@ -89,6 +89,7 @@ def loss_curves(
     if not alone:
         _key(axis, labels)
     label = "value of the objective" if term == "value" else term
+    _axes.whole(axis)
     _axes.explained(axis, unit, label)
     return axis
 
@@ -124,6 +125,7 @@ def history(
     _refuse_missing(curves, names)
     axis = _axes.given(axis)
     _draw(axis, curves, names, names if len(names) > 1 else [""])
+    _axes.whole(axis)
     _axes.explained(axis, unit, names[0] if len(names) == 1 else "value of each column")
     return axis
 

@@ -56,6 +56,7 @@ def schedules(
     falls = [y[np.argmax(y) :] for y in curves.values()]
     if all(np.all(np.diff(y) <= 0) for y in falls):
         _axes.logarithmic_where_it_helps(axis, np.concatenate(falls))
+    _axes.whole(axis)
     _axes.explained(axis, "count of steps, from 0", "value of the schedule")
     return axis
 

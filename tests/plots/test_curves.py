@@ -58,6 +58,14 @@ def test_lines_are_the_columns_over_epochs_from_1(run, axis):
     assert axis.get_ylabel() == "value of the objective"
 
 
+def test_there_are_no_ticks_between_epochs(run):
+    history = {name: column[:2] for name, column in run.history.items()}
+    short = dataclasses.replace(run, history=history, best_epoch=None)
+    for draw in (lo.plots.loss_curves, lambda x, axis: lo.plots.history(x, "step", axis=axis)):
+        ticks = draw(short, axis=Figure().subplots()).get_xticks()
+        assert np.all(ticks == np.round(ticks))
+
+
 def test_any_term_is_drawn(run, axis):
     lo.plots.loss_curves(run, "penalty", axis=axis)
     assert _line(axis, "training").get_ydata().tolist() == run.history["train/penalty"].tolist()
