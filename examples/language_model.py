@@ -122,10 +122,9 @@ def main():
     table.add_row("transformer, last epoch", f"{bits[-1]:.3f}")
     Console().print(table)
     figure, axes = plt.subplots(layout="constrained")
-    for name in ("train/bits", "validation/bits"):
-        axes.plot(run.history[name], label=name)
+    lo.plots.loss_curves(run, "bits", axis=axes)
     axes.axhline(pairs, color="gray", linestyle=":", label="pairs of words")
-    axes.set(xlabel="epoch", ylabel="bits per byte", title="the topics of Python's help")
+    axes.set(ylabel="bits per byte", title=f"{bits[-1]:.2f} bits, {pairs:.2f} of pairs of words")
     axes.legend()
     pathlib.Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/language_model.png", dpi=150)
