@@ -4,6 +4,7 @@ from lossopt import _missing as _missing
 from lossopt import checkpoint as checkpoint
 from lossopt import fused as fused
 from lossopt import losses as losses
+from lossopt import plots as plots
 from lossopt import regularizers as regularizers
 from lossopt import schedules as schedules
 from lossopt import testing as testing

@@ -20,6 +20,7 @@ from lossopt.training._history import close
 from lossopt.training._loop import advance
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._pool import Pool
+from lossopt.training._report import numbers
 from lossopt.training._resume import Identity
 from lossopt.training._run import BROKEN, Run, finish
 from lossopt.training._saves import Saves
@@ -118,6 +119,7 @@ def run_of(host: Host, reached: Reached) -> Run:
         "identity": host.identity,
         "place": host.feed.place(steps),
         "done": host.feed.done(steps),
+        "hyperparameters": numbers(host.data.hyperparameters),
     }
     run = finish(host.plan, progress, status, pool, host.feed.epoch(steps))
     return dataclasses.replace(run, history=columns, validation_rows=host.held, origin=origin)

@@ -17,6 +17,7 @@ from lossopt._paths import paths
 from lossopt._typing import Array, PyTree
 
 SHOWN = 8  # leaves
+MANY = 100  # leaves, in a note
 
 
 def shapes(name: str, tree: PyTree) -> list[str]:
@@ -72,6 +73,24 @@ def to_pandas(history: Mapping[str, Array]) -> Any:
         raise ImportError("to_pandas needs the package pandas, which is not installed.") from error
     _rows(history)
     return pandas.DataFrame({name: np.asarray(column) for name, column in history.items()})
+
+
+def numbers(tree: PyTree) -> dict[str, Any]:
+    """What JSON has of the leaves of a tree, by path; of a large one its dtype and shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {named(path): _number(x) for path, x in leaves[:MANY]}
+
+
+def _number(x):
+    kind = getattr(x, "dtype", None) or np.asarray(x).dtype
+    plain = kind == bool or jax.numpy.issubdtype(kind, np.integer)
+    if np.shape(x) or not plain and not jax.numpy.issubdtype(kind, np.floating):
+        return f"{kind}{list(np.shape(x))}"
+    x = np.asarray(x)[()]
+    if plain:
+        return x.item()
+    return float(str(x)) if np.isfinite(x) else str(x)  # 0.1 in float32 is 0.1
 
 
 def _known(x):
