@@ -107,9 +107,8 @@ TABLE = {
         "TV, fused lasso": "lossopt.regularizers.TotalVariation",
         "max norm": "lossopt.regularizers.L2Ball(axis=)",
         "non-neg": "lossopt.regularizers.NonNegative",
-        "clamp, projection, projection_box": "lossopt.regularizers.Box, whose prox projects",
-        "probability simplex, projection_simplex": "lossopt.regularizers.Simplex, whose prox "
-        "projects",
+        "clamp, projection, projection_box": "lossopt.regularizers.Box, by its prox",
+        "probability simplex, projection_simplex": "lossopt.regularizers.Simplex, by its prox",
     },
     "lossopt.schedules": {
         "cosine decay, cosine annealing": "lossopt.schedules.cosine(end=)",
@@ -119,9 +118,8 @@ TABLE = {
         "cosine one-cycle": "lossopt.schedules.one_cycle",
         "exponential decay": "lossopt.schedules.exponential (docs/schedules.md)",
         "polynomial decay": "lossopt.schedules.polynomial",
-        "multi-step, piecewise constant, piecewise constant decay": "lossopt.schedules.join of "
-        "constants",
-        "sequential, join schedules": "lossopt.schedules.join",
+        "multi-step, piecewise constant, piecewise constant decay, sequential, join "
+        "schedules": "lossopt.schedules.join",
         "cyclic": "lossopt.schedules.triangular",
         "WSD, warmup stable decay": "lossopt.schedules.trapezoid",
         "Noam, rsqrt": "lossopt.schedules.inverse_sqrt, inside of lossopt.schedules.warmup",
@@ -165,6 +163,7 @@ TABLE = {
         "train test split, hold out": "lossopt.training.split, or lossopt.fit(validation=)",
         "custom loop, TrainState": "lossopt.train_step (docs/own_loop.md)",
     },
+    "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {
         "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."
         "Checkpoints",

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "checkpoint": BASE,
     "fused": CORE | {"losses"},
     "losses": BASE,
+    "plots": CORE | {"losses", "regularizers", "training"},
     "regularizers": BASE,
     "schedules": BASE,
     "testing": CORE | {"_audit"},

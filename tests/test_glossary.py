@@ -27,6 +27,7 @@ TITLES = {
     "lossopt.schedules": "Schedules",
     "lossopt.transforms": "Optimizers",
     "lossopt.training": "Training",
+    "lossopt.plots": "Pictures",
     "lossopt.checkpoint": "Checkpoints",
     "lossopt.testing": "Testing",
 }

@@ -1,0 +1,74 @@
+"""Where a picture is drawn, and what tells its curves apart."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Of Okabe and Ito, in an order in which neighbors differ in brightness.
+COLORS = "#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#D55E00"
+DASHES = "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3))
+MARKERS = "o", "s", "^", "D", "v", "P", "X"
+GREY = "0.45"
+SPAN = 30  # from the lowest to the highest number, from which on the axis is logarithmic
+MARKED = 12  # markers of a curve
+
+
+def given(axis: "Axes | None") -> "Axes":
+    """The axis, or one of a new figure; raises where matplotlib is not installed."""
+    try:
+        from matplotlib.axes import Axes
+    except ImportError as error:
+        raise ImportError(
+            "lossopt.plots draws with matplotlib, which is not installed. Install it with "
+            "pip install 'lossopt[plots]'."
+        ) from error
+    if axis is None:
+        from matplotlib import pyplot
+
+        return pyplot.subplots(layout="constrained")[1]
+    if not isinstance(axis, Axes):
+        raise TypeError(
+            f"Expected axis as one Axes of matplotlib, got {type(axis).__name__}. Take one of "
+            "several, axes[0]; of a figure, figure.subplots()."
+        )
+    return axis
+
+
+def style(number: int, dash: int | None = None, points: int = 0) -> dict[str, Any]:
+    """Color and marker of a number, dashes of another; both begin again after the last."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": DASHES[(number if dash is None else dash) % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4,
+        "markevery": max(1, points // MARKED),
+    }
+
+
+def named(things: Any) -> dict[str, Any]:
+    """A mapping of names to things; one thing alone has no name."""
+    if not isinstance(things, Mapping):
+        return {"": things}
+    if not things:
+        raise ValueError("Expected at least one thing to draw, got an empty mapping.")
+    return {str(name): thing for name, thing in things.items()}
+
+
+def logarithmic_where_it_helps(axis: "Axes", values: Any) -> None:
+    """Decided by the finite ones of the values."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    if finite.size and finite.min() > 0 and finite.max() > SPAN * finite.min():
+        axis.set_yscale("log")
+
+
+def explained(axis: "Axes", x: str, y: str) -> None:
+    """Labels, a faint grid, and a legend where a curve has a name."""
+    axis.set(xlabel=x, ylabel=y)
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.set_axisbelow(True)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small")
