@@ -1,45 +1,55 @@
-"""The history of a run in pictures: SVG in the ink and the letters of the page that holds it."""
+"""The history of a run in pictures: SVG in the ink and the letters of the page around it."""
 
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lossopt.plots import _page
-from lossopt.plots._axes import GRID
 from lossopt.plots._curves import history, loss_curves
 from lossopt.training._run import Run
 
-SIZE = 5.2, 3.4  # inches
+SIZE = 4.7, 3.1  # inches
 PANELS = 12
+NORMS = "gradient_norm", "update_ratio"
 LETTERS = {"svg.fonttype": "none", "path.simplify_threshold": 0.5}
-INKS = {"#000000": "currentColor", GRID: "var(--line)", "#ffffff": "var(--paper)"}
+INKS = {  # of the pictures, and what the page has in their places, on white and on black
+    "#000000": "var(--ink)",
+    "#e6e6e6": "var(--line)",
+    "#cccccc": "var(--line)",
+    "#ffffff": "var(--paper)",
+}
 UNDATED = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def drawn(run: Run, rows: Mapping[str, np.ndarray]) -> str:
-    """Curves of all columns, as HTML; a sentence where there is nothing to draw, or to draw with."""
+    """Curves of all columns, as HTML; nothing without rows, and a sentence without matplotlib."""
     if not len(rows["step"]):
-        return _page.paragraph("There is no row of history to draw.")
+        return ""
     if importlib.util.find_spec("matplotlib") is None:
         return _page.paragraph("Curves need matplotlib: pip install 'lossopt[plots]'.")
-    pictures = [("loss", picture("loss", lambda axis: loss_curves(run, axis=axis)))]
     panels = _panels(rows)
-    for name, columns in list(panels.items())[:PANELS]:
-        draw = lambda axis, columns=columns: history(run, columns, axis=axis)
-        pictures.append((name, picture(name, draw)))
-    left = ", ".join(list(panels)[PANELS:])
+    draws = {name: partial(history, run, columns) for name, columns in panels.items()}
+    draws = [("loss", partial(loss_curves, run)), *draws.items()]
+    pictures = [
+        (name, picture(name, draw, f"p{number}-"))
+        for number, (name, draw) in enumerate(draws[:PANELS])
+    ]
+    left = ", ".join(name for name, _ in draws[PANELS:])
     return _page.figures(pictures) + (_page.paragraph(f"Not drawn: {left}.") if left else "")
 
 
-def picture(name: str, draw: Callable[[Any], Any]) -> str:
+def picture(name: str, draw: Callable[..., Any], prefix: str) -> str:
     """What is drawn on an axis, as SVG.
 
     Args:
       name: of the picture, for those who do not see it.
-      draw: draws on an axis of matplotlib.
+      draw: `draw(axis=axis)` draws on an axis of matplotlib.
+      prefix: what the identifiers of this picture begin with, and of no other on the page.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -47,22 +57,22 @@ def picture(name: str, draw: Callable[[Any], Any]) -> str:
     with style.context(["default", LETTERS]):
         figure = Figure(SIZE, layout="constrained")
         axis = figure.subplots()
-        draw(axis)
+        draw(axis=axis)
         axis.spines[["top", "right"]].set_visible(False)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=UNDATED)
-    _, svg = file.getvalue().split("<svg", 1)
-    for ink, of_page in INKS.items():
-        svg = svg.replace(ink, of_page)
+    svg = file.getvalue().split("<svg", 1)[1]
+    svg = re.sub(r"(?<=(?:stroke|fill): )#\w{6}", lambda ink: INKS.get(ink[0], ink[0]), svg)
+    svg = re.sub(r'((?<!\w)id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return f'<svg role="img" aria-label="{_page.text(name)}"{svg}'
 
 
 def _panels(rows):
-    """Columns that are read together, by name; those that show the value itself are drawn above."""
+    """Columns that are read together, by name; the value itself is drawn above them."""
     panels = {}
     for column in rows:
-        part, _, name = column.partition("/")
+        name = column.partition("/")[2]
         if name and name != "value":
-            head = name.split("/")[0] if name.startswith(("gradient_norm", "update_ratio")) else name
-            panels.setdefault(head.replace("_", " "), []).append(column)
+            norm = next((norm for norm in NORMS if name.startswith(f"{norm}/")), name)
+            panels.setdefault(norm.replace("_", " "), []).append(column)
     return panels

@@ -41,13 +41,15 @@ def batches(run: Run) -> str:
     """How the data were cut, and a digest of what was read."""
     identity = _identity(run)
     if not identity:
-        return _page.paragraph("training.run keeps neither key nor batches: fit does.")
+        return _page.paragraph("Neither key nor batches are known: runs of lossopt.fit know them.")
     rows = [
         (name.removeprefix("source.").replace("_", " ") if "/" not in name else name, x)
         for name, x in identity.items()
         if name != "key"
     ]
-    return _page.table(rows, caption="Batches, and of each array its shape and a digest of its ends.")
+    return _page.table(
+        rows, caption="Batches, and of each array its shape and a digest of its ends."
+    )
 
 
 def environment() -> str:

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59626c; --line: #d9dde2;
@@ -17,19 +18,22 @@ h2 { margin: 0 0 1rem; padding-top: 1.25rem; border-top: 1px solid var(--line);
   font-size: 1.1rem; font-weight: 650; }
 h1, p, dd, td, th, figcaption { overflow-wrap: anywhere; }
 p { margin: 0 0 1rem; max-width: 44rem; }
-section { margin-top: 2.25rem; min-width: 0; }
+.sections { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+  gap: 2.25rem 3rem; margin-top: 2.25rem; align-items: start; }
+section { min-width: 0; }
+.wide { grid-column: 1 / -1; }
 .lead { margin: .35rem 0 0; font-size: 1.1rem; color: var(--soft); }
 .alarm { color: var(--alarm); font-weight: 600; }
 .notes { margin-top: 1rem; white-space: pre-line; }
 .soft, caption, figcaption, dt, thead th, tbody th { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   gap: 1rem 1.5rem; margin: 1.75rem 0 0; }
 .facts dt { font-size: .85rem; }
 .facts dd { margin: 0; font-size: 1.3rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .figures { display: grid; gap: 1.75rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg { display: block; width: 100%; height: auto; fill: var(--ink); }
 figure svg text { font-family: inherit !important; }
 figcaption { margin-bottom: .35rem; font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; }
@@ -37,6 +41,7 @@ caption { text-align: left; padding-bottom: .5rem; font-size: .9rem; }
 td, th { padding: .32rem .5rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: baseline; font-weight: 400; }
 tbody th { width: 38%; padding-right: 1rem; }
+.numbers { max-width: 46rem; }
 .numbers td, .numbers thead th + th { text-align: right; padding: .32rem 0 .32rem .75rem;
   font-variant-numeric: tabular-nums; }
 .numbers td { white-space: nowrap; }
@@ -46,26 +51,43 @@ pre { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--wash); border-ra
   Menlo, Consolas, "Liberation Mono", monospace; }
 footer { margin-top: 2.5rem; font-size: .85rem; color: var(--soft); }
 @page { margin: 15mm; }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb;
-  --paper: #fff; --wash: #f5f6f8; --alarm: #9b1c12; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  .figures { grid-template-columns: 1fr 1fr; gap: 1rem 1.5rem; }
-  h2 { break-after: avoid; } tr, dl, pre { break-inside: avoid; } section { margin-top: 1.5rem; } }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #ccc;
+  --paper: #fff; --wash: #f5f6f8; --alarm: #9b1c12; font-size: 9pt; }
+  main { max-width: none; padding: 0; }
+  .figures, .sections { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem 2rem; }
+  h2, caption { break-after: avoid; } tr, dl, pre { break-inside: avoid; } }
 """
 NOTHING = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def page(title: str, head: str, sections: Iterable[tuple[str, str]], foot: str) -> str:
+class Section(NamedTuple):
+    """A part of a page.
+
+    Attributes:
+      title: text.
+      content: HTML; without any there is no section.
+      wide: whether it takes the whole width, where two others stand beside each other.
+    """
+
+    title: str
+    content: str
+    wide: bool = False
+
+
+def page(title: str, head: str, sections: Iterable[Section], foot: str) -> str:
     """A whole page.
 
     Args:
       title: text.
       head: HTML below the title.
-      sections: of each its title, text, and its HTML.
+      sections: in the order in which they are read.
       foot: text.
     """
+    kinds = {True: '<section class="wide">', False: "<section>"}
     body = "\n".join(
-        f"<section><h2>{text(name)}</h2>\n{content}</section>" for name, content in sections
+        f"{kinds[section.wide]}<h2>{text(section.title)}</h2>\n{section.content}</section>"
+        for section in sections
+        if section.content
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -80,7 +102,9 @@ def page(title: str, head: str, sections: Iterable[tuple[str, str]], foot: str) 
 <main>
 <header><h1>{text(title)}</h1>
 {head}</header>
+<div class="sections">
 {body}
+</div>
 <footer>{text(foot)}</footer>
 </main>
 </body>

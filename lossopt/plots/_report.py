@@ -16,12 +16,13 @@ from lossopt._paths import paths
 from lossopt.plots import _page
 from lossopt.plots._drawn import drawn
 from lossopt.plots._origin import batches, command, environment, key, written
+from lossopt.plots._page import Section
 from lossopt.training._resume import rows_of
 from lossopt.training._run import BROKEN, Run
 from lossopt.training._stop import Stopped
 
 LEAVES = 24  # beyond these, layers of one shape share a line
-ENDINGS = {Stopped.INTERRUPTED, Stopped.TIME}
+UNDONE = {Stopped.INTERRUPTED, Stopped.TIME}
 
 
 def report(
@@ -57,10 +58,11 @@ def report(
     Examples:
       >>> import pathlib, tempfile
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
-      >>> run = lo.fit(objective, 0.0, jnp.arange(3.0), optax.sgd(0.1), epochs=9, key=jax.random.key(0))
-      >>> path = pathlib.Path(tempfile.mkdtemp(), "report.html")
-      >>> lo.plots.report(run, path, title="A mean")
-      >>> "<h1>A mean</h1>" in path.read_text()
+      >>> data, key = jnp.arange(3.0), jax.random.key(0)
+      >>> run = lo.fit(objective, 0.0, data, optax.sgd(0.1), epochs=9, key=key)
+      >>> page = pathlib.Path(tempfile.mkdtemp(), "report.html")
+      >>> lo.plots.report(run, page, title="A mean")
+      >>> print("<h1>A mean</h1>" in page.read_text())
       True
     """
     _one(run)
@@ -72,14 +74,14 @@ def report(
         )
     rows = rows_of(run)
     sections = [
-        ("Curves", drawn(run, rows)),
-        ("Best and last", _best_and_last(run, rows)),
-        ("Hyperparameters", _hyperparameters(run, hyperparameters)),
-        ("Parameters", _parameters(run)),
-        ("To have it again", command() + key(run) + batches(run)),
-        ("Environment", environment()),
+        Section("Curves", drawn(run, rows), wide=True),
+        Section("Best and last", _best_and_last(run, rows), wide=True),
+        Section("Hyperparameters", _hyperparameters(run, hyperparameters)),
+        Section("Parameters", _parameters(run)),
+        Section("To run it again", command() + key(run) + batches(run)),
+        Section("Environment", environment()),
     ]
-    head = _ending(run, rows) + _facts(run, rows)
+    head = _ending(run) + _facts(run, rows)
     head += _page.paragraph(notes, "notes") if notes else ""
     page = _page.page(title, head, sections, written())
     file.write_text(page, encoding="utf-8", errors="replace")  # of names of files that are no text
@@ -104,10 +106,11 @@ def _one(run):
         )
 
 
-def _ending(run, rows):
+def _ending(run):
     """Why it ended, and where."""
-    why = f"{run.stopped.value[0].upper()}{run.stopped.value[1:]}, after {_count(run.steps, 'step')}."
-    lines = _page.paragraph(why, "lead alarm" if run.stopped in BROKEN else "lead")
+    why = run.stopped.value
+    kind = "lead alarm" if run.stopped in BROKEN else "lead"
+    lines = _page.paragraph(f"{why[0].upper()}{why[1:]}.", kind)
     if run.stopped_at:
         epoch, step, term = run.stopped_at
         where = "the parameters after it" if term is None else f"the term {term}"
@@ -115,21 +118,20 @@ def _ending(run, rows):
             f"It was in epoch {epoch + 1}, at step {step + 1}, in {where}, counted from 1. The "
             "parameters are the last ones that were finite."
         )
-    if run.stopped in ENDINGS:
+    if run.stopped in UNDONE:
         lines += _page.paragraph("lossopt.fit(..., start=run) goes on from here.")
     return lines
 
 
 def _facts(run, rows):
     """What is read first."""
-    pairs, best = [], _best(run)
-    if run.judge and best is not None:
-        pairs.append((f"best {run.judge}", _told(rows[run.judge][best])))
-    pairs += [("last train/value", _told(x)) for x in rows["train/value"][-1:]]
-    pairs += [("parameters", f"{_size(run.params):,}"), ("steps", f"{int(run.steps):,}")]
-    if len(seconds := rows.get("seconds", ())):
-        pairs.append(("seconds", f"{seconds[-1]:.3g}"))
-    return _page.facts(pairs)
+    facts, best = [], _best(run)
+    if best is not None:
+        facts.append((f"best {run.judge}", _told(rows[run.judge][best])))
+    facts += [("last train/value", _told(x)) for x in rows["train/value"][-1:]]
+    facts += [("parameters", f"{_size(run.params):,}"), ("steps", f"{int(run.steps):,}")]
+    facts += [("seconds", f"{x:,.1f}") for x in rows.get("seconds", [])[-1:]]
+    return _page.facts(facts)
 
 
 def _best_and_last(run, rows):
@@ -138,6 +140,8 @@ def _best_and_last(run, rows):
     if not count:
         return _page.paragraph("The run came to no row of history.")
     places = {"last": count - 1} if best is None else {"best": best, "last": count - 1}
+    if best == count - 1:
+        places = {"best and last": best}
     if run.judge is None:
         caption = "Nothing judged what is best: there was no validation."
     elif best is None:
@@ -145,21 +149,21 @@ def _best_and_last(run, rows):
     else:
         caption = f"{run.judge} judged what is best."
     if left := int(run.steps) - int(rows["step"][-1]):
-        caption += f" {_count(left, 'step')} after the last row are in none."
-    cells = [
-        (name, *(_told(column[place]) for place in places.values()))
-        for name, column in rows.items()
-    ]
-    names = ["", *(f"{name}, row {place + 1} of {count}" for name, place in places.items())]
-    return _page.table(cells, names, caption=caption, numbers=True, bold=run.judge)
+        caption += f" {_count(left, 'step')} after the last row: in none."
+    names = [f"{name}, row {place + 1} of {count}" for name, place in places.items()]
+    cells = ((name, *(_told(x[at]) for at in places.values())) for name, x in rows.items())
+    return _page.table(cells, ["", *names], caption=caption, numbers=True, bold=run.judge)
 
 
 def _hyperparameters(run, more):
     """Those of `fit`, and those that are named here."""
-    known = {**((run.origin or {}).get("hyperparameters") or {}), **(more or {})}
-    if not known:
-        return _page.paragraph("The run was given none, and neither was the report.")
-    return _page.table((name or "it", _shown(x)) for name, x in known.items())
+    origin = run.origin or {}
+    known = {**(origin.get("hyperparameters") or {}), **(more or {})}
+    if known:
+        return _page.table((name or "it", _shown(x)) for name, x in known.items())
+    if "hyperparameters" in origin:
+        return _page.paragraph("None were given.")
+    return _page.paragraph("This run does not know them. Name them: report(hyperparameters=...).")
 
 
 def _parameters(run):

@@ -83,14 +83,14 @@ def numbers(tree: PyTree) -> dict[str, Any]:
 
 
 def _number(x):
-    kind = getattr(x, "dtype", None) or np.asarray(x).dtype
-    plain = kind == bool or jax.numpy.issubdtype(kind, np.integer)
-    if np.shape(x) or not plain and not jax.numpy.issubdtype(kind, np.floating):
+    kind = jax.numpy.result_type(x)
+    plain = jax.numpy.issubdtype(kind, np.integer) or kind.name == "bool"
+    if np.shape(x) or not (plain or jax.numpy.issubdtype(kind, np.floating)):
         return f"{kind}{list(np.shape(x))}"
-    x = np.asarray(x)[()]
+    value = np.asarray(x)[()]
     if plain:
-        return x.item()
-    return float(str(x)) if np.isfinite(x) else str(x)  # 0.1 in float32 is 0.1
+        return value.item()
+    return float(str(value)) if np.isfinite(value) else str(value)  # 0.1 in float32 is 0.1
 
 
 def _known(x):
