@@ -62,7 +62,8 @@ def picture(name: str, draw: Callable[..., Any], prefix: str) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=UNDATED)
     svg = file.getvalue().split("<svg", 1)[1]
-    svg = re.sub(r"(?<=(?:stroke|fill): )#\w{6}", lambda ink: INKS.get(ink[0], ink[0]), svg)
+    of_page = lambda ink: ink[1] + INKS.get(ink[2], ink[2])
+    svg = re.sub(r"((?:stroke|fill): )(#\w{6})", of_page, svg)
     svg = re.sub(r'((?<!\w)id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return f'<svg role="img" aria-label="{_page.text(name)}"{svg}'
 

@@ -42,6 +42,7 @@ td, th { padding: .32rem .5rem .32rem 0; border-bottom: 1px solid var(--line); t
   vertical-align: baseline; font-weight: 400; }
 tbody th { width: 38%; padding-right: 1rem; }
 .numbers { max-width: 46rem; }
+.numbers tbody th { width: 50%; }
 .numbers td, .numbers thead th + th { text-align: right; padding: .32rem 0 .32rem .75rem;
   font-variant-numeric: tabular-nums; }
 .numbers td { white-space: nowrap; }

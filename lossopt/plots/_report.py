@@ -139,9 +139,10 @@ def _best_and_last(run, rows):
     count, best = len(rows["step"]), _best(run)
     if not count:
         return _page.paragraph("The run came to no row of history.")
-    places = {"last": count - 1} if best is None else {"best": best, "last": count - 1}
-    if best == count - 1:
-        places = {"best and last": best}
+    last = count - 1
+    places = {"last": last} if best is None else {"best": best, "last": last}
+    if best == last:
+        places = {"best and last": last}
     if run.judge is None:
         caption = "Nothing judged what is best: there was no validation."
     elif best is None:
