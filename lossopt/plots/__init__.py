@@ -3,7 +3,7 @@
 Each function draws on an axis of matplotlib and returns it: the one that is given, or one of a new
 figure of pyplot. Curves differ in color, dashes and markers, so that they are told apart in grey
 and by people who are color blind. A vertical axis is logarithmic where all numbers on it are above
-0 and the highest is more than 30 times the lowest.
+0 and the highest is more than 10 times the lowest.
 """
 
 from lossopt import _missing as _missing

@@ -13,8 +13,10 @@ COLORS = "#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#D55
 DASHES = "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3))
 MARKERS = "o", "s", "^", "D", "v", "P", "X"
 GREY = "0.45"
-SPAN = 30  # from the lowest to the highest number, from which on the axis is logarithmic
+SPAN = 10  # from the lowest to the highest number, from which on the axis is logarithmic
 MARKED = 12  # markers of a curve
+STAR = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "linestyle": "", "zorder": 3}
+CROSS = STAR | {"marker": "X", "markersize": 10}
 
 
 def given(axis: "Axes | None") -> "Axes":
@@ -40,12 +42,13 @@ def given(axis: "Axes | None") -> "Axes":
 
 def style(number: int, dash: int | None = None, points: int = 0) -> dict[str, Any]:
     """Color and marker of a number, dashes of another; both begin again after the last."""
+    every = max(1, points // MARKED)
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": DASHES[(number if dash is None else dash) % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
         "markersize": 4,
-        "markevery": max(1, points // MARKED),
+        "markevery": (number * every // len(MARKERS) % every, every),  # not all at one place
     }
 
 
@@ -62,7 +65,18 @@ def logarithmic_where_it_helps(axis: "Axes", values: Any) -> None:
     """Decided by the finite ones of the values."""
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size and finite.min() > 0 and finite.max() > SPAN * finite.min():
+        from matplotlib.ticker import LogFormatter
+
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(LogFormatter())
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+
+
+def ended(axis: "Axes", values: Any, most: float) -> None:
+    """Leaves out what is far above the rest, where all are above 0: else it flattens the rest."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    if finite.size and finite.min() > 0 and finite.max() > most:
+        axis.set_ylim(finite.min() / 1.5, most)
 
 
 def explained(axis: "Axes", x: str, y: str) -> None:

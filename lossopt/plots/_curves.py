@@ -20,6 +20,7 @@ PARTS = {
     "trained": "training set, after the row",
     "validation": "validation",
 }
+OUTSIDE = 1000  # times the highest value of the lowest of several curves: there the picture ends
 
 
 class Curves(NamedTuple):
@@ -49,7 +50,8 @@ def loss_curves(
 
     Returns:
       The axis. Epochs count from 1; where nobody knows how many steps an epoch has, as in streams,
-      rows stand at their steps.
+      rows stand at their steps. Of several runs it ends at 1000 times the highest value of the
+      lowest curve, where all values are above 0, so that one that diverges does not hide others.
 
     Raises:
       ValueError: if a run has no such columns, or others than the runs beside it, or is several
@@ -75,14 +77,17 @@ def loss_curves(
     axis = _axes.given(axis)
     alone = len(curves) == 1
     labels = [PARTS[part] for part in parts]
-    _draw(axis, curves, columns, labels if alone else ["_"] * (len(parts) - 1) + [""])
-    for dash, label in enumerate(labels if not alone else []):
-        axis.plot([], [], color=_axes.GREY, linestyle=_axes.DASHES[dash], label=label)
-    for number, (name, one) in enumerate(curves.items()):
+    if alone:
+        _draw(axis, curves, columns, labels)
+    else:
+        told = {_with_reason(name, one): one for name, one in curves.items()}
+        _draw(axis, told, columns, [None] * (len(parts) - 1) + [""])
+    for number, one in enumerate(curves.values()):
         color = _axes.COLORS[(len(columns) - 1 if alone else number) % len(_axes.COLORS)]
-        told = f"{name}, " * (not alone)
-        _mark_best(axis, one, columns, unit, told, color)
-        _mark_end(axis, one, columns[-1], unit, told, color)
+        _mark_best(axis, one, columns, unit if alone else None, color)
+        _mark_end(axis, one, columns[-1], unit if alone else None, color)
+    if not alone:
+        _key(axis, labels)
     label = "value of the objective" if term == "value" else term
     _axes.explained(axis, unit, label)
     return axis
@@ -127,20 +132,20 @@ def _curves(run: Any) -> tuple[dict[str, Curves], str]:
     """The runs by name, and what their rows are counted in: epochs where all of them know them."""
     runs = _axes.named(run)
     columns = {name: _rows(name, one) for name, one in runs.items()}
-    epochs = {name: _epochs(runs[name], columns[name]["step"]) for name in runs}
-    unit = "epoch"
-    if any(x is None for x in epochs.values()):
-        unit, epochs = "step", {name: columns[name]["step"] for name in runs}
-    return {name: Curves(runs[name], columns[name], epochs[name]) for name in runs}, unit
+    streamed = any(
+        one.origin and "source.rows" not in one.origin["identity"] for one in runs.values()
+    )
+    place = (lambda one, steps: steps) if streamed else _epochs
+    x = {name: place(one, columns[name]["step"]) for name, one in runs.items()}
+    unit = "step" if streamed else "epoch"
+    return {name: Curves(runs[name], columns[name], x[name]) for name in runs}, unit
 
 
 def _epochs(run, steps):
-    """The epoch in which each row ended, counted from 1, or None."""
+    """The epoch in which each row ended, counted from 1."""
     if run.origin is None:  # of training.run, whose rows are epochs
         return np.arange(1, len(steps) + 1)
     facts = run.origin["identity"]
-    if "source.rows" not in facts:  # of a stream
-        return None
     return steps / Rows(*(facts[f"source.{name}"] for name in Rows._fields)).steps
 
 
@@ -179,38 +184,52 @@ def _refuse_missing(curves, columns):
 
 
 def _draw(axis, curves, columns, labels):
-    """Runs times columns; what there is only one of needs no name."""
+    """Runs times columns; what there is only one of needs no name, and None asks for none."""
     values = []
     for number, (name, one) in enumerate(curves.items()):
         for dash, (column, label) in enumerate(zip(columns, labels)):
             y = one.columns[column]
             look = _axes.style(dash if len(curves) == 1 else number, dash, len(y))
-            told = label if label == "_" else ", ".join(filter(None, [name, label]))
+            told = "" if label is None else ", ".join(filter(None, [name, label]))
             axis.plot(one.x, y, **look, label=told or "_")
             values.append(y)
     _axes.logarithmic_where_it_helps(axis, np.concatenate(values))
+    if len(curves) > 1 and all(np.any(np.isfinite(y)) for y in values):
+        most = OUTSIDE * min(np.max(y[np.isfinite(y)]) for y in values)
+        _axes.ended(axis, np.concatenate(values), most)
 
 
-def _mark_best(axis, one, columns, unit, name, color):
+def _with_reason(name, one):
+    """The name of a run, and why it did not take all of its steps."""
+    reason = one.run.stopped
+    return name if reason is Stopped.FINISHED else f"{name}: {reason.value}"
+
+
+def _mark_best(axis, one, columns, unit, color):
     """A star on the curve that decided, or on the last where that is not drawn."""
     row = -1 if one.run.best_epoch is None else int(one.run.best_epoch)
     if row < 0:
         return
     judge = one.run.judge
-    column = judge if judge in columns else columns[-1]
-    how = "" if judge in columns else f" by {judge}"
-    label = f"{name}best{how}: {unit} {one.x[row]:g}, {one.columns[column][row]:.4g}"
-    look = {"marker": "*", "markersize": 15, "color": color, "markeredgecolor": "white"}
-    axis.plot(one.x[row], one.columns[column][row], linestyle="", label=label, zorder=3, **look)
+    y = one.columns[judge if judge in columns else columns[-1]][row]
+    by = "" if judge in columns else f" by {judge}"
+    label = f"best{by}: {unit} {one.x[row]:g}, {y:.4g}" if unit else "_"
+    axis.plot(one.x[row], y, **_axes.STAR, color=color, label=label)
 
 
-def _mark_end(axis, one, column, unit, name, color):
+def _mark_end(axis, one, column, unit, color):
     """A cross at the last finite row of a run that did not take all of its steps."""
     if one.run.stopped is Stopped.FINISHED:
         return
     where = f"after {unit} {one.x[-1]:g}" if len(one.x) else "before its first row"
+    label = f"stopped {where}: {one.run.stopped.value}" if unit else "_"
     finite = np.flatnonzero(np.isfinite(one.columns[column]))[-1:]
-    look = {"marker": "X", "markersize": 10, "color": color, "markeredgecolor": "white"}
-    label = f"{name}stopped {where}: {one.run.stopped.value}"
-    x, y = one.x[finite], one.columns[column][finite]
-    axis.plot(x, y, linestyle="", label=label, zorder=3, **look)
+    axis.plot(one.x[finite], one.columns[column][finite], **_axes.CROSS, color=color, label=label)
+
+
+def _key(axis, labels):
+    """What dashes and marks of several runs mean."""
+    for dash, label in enumerate(labels):
+        axis.plot([], [], color=_axes.GREY, linestyle=_axes.DASHES[dash], label=label)
+    for label, mark in (("best", _axes.STAR), ("stopped early", _axes.CROSS)):
+        axis.plot([], [], **mark, color=_axes.GREY, label=label)

@@ -95,5 +95,6 @@ def _counts(axis, shares, decisions, costs):
         dark = count > counts.max() / 2
         axis.text(column, row, str(count), ha="center", va="center", color="wk"[not dark])
     axis.set(xticks=range(costs.shape[1]), yticks=range(len(costs)))
-    axis.set(xlabel="decision", ylabel="most probable class", title="rows")
+    axis.set(xlabel="decision", ylabel="most probable class")
+    axis.set_title("rows by what is most probable, and what is decided", fontsize="small")
     return axis

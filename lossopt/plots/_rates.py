@@ -54,7 +54,7 @@ def learning_rates(grid: Any, *, axis: "Axes | None" = None) -> "Axes":
         _draw(axis, number, name, one)
     values = np.concatenate([one.values.ravel() for one in grids.values()])
     _axes.logarithmic_where_it_helps(axis, values)
-    _end_where_it_helps(axis, values, grids)
+    _axes.ended(axis, values, SHOWN * max(np.nanmax(one.values[:, 0]) for one in grids.values()))
     _axes.explained(axis, "learning rate", "value of the objective")
     return axis
 
@@ -99,15 +99,4 @@ def _draw(axis, number, name, one):
         at = np.argmin(abs(rates - pick))
         end = " (at the end of the rates)" if at in (0, len(rates) - 1) else ""
         label = ", ".join(filter(None, [name, f"pick: {pick:.3g}{end}"]))
-        look = {"marker": "*", "markersize": 15, "color": _axes.COLORS[6], "linestyle": ""}
-        axis.plot(pick, mean[at], **look, markeredgecolor="white", label=label, zorder=3)
-
-
-def _end_where_it_helps(axis, values, grids):
-    """A rate that diverges must not flatten all others."""
-    finite = values[np.isfinite(values)]
-    first = np.concatenate([one.values[:, 0] for one in grids.values()])
-    if finite.size and finite.min() > 0 and np.all(np.isfinite(first)):
-        most = SHOWN * first.max()
-        if finite.max() > most:
-            axis.set_ylim(top=most)
+        axis.plot(pick, mean[at], **_axes.STAR, color=_axes.COLORS[6], label=label)

@@ -15,7 +15,7 @@ from lossopt.regularizers._base import Regularizer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FINE, COARSE, LEVELS = 101, 9, 8  # points a side of the values and of the proxes; level sets
+FINE, COARSE, LEVELS = 121, 7, 8  # points a side of the values and of the proxes; level sets
 
 
 def regularizers(
@@ -32,7 +32,7 @@ def regularizers(
       regularizer: any `Regularizer`, or several by name; of level sets one.
       draw: `"value"`, `"prox"` or `"both"` over one weight, a leaf of shape `[1]`. `"levels"` draws
         the level sets of the penalty over two weights, a leaf of shape `[2]`, and arrows that lead
-        to proximal points; a constraint, whose value is 0, has arrows alone.
+        to proximal points. The inside of a constraint, whose value is 0 everywhere, is grey.
       step_size: of the prox, above 0.
       reach: weights are drawn from `-reach` to `reach`, above 0.
       axis: where to draw. None makes a figure of pyplot.
@@ -84,6 +84,8 @@ def _over_one(members, draw, step_size, reach, axis):
             told = name if draw == "prox" and name else f"{name} prox".strip()
             thin = {"marker": "", "linewidth": 1.0} if draw == "both" else {}
             axis.plot(weights, moved[:, 0], **prox | thin, label=told)
+    if draw != "value":
+        axis.plot(weights, weights, color=_axes.GREY, linestyle=":", label="no prox")
     point = f"weight after a prox of step size {np.asarray(step_size):g}"
     told = {"both": f"penalty; {point}", "value": "penalty", "prox": point}
     _axes.explained(axis, "weight", told[draw])
@@ -92,8 +94,9 @@ def _over_one(members, draw, step_size, reach, axis):
 
 def _over_two(member, step_size, reach, axis):
     fine, coarse = (np.linspace(-reach, reach, count) for count in (FINE, COARSE))
-    values, _ = _measured(member, _square(fine), step_size)
-    points = _square(coarse)
+    points, everywhere = _square(coarse), _square(fine)
+    values, stayed = _measured(member, everywhere, step_size)
+    still = np.all(np.isclose(stayed, everywhere, atol=1e-6), axis=1).reshape(FINE, FINE)
     _, moved = _measured(member, points, step_size)
     axis = _axes.given(axis)
     if np.ptp(values) > 0:
@@ -101,13 +104,14 @@ def _over_two(member, step_size, reach, axis):
             fine, fine, values.reshape(FINE, FINE), LEVELS, colors=_axes.GREY, linewidths=0.8
         )
         axis.clabel(lines, fontsize="x-small")
-    steps = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
-    arrows = moved - points
-    axis.quiver(*points.T, *arrows.T, **steps, color=_axes.COLORS[2])
-    look = {"color": _axes.COLORS[6], "marker": "o", "markersize": 4, "linestyle": ""}
-    told = f"after a prox of step size {np.asarray(step_size):g}"
-    axis.plot(*moved.T, **look, label=told)
+    elif still.any():
+        axis.contourf(fine, fine, still, [0.5, 1.5], colors="0.85")
+    arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.003}
+    axis.quiver(*points.T, *(moved - points).T, **arrows, color=_axes.COLORS[5])
+    axis.plot(*moved.T, color=_axes.COLORS[6], marker="o", markersize=4, linestyle="")
     axis.set_aspect("equal")
+    title = f"arrows: a prox of step size {np.asarray(step_size):g}"
+    axis.set_title(title, fontsize="small")
     _axes.explained(axis, "first weight", "second weight")
     return axis
 
