@@ -275,18 +275,17 @@ class TestRefusals:
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("implementation", "data"),
     [
-        jax.random.key(7, impl="threefry2x32"),
-        jax.random.key(7, impl="rbg"),
-        jax.random.key_data(jax.random.key(2**31 - 1)),
-        np.uint32([0, 2**31]),
-        np.uint32([3, 4]),
+        ("threefry2x32", [0, 7]),
+        ("threefry2x32", [0, 2**31]),
+        ("threefry2x32", [3, 4]),
+        ("rbg", [0, 7, 0, 7]),
+        ("rbg", [0, 7, 1, 2]),
     ],
-    ids=str,
 )
-def test_the_key_on_the_page_is_that_of_the_run(key):
-    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+def test_the_key_on_the_page_is_that_of_the_run(implementation, data):
+    key = jax.random.wrap_key_data(np.uint32(data), impl=implementation)
     words = f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}"
     again = eval(key_of(words), {"jax": jax, "np": np})
     assert again.dtype == key.dtype
