@@ -2,16 +2,15 @@
 
 import gc
 import os
+from functools import cache
 
-from tests.xla import emitters
+from tests.xla import quick
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Small programs compile almost twice as fast in one piece, and without the emitters.
-        "--xla_cpu_parallel_codegen_split_count=1",
-        *(f"--{name}={value}".lower() for name, value in emitters(False).items()),
+        quick(),
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 import sybil
+from jax._src.interpreters import mlir
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import lossopt as lo
@@ -30,6 +30,8 @@ from lossopt import _programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
+# One context of MLIR for all programs, not one of a megabyte for each.
+mlir.make_ir_context = cache(mlir.make_ir_context)
 
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "lo": lo}
 
@@ -75,6 +77,7 @@ def _no_programs_of_other_files():
 def _forget():
     _programs.clear()
     jax.clear_caches()
+    mlir.make_ir_context.cache_clear()
     _compiled.clear()
 
 

@@ -70,11 +70,11 @@ def small(epochs: int) -> list[Task]:
     """Linear and logistic regression and a network, on the sets that scikit-learn brings."""
     x, y = datasets.load_diabetes(return_X_y=True)
     x, y = _floats(StandardScaler().fit_transform(x)), _floats((y - y.mean()) / y.std())
-    given = {"params": _layers((10, 1)), "apply": dense, "batch_size": 32}
+    given = {"params": layers((10, 1)), "apply": dense, "batch_size": 32}
     linear = Task("linear regression", x, y, **given, loss="squared", rate=1e-2, epochs=4 * epochs)
     x, y = datasets.load_breast_cancer(return_X_y=True)
     x, y = _floats(StandardScaler().fit_transform(x)), _floats(y)
-    given["params"] = _layers((30, 1))
+    given["params"] = layers((30, 1))
     logistic = Task(
         "logistic regression", x, y, **given, loss="sigmoid", rate=1e-2, epochs=3 * epochs
     )
@@ -101,7 +101,7 @@ def many_rows(rows: int, batch_size: int, epochs: int) -> Task:
     x = random.standard_normal((rows, 10), np.float32)
     y = x @ random.standard_normal(10, np.float32) + random.standard_normal(rows, np.float32)
     given = {"loss": "squared", "rate": 1e-3, "batch_size": batch_size, "epochs": epochs}
-    return Task("linear", jnp.asarray(x), jnp.asarray(y), _layers((10, 1)), dense, **given)
+    return Task("linear", jnp.asarray(x), jnp.asarray(y), layers((10, 1)), dense, **given)
 
 
 def dense(params, x):
@@ -124,10 +124,10 @@ class _Convolutional(nn.Module):
 def _digits(name, sizes, epochs):
     x, y = datasets.load_digits(return_X_y=True)
     x, y = _floats(x / 16), y.astype(np.int32)
-    return Task(name, x, y, _layers(sizes), dense, "softmax", 1e-3, 32, epochs)
+    return Task(name, x, y, layers(sizes), dense, "softmax", 1e-3, 32, epochs)
 
 
-def _layers(sizes):
+def layers(sizes):
     random = np.random.default_rng(0)
     kernel = lambda a, b: _floats(random.standard_normal((a, b)) * np.sqrt(2 / a))
     return tuple((kernel(a, b), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes))

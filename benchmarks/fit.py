@@ -25,11 +25,12 @@ from benchmarks import _tasks
 from benchmarks._left import left
 from benchmarks._measure import Claim, clock, header, spread, take_turns
 from benchmarks._rivals import ABSENT, FIT, KERAS, LOOP, NNX, PACKAGES, RIVALS, TORCH, gather
+from benchmarks._streamed import MEMORY, READ, STREAM, streamed
 from lossopt.training import _fit
 
 FASTER = {LOOP: 1.5, NNX: 10.0, TORCH: 4.0, KERAS: 2.5}
 GATHER = "one program, order given"
-PARTS = ("small", "wide", "convolutions", "first", "rows", "left")
+PARTS = ("small", "wide", "convolutions", "first", "rows", "left", "streams")
 
 
 def race(console, task, names, rounds):
@@ -135,6 +136,24 @@ def epochs(console, rows, batch_size, lengths, rounds, judged):
     yield Claim(f"{what}: epoch / order given", float(ratio), 1.25, judged=judged)
 
 
+def streams(console, tasks, rounds, judged):
+    """Batches of a generator of numpy, in the order that the rows in memory are drawn."""
+    headings = "speed / in memory", "wall clock", "steps/s", "generator / in memory"
+    out, claims = table("Streamed against in memory", *headings), []
+    for task in tasks:
+        turns = take_turns(streamed(task), rounds=rounds)
+        kept, stream, read = (turns[name] for name in (MEMORY, STREAM, READ))
+        same = jax.tree.leaves(jax.tree.map(np.array_equal, kept.results, stream.results))
+        claims.append(Claim(f"{task.name}: share of leaves that are equal", np.mean(same), least=1))
+        speeds, walls = kept.seconds / stream.seconds, kept.wall / stream.wall
+        rate, share = task.steps / np.median(stream.seconds), np.median(read.seconds / kept.seconds)
+        out.add_row(title(task), spread(speeds), spread(walls), f"{rate:.0f}", f"{share:.2f}")
+        what = f"{task.name}, batches of {task.batch_size}: streamed, speed / in memory"
+        claims.append(Claim(what, float(np.median(speeds)), least=0.9, judged=judged(task)))
+    console.print(out)
+    yield from claims
+
+
 def title(task):
     """Its name and sizes."""
     size = sum(x.size for x in jax.tree.leaves(task.params))
@@ -166,12 +185,17 @@ def whole(console, names, rounds, only):
         yield from epochs(console, 10**6, batch_size, (2, 10), rounds, judged=True)
     if "left" in only:
         yield from left()
+    if "streams" in only:
+        many = [_tasks.many_rows(10**6, batch_size, 2) for batch_size in (256, 4096)]
+        large = wide, convolutional  # elsewhere the generator alone takes a part of the time
+        yield from streams(console, [*tasks, *large, *many], rounds, lambda task: task in large)
 
 
 def quick(console, rounds):
     """The claims of a small task and of few rows."""
     yield from small(console, _tasks.small(1)[1:2], (FIT, LOOP, NNX), rounds, judged=False)
     yield from epochs(console, 5000, 256, (1, 5), rounds, judged=False)
+    yield from streams(console, _tasks.small(1)[1:2], rounds, lambda task: False)
 
 
 def main():

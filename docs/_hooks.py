@@ -1,8 +1,8 @@
 """What mkdocs does for this project beyond its plugins.
 
 Formulas become MathML while the site is built, so that a page needs no script and no other host.
-A public name that no page documents fails the build, and so does a word of a signature that the
-page Signatures does not explain.
+Pictures are drawn meanwhile, too. A public name that no page documents fails the build, and so does
+a word of a signature that the page Signatures does not explain.
 """
 
 import html
@@ -12,8 +12,10 @@ import re
 import zlib
 from pathlib import Path
 
+import _pictures
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 
 import lossopt
 
@@ -35,6 +37,13 @@ EXPLAINED = re.compile(r"<td><code>(?=(\w+))")
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 
 FUNCTION = r"\\(?:cos|exp|log|max|min|sin|tanh)(?![a-z])"
+
+
+def on_files(files: Files, config, **_) -> Files:
+    """Pictures that the pages show are files of the site."""
+    for name, draw in _pictures.PICTURES.items():
+        files.append(File.generated(config, f"pictures/{name}.svg", content=_pictures.svg(draw)))
+    return files
 
 
 def on_page_content(content: str, page, **_) -> str:

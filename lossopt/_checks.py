@@ -158,6 +158,8 @@ def fits(**numbers: ArrayLike) -> None:
         if isinstance(number, jax.Array) or not jnp.issubdtype(kind, jnp.integer):
             continue
         whole, limits = np.asarray(number), jnp.iinfo(kind)
+        if np.can_cast(whole.dtype, kind):
+            continue
         strays = whole[(whole < limits.min) | (whole > limits.max)]
         if strays.size:
             raise ValueError(

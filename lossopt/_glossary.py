@@ -153,6 +153,7 @@ TABLE = {
         "lookahead": "a loop of your own: optax.lookahead keeps two sets of parameters",
     },
     "lossopt.training": {
+        "learning rate finder, LR finder, lr_find": "lossopt.training.find_learning_rate",
         "train": "lossopt.fit, or lossopt.training.run under jax.jit",
         "early stopping, save best": "lossopt.fit(stop=, best=), and best_params of the run "
         "(docs/training.md#when-a-run-ends)",

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -157,13 +158,32 @@ def _variables(atoms):
     return [x for x in atoms if not isinstance(x, core.Literal)]
 
 
+class _Contents(NamedTuple):
+    """What is in a jaxpr, at any depth: arrays by their id; and whether an equation is stale."""
+
+    held: dict[int, Any]
+    stale: bool
+
+
+_known: WeakKeyDictionary[Any, _Contents] = WeakKeyDictionary()
+
+
+def _contents(jaxpr) -> _Contents:
+    """Looked for once: jaxprs lie in each other."""
+    if jaxpr not in _known:
+        held = {id(x): x for x in getattr(jaxpr, "consts", ())}
+        stale = [_is_check(equation) or _stale(equation) for equation in jaxpr.eqns]
+        for equation in jaxpr.eqns:
+            held |= {id(x): x for x in _held(*jaxprs(equation))}
+        _known[jaxpr] = _Contents(held, any(stale))
+    return _known[jaxpr]
+
+
 def _held(*those):
     """The arrays in jaxprs, at any depth."""
     found = {}
     for jaxpr in those:
-        found |= {id(x): x for x in getattr(jaxpr, "consts", ())}
-        for equation in jaxpr.eqns:
-            found |= {id(x): x for x in _held(*jaxprs(equation))}
+        found |= _contents(jaxpr).held
     return list(found.values())
 
 
@@ -182,9 +202,8 @@ def _stale(equation):
     """Whether it holds, at any depth, what a copy does not."""
     if equation.primitive in _CUSTOM or equation.params.get("policy") is not None:
         return True
-    inner = jaxprs(equation)
-    below = [x for jaxpr in inner for x in jaxpr.eqns]
-    return bool(_held(*inner)) or any(_is_check(x) or _stale(x) for x in below)
+    inner = map(_contents, jaxprs(equation))
+    return any(x.stale or x.held for x in inner)
 
 
 def _is_check(equation):

@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from lossopt import _checks, _jax
 from lossopt._typing import ArrayLike, Batch, PyTree
 
+_LIST = (
+    " A list is a tree of its entries: where these are batches, one after the other, give "
+    "collections.deque(batches)."
+)
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -145,5 +150,6 @@ def rows(batch: Batch, name: str = "batch") -> int:
         raise ValueError(
             f"Expected {name} as arrays that share a leading axis of rows, got {got}. Stack them, "
             "one row an example; what is no row goes into hyperparameters or the objective itself."
+            + (_LIST if isinstance(batch, list) else "")
         )
     return lengths.pop()[0]

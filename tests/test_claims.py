@@ -73,6 +73,20 @@ CLAIMS = {
     "docs/why.md": {
         "Every loss here refuses": "test_law",
         "#exact-zeros": "test_settles_on_the_lasso_with_exact_zeros",
+        "take the steps of the whole batch": (
+            "test_microbatches_take_the_steps_of_the_whole_batch_and_their_means_do_not"
+        ),
+    },
+    "docs/plots.md": {
+        "No setting of matplotlib is changed": "test_a_figure_of_pyplot_is_made_and_nothing_set",
+        "told apart in grey": "test_neighbors_differ_in_grey_and_no_two_styles_are_the_same",
+        "axis is logarithmic where": "test_the_scale_is_logarithmic_where_it_helps",
+        "Epochs count from 1": "test_lines_are_the_columns_over_epochs_from_1",
+        "which others have is refused": "test_runs_of_unequal_columns_are_refused_by_name",
+        "a rate that diverges does not flatten": (
+            "test_the_picture_ends_at_ten_times_what_the_lowest_rate_came_to"
+        ),
+        "another one becomes the cheapest": "test_thresholds_are_where_the_cheapest_changes",
     },
     "docs/schedules.md": {
         "Every level and every length": "test_every_argument_may_be_traced",
@@ -131,6 +145,10 @@ CLAIMS = {
         "The parameters are the last finite ones": "test_a_fit_ends_before_the_step_that_breaks",
         "that alone is NaN ends nothing": (
             "test_a_nan_of_the_validation_value_alone_does_not_stop"
+        ),
+        "The runs are those of `fit`": "test_values_are_those_of_fit",
+        "and such a rate is never picked": (
+            "test_the_lowest_mean_over_seeds_is_picked_and_never_one_that_broke"
         ),
         "nothing is traced and nothing compiled": (
             "test_other_numbers_epochs_and_data_neither_trace_nor_compile"

@@ -6,10 +6,12 @@ import re
 from functools import cache
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from markdown.extensions.toc import slugify
 
 import lossopt as lo
+from docs import _pictures
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -66,11 +68,49 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith("https://"):
             path, _, anchor = target.partition("#")
+            if path.removeprefix("pictures/").removesuffix(".svg") in _pictures.PICTURES:
+                continue
             goal = page.parent / path if path else page
             assert goal.is_file(), target
             assert not anchor or anchor in _anchors(goal), target
     for name in re.findall(r"\]\[([\w.]+)\]", text):
         pkgutil.resolve_name(name)
+
+
+def test_pages_show_all_pictures_and_say_what_is_on_them():
+    text = "".join(page.read_text() for page in PAGES)
+    shown = re.findall(r"!\[([^\]]*)\]\(pictures/(\w+)\.svg\)", text)
+    assert {name for _, name in shown} == set(_pictures.PICTURES)
+    assert all(len(said) > 9 for said, _ in shown)
+
+
+def test_each_schedule_and_each_regularizer_has_its_picture():
+    public = lambda room: {name for name in vars(room) if name[0] != "_"}
+    modules = lambda room: {name for _, name, _ in pkgutil.iter_modules(room.__path__)}
+    of = lambda room: public(room) - modules(room)
+    assert set(_pictures.SCHEDULES) == of(lo.schedules)
+    protocols = {"Regularizer", "Summand", "Quadratic", "add", "by_path"}
+    assert set(_pictures.REGULARIZERS) == of(lo.regularizers) - protocols
+
+
+def test_each_family_of_losses_has_its_picture():
+    page = (ROOT / "docs" / "losses.md").read_text()
+    families = [part.split("\n")[0].lower() for part in page.split("\n## ") if "\n::: " in part]
+    assert list(_pictures.FAMILIES) == families
+
+
+def test_a_picture_is_the_same_bytes_each_time():
+    draw = _pictures.PICTURES["L1_levels"]
+    assert _pictures.svg(draw) == _pictures.svg(draw)
+
+
+def test_microbatches_take_the_steps_of_the_whole_batch_and_their_means_do_not():
+    whole, ours, means = (
+        run.history["validation/loss"] for run in _pictures.microbatches().values()
+    )
+    assert jnp.allclose(ours, whole, rtol=1e-5)
+    assert whole[-1] < 0.8 * whole[0]
+    assert means[-1] > 1.3 * whole[-1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -65,11 +65,10 @@ def logarithmic_where_it_helps(axis: "Axes", values: Any) -> None:
     """Decided by the finite ones of the values."""
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size and finite.min() > 0 and finite.max() > SPAN * finite.min():
-        from matplotlib.ticker import LogFormatter
-
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(LogFormatter())
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        shown = "25" if finite.max() < SPAN**3 * finite.min() else ""
+        axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in shown else "")
 
 
 def ended(axis: "Axes", values: Any, most: float) -> None:

@@ -46,6 +46,7 @@ tbody th { width: 38%; padding-right: 1rem; }
 .numbers td, .numbers thead th + th { text-align: right; padding: .32rem 0 .32rem .75rem;
   font-variant-numeric: tabular-nums; }
 .numbers td { white-space: nowrap; }
+.numbers thead th { overflow-wrap: normal; }
 .judge th, .judge td { font-weight: 650; color: var(--ink); }
 pre { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--wash); border-radius: 6px;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.5 ui-monospace, SFMono-Regular,

@@ -1,11 +1,14 @@
 """Pictures of what came of learning rates."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lossopt import _checks
+from lossopt._typing import ArrayLike
 from lossopt.plots import _axes
+from lossopt.training._learning_rate import RateGrid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # times what the lowest rate came to; what is above lies outside of the picture
 
 
-class Grid(NamedTuple):
+class Drawn(NamedTuple):
     """Numbers to draw: rates, values in a row for each seed, and the pick, if there was one."""
 
     rates: np.ndarray
@@ -21,16 +24,18 @@ class Grid(NamedTuple):
     pick: float | None
 
 
-def learning_rates(grid: Any, *, axis: "Axes | None" = None) -> "Axes":
+def learning_rates(
+    grid: RateGrid | tuple[ArrayLike, ArrayLike] | Mapping, *, axis: "Axes | None" = None
+) -> "Axes":
     """What the objective came to at each learning rate, and the rate that was picked.
 
     Rates at which a seed met a number that is not finite are crosses at the upper edge. Where all
     values are above 0, the picture ends at ten times what the lowest rate came to.
 
     Args:
-      grid: what `training.find_learning_rate` returns, with `rates`, `values` of shape
-        `[seeds, rates]` and `learning_rate`; or a pair `(rates, values)`, as `training.range_test`
-        and sweeps give, the values of shape `[rates]` or `[seeds, rates]`; or several by name.
+      grid: what `training.find_learning_rate` returns; or a pair `(rates, values)`, as
+        `training.range_test` and sweeps give, the values of shape `[rates]` or `[seeds, rates]`; or
+        several of these by name.
       axis: where to draw. None makes a figure of pyplot.
 
     Returns:
@@ -38,7 +43,7 @@ def learning_rates(grid: Any, *, axis: "Axes | None" = None) -> "Axes":
 
     Raises:
       ValueError: if shapes do not fit, or a rate is not above 0.
-      TypeError: if it is something else.
+      TypeError: if `grid` is something else.
       ImportError: if matplotlib is not installed.
 
     Examples:
@@ -61,8 +66,8 @@ def learning_rates(grid: Any, *, axis: "Axes | None" = None) -> "Axes":
 
 def _grid(one):
     """Rates and values as numpy; raises where they do not fit."""
-    pick = getattr(one, "learning_rate", None)
-    if hasattr(one, "rates"):
+    pick = one.learning_rate if isinstance(one, RateGrid) else None
+    if isinstance(one, RateGrid):
         one = one.rates, one.values
     if not isinstance(one, tuple | list) or len(one) != 2:
         raise TypeError(
@@ -76,7 +81,7 @@ def _grid(one):
             f"{values.shape}. Transpose what has seeds last."
         )
     _checks.above(0, rates=rates)
-    return Grid(rates, np.atleast_2d(values), pick)
+    return Drawn(rates, np.atleast_2d(values), pick)
 
 
 def _draw(axis, number, name, one):

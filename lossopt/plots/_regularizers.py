@@ -74,6 +74,7 @@ def regularizers(
 def _over_one(members, draw, step_size, reach, axis):
     weights = np.linspace(-reach, reach, POINTS)
     curves = {name: _measured(one, weights[:, None], step_size) for name, one in members.items()}
+    prox_of = f"prox of step size {np.asarray(step_size):g}"
     axis = _axes.given(axis)
     for number, (name, (values, moved)) in enumerate(curves.items()):
         value = _axes.style(number, 0 if draw == "both" else None, POINTS)
@@ -81,13 +82,12 @@ def _over_one(members, draw, step_size, reach, axis):
         if draw != "prox":
             axis.plot(weights, values, **value, label=name or "penalty")
         if draw != "value":
-            told = name if draw == "prox" and name else f"{name} prox".strip()
+            told = name if draw == "prox" and name else f"{name} {prox_of}".strip()
             thin = {"marker": "", "linewidth": 1.0} if draw == "both" else {}
             axis.plot(weights, moved[:, 0], **prox | thin, label=told)
     if draw != "value":
         axis.plot(weights, weights, color=_axes.GREY, linestyle=":", label="no prox")
-    point = f"weight after a prox of step size {np.asarray(step_size):g}"
-    told = {"both": f"penalty; {point}", "value": "penalty", "prox": point}
+    told = {"both": "penalty, and weight after a prox", "value": "penalty", "prox": prox_of}
     _axes.explained(axis, "weight", told[draw])
     return axis
 

@@ -34,7 +34,7 @@ def schedules(
       axis: where to draw. None makes a figure of pyplot.
 
     Returns:
-      The axis. It is logarithmic where values fall that far from their peak.
+      The axis. It is logarithmic where values fall that far from their peak and never rise again.
 
     Raises:
       ValueError: if `steps` is below 1, or a value is no number.
@@ -49,12 +49,13 @@ def schedules(
     """
     steps = _checks.count("steps", steps, 1)
     counts = np.unique(np.linspace(0, steps, min(steps + 1, COUNTS)).round().astype(int))
-    curves = {name: _values("schedule", fn, counts) for name, fn in _axes.named(schedule).items()}
+    curves = _values("schedule", _axes.named(schedule), counts)
     axis = _axes.given(axis)
     for number, (name, y) in enumerate(curves.items()):
         axis.plot(counts, y, **_axes.style(number, None, len(y)), label=name or "_")
-    falls = np.concatenate([y[np.argmax(y) :] for y in curves.values()])
-    _axes.logarithmic_where_it_helps(axis, falls)
+    falls = [y[np.argmax(y) :] for y in curves.values()]
+    if all(np.all(np.diff(y) <= 0) for y in falls):
+        _axes.logarithmic_where_it_helps(axis, np.concatenate(falls))
     _axes.explained(axis, "count of steps, from 0", "value of the schedule")
     return axis
 
@@ -95,24 +96,21 @@ def losses(
     """
     _checks.above(low, high=high)
     one_of("draw", draw, ("both", "loss", "slope"))
-    points = np.linspace(low, high, POINTS)
-    fns = _axes.named(fn)
-    of = {
+    points, fns = np.linspace(low, high, POINTS), _axes.named(fn)
+    values = {
         name: partial(_of_prediction, _function("loss", one), jnp.asarray(target))
         for name, one in fns.items()
     }
-    values = {name: _values("loss", one, points) for name, one in of.items()}
-    slopes = {name: _values("slope", jax.grad(one), points) for name, one in of.items()}
+    of = {"loss": values, "slope": {name: jax.grad(one) for name, one in values.items()}}
+    kinds = [kind for kind in of if draw in (kind, "both")]
+    curves = {kind: _values(kind, of[kind], points) for kind in kinds}
     axis = _axes.given(axis)
     for number, name in enumerate(fns):
-        if draw != "slope":
-            look = _axes.style(number, 0 if draw == "both" else None, POINTS)
-            axis.plot(points, values[name], **look, label=name or "loss")
-        if draw != "loss":
-            look = _axes.style(number, 1 if draw == "both" else None, POINTS)
-            thin = {"marker": "", "linewidth": 1.0} if draw == "both" else {}
-            label = name if draw == "slope" and name else f"{name} slope".strip()
-            axis.plot(points, slopes[name], **look | thin, label=label)
+        for dash, kind in enumerate(kinds):
+            look = _axes.style(number, dash if draw == "both" else None, POINTS)
+            thin = {"marker": "", "linewidth": 1.0} if dash else {}
+            label = f"{name} {kind}".strip() if dash or not name else name
+            axis.plot(points, curves[kind][name], **look | thin, label=label)
     told = {"both": "loss, and its slope", "loss": "loss", "slope": "slope of the loss"}
     _axes.explained(axis, f"prediction, where the target is {np.asarray(target):g}", told[draw])
     return axis
@@ -137,12 +135,14 @@ def _function(name, fn):
     return fn
 
 
-def _values(name, fn, points):
-    """One number for each point, numpy."""
-    values = np.asarray(jax.jit(jax.vmap(_function(name, fn)))(points))
-    if values.shape != points.shape:
-        raise ValueError(
-            f"Expected one number of the {name} for each, got an array of shape "
-            f"{values.shape[1:]}. Draw one of them, as lambda x: fn(x)[0]."
-        )
-    return values
+def _values(what, fns, points):
+    """One number of each function for each point, numpy, by one program."""
+    fns = {name: _function(what, fn) for name, fn in fns.items()}
+    values = jax.jit(lambda x: [jax.vmap(fn)(x) for fn in fns.values()])(points)
+    for value in values:
+        if value.shape != points.shape:
+            raise ValueError(
+                f"Expected one number of the {what} for each, got an array of shape "
+                f"{value.shape[1:]}. Draw one of them, as lambda x: fn(x)[0]."
+            )
+    return {name: np.asarray(value) for name, value in zip(fns, values)}

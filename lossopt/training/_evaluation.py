@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lossopt import _checks, _jax, _programs
 from lossopt._grad import Walked
@@ -16,7 +17,7 @@ from lossopt._objective import adapt
 from lossopt._pieces import Pieces, by_shard, rows
 from lossopt._typing import Array, Batch, Key, Means, PyTree
 from lossopt.training._inputs import numbers
-from lossopt.training._stream import Reader, is_stream, own_batches
+from lossopt.training._stream import Reader, is_stream, own_batches, owned
 
 AHEAD = 3  # batches of a stream that are in flight
 
@@ -120,11 +121,11 @@ def pooled(
     """
     parts, others, size = [], [], rows(reader.first)
     while reader.next is not None:
-        (batch,) = on_device(data=reader.take())
+        (batch,) = on_device(data=reader.take(owned))
         kept = parts if rows(batch) == size else others
         kept.append(measure(params, batch, *given))
         jax.block_until_ready(kept[-AHEAD : 1 - AHEAD])
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(parts))
     return Pieces((stacked,), tuple(others)).added()
 
 
@@ -155,6 +156,11 @@ def _read(term):
 def on_device(**trees: PyTree) -> list[PyTree]:
     """Trees of jax arrays; raises where a leaf holds no numbers, or such as would not fit."""
     for name, tree in trees.items():
+        if is_stream(tree):
+            raise TypeError(
+                f"Expected arrays in {name}, got an iterable, {type(tree).__name__}: fit and "
+                "evaluate read one batch by batch. Else put its batches together, np.concatenate."
+            )
         numbers(name, tree)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             _checks.fits(**{name + jax.tree_util.keystr(path): leaf})

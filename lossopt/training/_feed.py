@@ -1,17 +1,17 @@
 """What the host gives to the program: rows in memory, or stacks of batches, one read ahead."""
 
 import time
+import warnings
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _checks
 from lossopt._typing import Batch, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._plan import Plan
-from lossopt.training._stream import NEVER, Reader, Stack, length, rows_of
+from lossopt.training._stream import NEVER, Reader, Stack, is_once, length
 
 BYTES, MOST = 2**23, 1024  # of a stack, and its batches
 PATIENCE = 0.25  # seconds of reading
@@ -85,8 +85,8 @@ class Feed(Protocol):
         """Reads what the next piece will need, while the device is at work."""
         ...
 
-    def over(self, step: int, done: float | None) -> bool:
-        """Whether a run that has taken so many steps, and done so many units, is at its end."""
+    def over(self, step: int, epochs: float | None) -> bool:
+        """Whether a run is at its end that has taken so many steps, or so many epochs."""
         ...
 
     def go_to(self, step: int, place: Any) -> None:
@@ -97,8 +97,8 @@ class Feed(Protocol):
         """The epoch of a step, which the last piece holds or begins."""
         ...
 
-    def done(self, step: int) -> float:
-        """How many units are done."""
+    def epochs(self, step: int) -> float:
+        """How many epochs are done, as far as it is known."""
         ...
 
     def place(self, step: int) -> Any:
@@ -111,8 +111,7 @@ class Memory:
 
     def __init__(self, plan: Plan, train: Batch, horizon: Horizon):
         self.unit, self.total, self._per_epoch = horizon.unit, horizon.number, plan.source.steps
-        self._per_unit = self._per_epoch if horizon.unit == "epochs" else 1
-        steps = horizon.number * self._per_unit
+        steps = horizon.number * (self._per_epoch if horizon.unit == "epochs" else 1)
         every = min(horizon.every or self._per_epoch, steps)
         self._piece = Piece(plan, train, steps, every, steps)
         self.exhausted = False
@@ -124,8 +123,8 @@ class Memory:
     def read_ahead(self) -> None:
         """All is there."""
 
-    def over(self, step: int, done: float | None) -> bool:
-        """Whether a run that has taken so many steps is at its end."""
+    def over(self, step: int, epochs: float | None) -> bool:
+        """Whether a run is at its end that has taken so many steps."""
         return self.piece(step) is None
 
     def go_to(self, step: int, place: Any) -> None:
@@ -135,9 +134,9 @@ class Memory:
         """The epoch of a step."""
         return step // self._per_epoch
 
-    def done(self, step: int) -> float:
-        """How many units are done."""
-        return step / self._per_unit
+    def epochs(self, step: int) -> float:
+        """How many epochs are done."""
+        return step / self._per_epoch
 
     def place(self, step: int) -> None:
         """Nothing is needed."""
@@ -152,7 +151,7 @@ class Streamed:
         self._plan, self._reader, self._every = plan, reader, horizon.every
         self._epochs = horizon.number if horizon.unit == "epochs" else NEVER
         self._steps = horizon.number if horizon.unit == "steps" else NEVER
-        self._known = length(reader.stream)
+        self._known, self._once = length(reader.stream), is_once(reader.stream)
         self._most = capacity(reader.first, self._known)
         self._read, self.exhausted = 0, False
         self._now: _Held | None = None
@@ -172,9 +171,9 @@ class Streamed:
         if self._ahead is None and self._goes_on():
             self._ahead = self._stacked()
 
-    def over(self, step: int, done: float | None) -> bool:
-        """Whether a run that has taken so many steps, and done so many units, is at its end."""
-        return (step if self.unit == "steps" else done or 0) >= self.total
+    def over(self, step: int, epochs: float | None) -> bool:
+        """Whether a run is at its end that has taken so many steps, or so many epochs."""
+        return (step if self.unit == "steps" else epochs or 0) >= self.total
 
     def go_to(self, step: int, place: Any) -> None:
         """Goes on from this step, and from where a stream had come."""
@@ -185,17 +184,15 @@ class Streamed:
         """The epoch of a step, which the last piece holds."""
         return self._now.epoch if self._now else self._reader.epoch
 
-    def done(self, step: int) -> float:
-        """How many units are done."""
-        if self.unit == "steps":
-            return step
+    def epochs(self, step: int) -> float:
+        """How many epochs are done, as far as it is known."""
         now = self._now
         if now is None:
             return self._reader.epoch
         if now.ends and step == now.piece.end:
             return now.epoch + 1
-        known = max(self._known or NEVER, 1)
-        return now.epoch + min(1, (now.number + step - now.step) / known)
+        taken, known = now.number + step - now.step, max(self._known or NEVER, 1)
+        return now.epoch + min(taken, known - 1) / known  # a length that is wrong ends no pass
 
     def place(self, step: int) -> Any:
         """What a stream needs to go on here, JSON; None where it has no state."""
@@ -212,26 +209,38 @@ class Streamed:
             return True
         if reader.epoch + 1 == self._epochs:
             return False
-        self.exhausted = self.exhausted or not reader.again()
+        if not self.exhausted and not reader.again():
+            self.exhausted = True
+            if self.unit == "epochs":
+                warnings.warn(
+                    f"epochs={self._epochs}, and {reader.name} gave no batch in pass "
+                    f"{reader.epoch}, counted from 0: the run ends. Give an object whose __iter__ "
+                    "begins anew.",
+                    stacklevel=2,
+                )
         return not self.exhausted
 
     def _stacked(self):
         reader, begun, step = self._reader, time.perf_counter(), self._read
-        mark, epoch, number = reader.mark, reader.epoch, reader.number
-        batches = [reader.take()]
-        rows = rows_of(batches[0])
+        mark, epoch, number, rows = reader.mark, reader.epoch, reader.number, reader.rows
         capacity = self._most if rows == self._plan.source.batch_size else 1
         most = min(capacity, self._steps - step)
-        while reader.next is not None and len(batches) < most:
-            if time.perf_counter() - begun > PATIENCE or rows_of(reader.next) != rows:
+        pile = _Pile(capacity)
+        reader.take(pile.put)
+        while reader.next is not None and reader.rows == rows and pile.count < most:
+            if time.perf_counter() - begun > PATIENCE:
                 break
-            batches.append(reader.take())
-        self._read = end = step + len(batches)
+            reader.take(pile.put)
+        self._read = end = step + pile.count
         ends = reader.next is None
-        final = end == self._steps or (ends and epoch + 1 == self._epochs)
+        final = end == self._steps or (ends and (epoch + 1 == self._epochs or self._once))
         last = end if final or (ends and self._every is None) else NEVER
         where = np.int32(epoch), np.int32(number), np.int32(step)
-        train = Stack(_on_device(batches, capacity), *where)
+        try:
+            train = Stack(pile.on_device(), *where)
+        except ValueError as error:
+            what = f"{reader.name}, batches from {number} of pass {epoch}"
+            raise ValueError(f"{what}: {error}") from None
         piece = Piece(self._plan_of(rows), train, end, self._every or NEVER, last)
         return _Held(piece, epoch, number, step, ends, mark)
 
@@ -261,13 +270,26 @@ def capacity(batch: Batch, known: int | None) -> int:
     return max(1, min(BYTES // max(size, 1), MOST, known or MOST))
 
 
-def _on_device(batches, capacity):
-    def stack(*xs):
-        if capacity == 1:
-            return jnp.asarray(xs[0])[None]
-        whole = np.zeros((capacity, *np.shape(xs[0])), np.asarray(xs[0]).dtype)
-        for place, x in zip(whole, xs):
-            place[...] = x
-        return whole
+class _Pile:
+    """Batches of one shape, put one behind the other; those that a device holds stand alone."""
 
-    return on_device(train=jax.tree.map(stack, *batches))[0]
+    def __init__(self, capacity):
+        self.count, self._capacity = 0, capacity
+        self._leaves, self._structure = [], None
+
+    def put(self, batch):
+        leaves, self._structure = jax.tree.flatten(batch)
+        self._leaves = self._leaves or [self._room(x) for x in leaves]
+        for place, x in zip(self._leaves, leaves):
+            if isinstance(place, np.ndarray):
+                place[self.count] = x
+        self.count += 1
+
+    def on_device(self):
+        return on_device(train=jax.tree.unflatten(self._structure, self._leaves))[0]
+
+    def _room(self, x):
+        if isinstance(x, jax.Array) and self._capacity == 1:
+            return x[None]
+        x = np.asarray(x)
+        return np.zeros((self._capacity, *x.shape), x.dtype)

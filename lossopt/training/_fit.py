@@ -31,7 +31,7 @@ from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
 from lossopt.training._step import Optimizer, State
 from lossopt.training._stop import Stopped, StopRule
-from lossopt.training._stream import Reader, Stack
+from lossopt.training._stream import Reader, Stack, is_stream
 
 WINDOW = 256
 
@@ -82,7 +82,8 @@ def fit(
       params: any tree of floating arrays; not changed.
       train: tree of arrays that share a leading axis of rows; or an iterable of such batches, for
         data larger than the device: a loader, a dataset, a generator. It brings its own batches in
-        its own order, and one pass over it is an epoch.
+        its own order, and one pass over it is an epoch. (A list is a tree; a deque of batches is
+        an iterable.)
       optimizer: any `optax.GradientTransformation`, or a function from the hyperparameters to one.
       epochs: passes over `train`, at least 1, from the very beginning of the run. Give either these
         or `steps`.
@@ -112,7 +113,7 @@ def fit(
       watch: as in `training.run`, leaves that have columns of their own.
       evaluate_at: as in `training.run`, gives the parameters that are judged.
       on_epoch: `on_epoch(row, state)`, called between programs after each row of history, a dict of
-        numbers, with the `training.State` then, whose arrays are on the device. To return
+        numbers of Python, with the `training.State` then, whose arrays are on the device. To return
         `training.STOP` ends the run. After an interruption it may see a row again.
       start: a run to go on from: `params` and `model_state` then give the structure alone. One that
         had stopped by its rule, at numbers that are not finite or by `on_epoch`, comes back.
@@ -132,11 +133,13 @@ def fit(
       gets SIGTERM again, as it would have without `fit`.
 
     Raises:
-      ValueError: if data, names or numbers do not fit together, or a check of values fails.
+      ValueError: if data, names or numbers do not fit together, a check of values fails, or `start`
+        or `checkpoint` holds another run.
       TypeError: if a leaf of the parameters is not floating, or another leaf holds no numbers; if
         `key` is not typed, a count is no whole number, or the objective returns another thing than
         `Mean`s or names what is not given; and inside of `jit`, `vmap` and `grad`: take
         `training.run` there.
+      RuntimeError: if there are steps in `checkpoint` and none verifies.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
@@ -161,9 +164,10 @@ def fit(
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
     saves = Saves(checkpoint, checkpoint_every)
-    with _jax.on_mesh(read.train, params):
+    saves.check(read.reader and read.reader.mark and read.reader.mark[2])
+    with saves, _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = identity(plan, key, train=read.train, validation=read.validation)
+        facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
         begun = _programs.call(first, (plan,), data, params, model_state)
@@ -190,10 +194,12 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
         return hosted(host, reached)
     progress = taken_up(host.plan, host.data, begun, saved, where)
     stopped = Stopped(int(progress.status))
-    origin = saved.origin or {"place": None, "done": None}
-    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["done"]):
-        host.saves.wait()
-        return dataclasses.replace(saved, status=progress.status)
+    origin = saved.origin or {"place": None, "epochs": None}
+    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
+        ended = dataclasses.replace(saved, status=progress.status)
+        told = {**origin, "identity": host.identity}
+        host.saves.now(lambda: dataclasses.replace(ended, origin=told))
+        return ended
     host.feed.go_to(int(saved.steps), origin["place"])
     columns = rows_of(saved)
     columns.setdefault("seconds", np.zeros(len(columns["step"])))
@@ -238,6 +244,11 @@ def _judged_elsewhere(plan, begun):
 
 def _as_started(start, trees):
     """The trees, with those of a run in their places; raises where they have another structure."""
+    if not isinstance(start, Run):
+        raise TypeError(
+            f"Expected start as a Run, from fit or training.run, got {type(start).__name__}. "
+            "Parameters to begin with are given as params."
+        )
     had = {"params": start.params, "model_state": start.model_state}
     same_form(had, {name: trees[name] for name in had}, "start")
     return trees | had
@@ -253,7 +264,7 @@ def _limit(seconds):
 
 def _refuse_tracers(given):
     holds = lambda tree: any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-    names = [name for name, tree in given.items() if holds(tree)]
+    names = [name for name, tree in given.items() if not is_stream(tree) and holds(tree)]
     if names or _jax.traced():
         raise TypeError(
             f"fit is the host's loop, and {' and '.join(names) or 'the call'} is traced by jit, "

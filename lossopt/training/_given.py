@@ -3,8 +3,11 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from lossopt import _checks, _jax, _pieces
-from lossopt._typing import Array, Batch, Key
+from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._feed import Horizon
 from lossopt.training._plan import Source
@@ -32,6 +35,13 @@ class Given(NamedTuple):
     reader: Reader | None
     validating: Iterable | None
 
+    def facts(self) -> dict[str, PyTree]:
+        """What tells these data from others; a stream with a state may begin with another batch."""
+        train = self.train
+        if self.reader is not None and self.reader.stateful:
+            train = jax.eval_shape(lambda: train)
+        return {"train": train, "validation": self.validation}
+
 
 def given(
     train: Any, validation: Any, key: Key[Array, ""], until: Horizon, batch_size: Any, **cut: Any
@@ -40,7 +50,7 @@ def given(
     reader, held = None, None
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
-        if isinstance(validation, float):
+        if isinstance(validation, int | float | np.number):
             raise ValueError(
                 f"validation={validation} is a share of rows, and train is an iterable, whose rows "
                 "nobody has counted. Give arrays or another iterable to validate."

@@ -30,6 +30,8 @@ from lossopt.training._stop import Stopped
 from lossopt.training._stream import NEVER
 
 STOP = Stopped.ASKED
+"""What `on_epoch` returns to end the run, which is then `Stopped.ASKED`."""
+
 Row = dict[str, Any]
 
 
@@ -91,10 +93,10 @@ def hosted(host: Host, reached: Reached) -> Run:
             with bar(host.feed.unit, host.feed.total, host.shown) as show:
                 for turn in _turns(host, reached, asked, show):
                     reached = turn
-                    host.saves.due(partial(run_of, host, reached))
+                    host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
         except Exception:
-            host.saves.now(partial(run_of, host, reached))
             if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
+                host.saves.now(partial(run_of, host, reached))
                 raise
             reached = _ended(reached, Stopped.INTERRUPTED)
         if host.feed.exhausted:
@@ -103,6 +105,8 @@ def hosted(host: Host, reached: Reached) -> Run:
         host.saves.wait()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
+    if asked.signal is not None:
+        reached = _ended(reached, Stopped.INTERRUPTED)
     return run_of(host, reached)
 
 
@@ -118,7 +122,7 @@ def run_of(host: Host, reached: Reached) -> Run:
     origin = {
         "identity": host.identity,
         "place": host.feed.place(steps),
-        "done": host.feed.done(steps),
+        "epochs": host.feed.epochs(steps),
         "hyperparameters": numbers(host.data.hyperparameters),
     }
     run = finish(host.plan, progress, status, pool, host.feed.epoch(steps))
@@ -131,7 +135,8 @@ def _turns(host, reached, asked, show):
     now, count, spent = host.clock(), 1, None
     origin = now - past
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
-        if asked.signal is not None or now + 2 * (spent or 0) > host.limit:
+        late = now + 2 * (spent or 0) + host.saves.took > host.limit
+        if asked.signal is not None or late:
             yield _ended(reached, Stopped.TIME if asked.signal is None else Stopped.INTERRUPTED)
             return
         begun, before = reached.steps, reached.progress
@@ -144,9 +149,11 @@ def _turns(host, reached, asked, show):
         rows = _new_rows(after.progress, before, began - origin, now - origin)
         reached = after._replace(history=[*reached.history, *rows])
         last = reached.history[-1] if reached.history else {}
-        show(host.feed.done(reached.steps), last, now - origin)
+        done = reached.steps if host.feed.unit == "steps" else host.feed.epochs(reached.steps)
+        show(done, last, now - origin)
         for row in rows if host.on_epoch else ():
-            if host.on_epoch(dict(row), reached.progress.state) is STOP:
+            numbers = {name: x.item() for name, x in row.items()}
+            if host.on_epoch(numbers, reached.progress.state) is STOP:
                 reached = _ended(reached, STOP)
         yield reached
 

@@ -34,12 +34,14 @@ def shapes(name: str, tree: PyTree) -> list[str]:
 
 def told(run: Any) -> str:
     """A run in a few lines; of several at once, or traced ones, shapes alone."""
-    facts = jax.tree.leaves((run.status, run.position, run.best_epoch, run.history)) or [None]
+    facts = jax.tree.leaves((run.status, run.position, run.best_epoch, run.steps, run.history)) or [
+        None
+    ]
     if not all(map(_known, facts)) or np.ndim(run.status):
         return "\n".join(["Run", *shapes("params", run.params), f"history: {list(run.history)}"])
-    steps = np.asarray(run.history["step"])
+    rows = np.count_nonzero(np.asarray(run.history["step"]))
     lines = [f"Run: {run.stopped.value}", *shapes("params", run.params)]
-    lines += [f"history: {np.count_nonzero(steps)} rows, {steps.max(initial=0)} steps"]
+    lines += [f"history: {rows} rows, {int(run.steps)} steps"]
     if run.stopped_at:
         lines += ["stopped at: epoch {}, step {}, term {}".format(*run.stopped_at)]
     if run.best_epoch is not None:

@@ -21,6 +21,7 @@ from lossopt.training._step import State
 from lossopt.training._stop import Stopped, StopRule
 
 ENDS = 8  # rows at either end of the data whose bytes tell them from others
+MANY = 100  # leaves of data, which are told as one then
 ENDED = (*BROKEN, Stopped.ASKED)
 
 Identity = Mapping[str, Any]
@@ -32,7 +33,7 @@ def identity(plan: Plan, key: Key[Array, ""], **data: Batch) -> Identity:
     Args:
       plan: of the run.
       key: of the run.
-      **data: trees of arrays, by name; of a stream its first batch.
+      **data: trees of arrays, or of their shapes, by name.
     """
     words = np.asarray(jax.random.key_data(key)).tolist()
     facts = {
@@ -40,8 +41,13 @@ def identity(plan: Plan, key: Key[Array, ""], **data: Batch) -> Identity:
         "microbatches": plan.microbatches,
         **{f"source.{name}": x for name, x in plan.source._asdict().items()},
     }
+    if plan.best is not None:
+        facts["best"] = f"{'lowest' if plan.best.sign == 1 else 'highest'} {plan.best.column}"
     for name, tree in data.items():
-        facts |= {f"{name}/{path}".rstrip("/"): told for path, told in _leaves(tree)}
+        told = dict(_leaves(tree))
+        if len(told) > MANY:
+            told = {"": f"{len(told)} leaves, {_digest(repr(told).encode())}"}
+        facts |= {f"{name}/{path}".rstrip("/"): x for path, x in told.items()}
     return facts
 
 
@@ -87,15 +93,19 @@ def taken_up(plan: Plan, data: Data, begun: Progress, run: Run, where: str) -> P
     """
     state = State(run.params, run.model_state, run.opt_state, run.steps)
     columns = rows_of(run)
+    same_run({"best": run.judge}, {"best": plan.best and plan.best.column}, where)
+    kept = {"best_params": run.best_params, "best_model_state": run.best_model_state}
+    first = begun.best and dict(zip(kept, begun.best[:2]))
+    empty = lambda columns: {name: np.zeros(0, x.dtype) for name, x in columns.items()}
+    names = empty({name: x for name, x in columns.items() if name != "seconds"})
+    had = {**state._asdict(), **kept, "unfinished": run.unfinished, "history": names}
+    now = {**begun.state._asdict(), **(first or {}), "unfinished": begun.pool}
+    same_form(had, now | {"history": empty(begun.window)}, where)
     best = None
     if plan.best and run.best_epoch is not None:
-        at, column = int(run.best_epoch), columns.get(plan.best.column, np.zeros(0))
+        at, column = int(run.best_epoch), columns[plan.best.column]
         value = jnp.asarray(plan.best.sign * column[at] if at >= 0 else np.inf)
         best = Best(run.best_params, run.best_model_state, value, run.best_epoch)
-    names = {name: x[:0] for name, x in columns.items() if name != "seconds"}
-    had = state, best and best[:2], run.unfinished, names
-    window = {name: np.zeros(0, x.dtype) for name, x in begun.window.items()}
-    same_form(had, (begun.state, begun.best and begun.best[:2], begun.pool, window), where)
     waiting, status = begun.waiting, jnp.zeros((), jnp.int32)
     if data.stop is not None:
         waiting, status = replayed(data.stop, columns[watched(data)])
@@ -149,12 +159,14 @@ def _replayed(rule, values, count):
 
 
 def _leaves(tree):
-    """Of each leaf its path and dtype, its shape, and a digest of its ends."""
+    """Of each leaf its path, and dtype, shape and a digest of its ends."""
     for path, x in zip(paths(tree), jax.tree.leaves(tree)):
-        last = max(0, len(x) - ENDS)
-        ends = _rows(x, 0, min(ENDS, len(x))).tobytes() + _rows(x, last, len(x)).tobytes()
-        digest = hashlib.sha256(ends).hexdigest()[:16]
-        yield path, f"{x.dtype}{list(x.shape)}, {digest}"
+        told = f"{x.dtype}{list(x.shape)}"
+        if isinstance(x, jax.Array):
+            last = max(0, len(x) - ENDS)
+            ends = _rows(x, 0, min(ENDS, len(x))).tobytes() + _rows(x, last, len(x)).tobytes()
+            told += f", {_digest(ends)}"
+        yield path, told
 
 
 def _rows(x, low, high):
@@ -171,6 +183,10 @@ def _rows(x, low, high):
                     start - first : stop - first
                 ]
     return rows
+
+
+def _digest(text):
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _form(tree):

@@ -1,19 +1,25 @@
 """The checkpoints of a run: when they are due, and what they hold."""
 
 import dataclasses
+import json
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from lossopt import _checks
 from lossopt.checkpoint import Checkpoints
+from lossopt.training._packed import packed, unpacked
 from lossopt.training._resume import Identity, padded, rows_of, same_run
 from lossopt.training._run import Run
+
+OF_LEAVES = "train/gradient_norm/", "train/update_ratio/"  # too many columns for a note
+LONGEST = 2**15  # of the 2**16 bytes of a note
 
 
 class Saves:
@@ -23,6 +29,9 @@ class Saves:
       place: a directory, or `Checkpoints`, which stay open; or None.
       every: seconds between two saves.
       clock: gives seconds.
+
+    Attributes:
+      took: seconds of a save, where one was timed.
     """
 
     def __init__(
@@ -39,7 +48,20 @@ class Saves:
             )
         self._own = isinstance(place, str | os.PathLike)
         self._all = Checkpoints(place) if isinstance(place, str | os.PathLike) else place
-        self._every, self._clock, self._last, self._at = every, clock, clock(), -1
+        self._every, self._clock, self._last, self._at = every, clock, clock(), 0
+        self._timed, self.took = False, 0.0
+
+    def __enter__(self) -> "Saves":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None or issubclass(kind, Exception):  # Ctrl-C waits for nothing
+            self.wait()
 
     def __str__(self) -> str:
         return f"The checkpoint in {self._all.directory}" if self._all else "no checkpoint"
@@ -66,38 +88,62 @@ class Saves:
         self._at = restored.step
         saved = restored.note["run"]
         cut = {name: column[: saved["rows"]] for name, column in restored.state.history.items()}
-        return dataclasses.replace(restored.state, history=cut, origin=saved["origin"])
+        return dataclasses.replace(restored.state, history=cut, origin=unpacked(saved["origin"]))
 
-    def due(self, run: Callable[[], Run]) -> None:
-        """Saves, if the last one is long ago."""
-        if self._all is not None and self._clock() - self._last >= self._every:
+    def check(self, state: Any) -> None:
+        """Raises where a stream has a state that cannot be saved."""
+        if self._all is not None and (size := len(json.dumps(packed(state)))) > LONGEST:
+            raise ValueError(
+                f"The state() of train takes {size} bytes of JSON, of at most {LONGEST} in a "
+                "checkpoint's note. Give the stream a state() that tells its place alone."
+            )
+
+    def due(self, run: Callable[[], Run], timed: bool) -> None:
+        """Saves, if the last one is long ago; if it is to be timed, the first one comes at once."""
+        if self._all is None:
+            return
+        begun, first = self._clock(), timed and not self._timed
+        if first or begun - self._last >= self._every:
             self.now(run)
+        if first:
+            self._settle()
+            self._timed, self.took = True, self._clock() - begun
 
     def now(self, run: Callable[[], Run]) -> None:
         """Saves, if there is something new."""
         if self._all is None:
             return
+        self._settle()
         made = run()
         if (step := int(made.steps)) > self._at:
             columns = rows_of(made)
             rows = len(columns["step"])
-            note = {name: _number(column[-1]) for name, column in columns.items() if rows}
-            note |= {"run": {"origin": made.origin, "rows": rows}}
+            told = [name for name in columns if rows and not name.startswith(OF_LEAVES)]
+            note = {name: _number(columns[name][-1]) for name in told}
+            note |= {"run": {"origin": packed(made.origin), "rows": rows}}
             made = dataclasses.replace(made, history=padded(columns, rows))
-            self._told(partial(self._all.save, step, made, note=note))
-            self._at, self._last = step, self._clock()
+            if self._told(partial(self._all.save, step, made, note=note)):
+                self._at = step
+            self._last = self._clock()
 
     def wait(self) -> None:
         """Returns when the last save is on the disk; what was opened here is closed."""
         if self._all is not None:
             self._told(self._all.close if self._own else self._all.wait)
 
-    def _told(self, do: Callable[[], None]) -> None:
-        """A save that fails is said, and ends nothing."""
+    def _settle(self):
+        """Waits for the last save; one that did not land is no reason against the next."""
+        if self._all is not None and not self._told(self._all.wait):
+            self._at = 0
+
+    def _told(self, do: Callable[[], None]) -> bool:
+        """Whether it went well; a save that fails is said, and ends nothing."""
         try:
             do()
-        except RuntimeError as error:
+        except Exception as error:
             warnings.warn(f"{error}\nThe run itself goes on.", stacklevel=4)
+            return False
+        return True
 
 
 def _number(x):

@@ -1,10 +1,10 @@
 """Ctrl-C, and the end that a system asks for: noted and acted on between two calls."""
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 TOLD = b"\nlossopt.fit ends after this call of the program; once more ends it at once.\n"
@@ -17,7 +17,7 @@ class Asked:
         self.signal: int | None = None
 
 
-@contextmanager
+@contextlib.contextmanager
 def noted() -> Iterator[Asked]:
     """Notes SIGINT and SIGTERM instead of acting on them; a second one acts at once.
 
@@ -33,7 +33,8 @@ def noted() -> Iterator[Asked]:
             signal.raise_signal(number)
             return
         asked.signal = number
-        os.write(2, TOLD)
+        with contextlib.suppress(OSError):  # nobody listens
+            os.write(2, TOLD)
 
     def put_back():
         for number, handler in before.items():

@@ -152,10 +152,14 @@ def places(
             sizes = sizes[::-1]
         return left * jnp.uint32(sizes[1]) + right
 
-    walk = lambda x: jnp.where(x >= rows, once(x), x)
-    beyond = lambda x: jnp.any(x >= rows)
-    first = once(jnp.asarray(numbers, jnp.uint32))
-    return jax.lax.while_loop(beyond, walk, first).astype(jnp.int32)
+    def walk(carry):
+        """All at first, then who is beyond: one copy of the rounds is half as long to compile."""
+        first, x = carry
+        return False, jnp.where(first | (x >= rows), once(x), x)
+
+    on = lambda carry: carry[0] | jnp.any(carry[1] >= rows)
+    start = True, jnp.asarray(numbers, jnp.uint32)
+    return jax.lax.while_loop(on, walk, start)[1].astype(jnp.int32)
 
 
 def _sides(rows):

@@ -1,8 +1,9 @@
 """Batches of an iterable: recognized, checked, and read in passes that can be taken up again."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from lossopt.training._inputs import numbers
 
 NEVER = int(np.iinfo(np.int32).max)
 CAPTURE = 32  # batches between two states of a stream
+T = TypeVar("T")
 # Of this library's own protocol, of grain's iterators, of torchdata's loaders.
 STATES = ("state", "restore"), ("get_state", "set_state"), ("state_dict", "load_state_dict")
 
@@ -76,16 +78,17 @@ class Stacks(NamedTuple):
 
 
 def is_stream(data: Any) -> bool:
-    """Whether it is an iterable of batches: it is no tree, no array, no number and no text."""
-    alone = jax.tree.structure(data) == jax.tree.structure(0)
+    """Whether it is an iterable of batches: it is no tree, no array, no mapping and no text."""
+    alone = jax.tree_util.default_registry.flatten_one_level(data) is None
     array = any(hasattr(data, name) for name in ("dtype", "__array__", "__jax_array__"))
-    return alone and isinstance(data, Iterable) and not array and not isinstance(data, str | bytes)
+    other = array or isinstance(data, str | bytes | Mapping)
+    return alone and isinstance(data, Iterable) and not other
 
 
 def own_batches(**given: Any) -> None:
     """Raises where an iterable, the first, is to be cut otherwise than it is."""
     stream, *options = given
-    if named := [name for name in options if given[name] not in (None, False)]:
+    if named := [name for name in options if not (given[name] is None or given[name] is False)]:
         raise ValueError(
             f"{stream} is an iterable, which brings its own batches, and {' and '.join(named)} "
             "says how rows of arrays are cut. Leave it out, and cut in the loader."
@@ -93,16 +96,22 @@ def own_batches(**given: Any) -> None:
 
 
 def is_once(stream: Iterable) -> bool:
-    """Whether it can be iterated only once, as a generator."""
-    return iter(stream) is stream
+    """Whether it can be iterated only once, as a generator; it is not begun to find out."""
+    return isinstance(stream, Iterator)
 
 
 def length(stream: Any) -> int | None:
     """How many batches it says that it has."""
     try:
         return len(stream)
-    except TypeError:
+    except (TypeError, NotImplementedError, OverflowError):
         return None
+
+
+def owned(batch: Batch) -> Batch:
+    """A copy, where a loader might write its next batch into the same memory."""
+    own = lambda x: x if isinstance(x, jax.Array) else np.asarray(x).copy()
+    return jax.tree.map(own, batch)
 
 
 class Reader:
@@ -113,6 +122,7 @@ class Reader:
       next: the batch that comes; None where the pass has ended.
       epoch: the number of the pass.
       number: of `next` within it.
+      rows: of `next`; 0 where it has none.
       mark: the last state that the stream told, `(epoch, number, state)`; or None.
     """
 
@@ -124,19 +134,28 @@ class Reader:
         if self.next is None:
             raise ValueError(
                 f"Expected batches in {name}, got an iterable that gives none. It may have been "
-                "read before: give a list, a loader, or a generator that is new."
+                "read before: give a loader, a collections.deque, or a generator that is new."
             )
-        self.first = self.next
-        numbers(name, self.first)
-        self._like, self._sizes = _outline(self.first), {_pieces.rows(self.first, name)}
+        numbers(name, self.next)
+        self._sizes = {_pieces.rows(self.next, name)}
+        self.first = owned(self.next)
+        self._like = self._structure, [*map(_outline, self._leaves)]
 
-    def take(self) -> Batch:
-        """The next batch; raises where it is not like the first."""
+    @property
+    def stateful(self) -> bool:
+        """Whether the stream tells where it is."""
+        return self.mark is not None
+
+    def take(self, keep: Callable[[Batch], T]) -> T:
+        """What `keep` makes of the next batch, before the loader makes the one behind it.
+
+        Raises where the batch is not like the first.
+        """
         batch = self.next
-        outline = _outline(batch)
-        if outline != self._like or not _leaves_agree(batch):
-            raise ValueError(f"{self.name}, batch {self.number}: {self._differs(batch)}")
-        self._sizes.add(rows_of(batch))
+        if not self._fits():
+            where = f"{self.name}, batch {self.number} of pass {self.epoch}"
+            raise ValueError(f"{where}: {self._differs(batch)}")
+        self._sizes.add(self.rows)
         if len(self._sizes) == 3:
             self._sizes.add(0)
             warnings.warn(
@@ -145,8 +164,9 @@ class Reader:
                 "but the last.",
                 stacklevel=2,
             )
+        kept = keep(batch)
         self.skip()
-        return batch
+        return kept
 
     def skip(self) -> None:
         """Passes by the next batch."""
@@ -199,8 +219,19 @@ class Reader:
 
     def _pull(self):
         if self._told and self.number % CAPTURE == 0:
-            self.mark = self.epoch, self.number, self._told.state()
+            self.mark = self.epoch, self.number, copy.deepcopy(self._told.state())
         self.next = next(self._batches, None)
+        self._leaves, self._structure = jax.tree.flatten(self.next)
+        self.rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
+
+    def _fits(self):
+        """Whether the next batch is like the first, but for its rows, which all leaves share."""
+        alike = self._structure == self._like[0] and self.rows > 0
+        outlines = map(_outline, self._leaves)
+        return alike and all(
+            got == want and np.shape(x)[0] == self.rows
+            for got, want, x in zip(outlines, self._like[1], self._leaves)
+        )
 
     def _differs(self, batch):
         """What is not like in the first batch."""
@@ -231,22 +262,15 @@ def _stateful(x):
     return None
 
 
-def rows_of(batch: Batch) -> int:
-    """The rows of a batch that was checked."""
-    return np.shape(jax.tree.leaves(batch)[0])[0]
-
-
-def _outline(batch):
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, [(_dtype(x), np.shape(x)[1:]) for x in leaves]
-
-
-def _leaves_agree(batch):
-    return len({np.shape(x)[:1] for x in jax.tree.leaves(batch)}) == 1 and rows_of(batch) > 0
+def _outline(x):
+    """All but the rows."""
+    shape = np.shape(x)
+    return _dtype(x), len(shape), shape[1:]
 
 
 def _dtype(x):
-    return getattr(x, "dtype", None) or np.asarray(x).dtype
+    kind = getattr(x, "dtype", None)
+    return kind if isinstance(kind, np.dtype) else np.asarray(x).dtype
 
 
 def _told(x):

@@ -117,8 +117,7 @@ def average(
         updates, inner = rule.update(updates, state.inner, params, **extra)
         forgotten, own = weigh(state.count, state.weight.dtype)
         weight = gather(state.weight, forgotten, own)
-        total = weight[0] - weight[1]
-        share = own / jnp.where(total > 0, total, 1)
+        share = own / jnp.where(weight[0] > 0, weight[0], 1)
         # Made once and rounded: a compiler would repeat the rule in the loop of the average.
         iterates = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
         average = jax.tree.map(lambda a, x: _added(a, x, share), state.average, iterates)

@@ -8,12 +8,7 @@ import lossopt as lo
 
 RATES = np.geomspace(1e-3, 1, 4)
 VALUES = np.array([[4.0, 3.0, 1.0, 900.0], [4.2, 3.4, 1.2, np.nan]])
-
-
-class Grid:
-    """As `find_learning_rate` returns it."""
-
-    rates, values, learning_rate = RATES, VALUES, RATES[2]
+GRID = lo.training.RateGrid(RATES, VALUES, RATES[2])
 
 
 @pytest.fixture
@@ -26,7 +21,7 @@ def _labels(axis):
 
 
 def test_the_mean_each_seed_what_is_not_finite_and_the_pick(axis):
-    assert lo.plots.learning_rates(Grid, axis=axis) is axis
+    assert lo.plots.learning_rates(GRID, axis=axis) is axis
     mean, seeds, lost, pick = axis.lines
     assert mean.get_xdata().tolist() == RATES.tolist()
     assert np.array_equal(mean.get_ydata(), VALUES.mean(axis=0), equal_nan=True)
@@ -39,7 +34,7 @@ def test_the_mean_each_seed_what_is_not_finite_and_the_pick(axis):
 
 
 def test_scales_and_labels(axis):
-    lo.plots.learning_rates(Grid, axis=axis)
+    lo.plots.learning_rates(GRID, axis=axis)
     assert axis.get_xscale() == axis.get_yscale() == "log"
     assert axis.get_xlabel() == "learning rate"
     assert axis.get_ylabel() == "value of the objective"
@@ -52,14 +47,13 @@ def test_values_below_0_are_linear_and_all_in_the_picture(axis):
 
 
 def test_the_picture_ends_at_ten_times_what_the_lowest_rate_came_to(axis):
-    lo.plots.learning_rates(Grid, axis=axis)
+    lo.plots.learning_rates(GRID, axis=axis)
     low, high = axis.get_ylim()
     assert low < 1 < 4.2 < high == pytest.approx(42)
 
 
 def test_a_pick_at_the_end_is_said(axis):
-    grid = type("Grid", (Grid,), {"learning_rate": RATES[0]})
-    lo.plots.learning_rates(grid, axis=axis)
+    lo.plots.learning_rates(GRID._replace(learning_rate=RATES[0]), axis=axis)
     assert "pick: 0.001 (at the end of the rates)" in _labels(axis)
 
 

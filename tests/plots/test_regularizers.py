@@ -33,9 +33,9 @@ def test_penalty_and_prox_of_one_weight(axis):
     assert np.allclose(penalty.get_ydata(), np.abs(x) / 2)
     assert np.allclose(prox.get_ydata(), _soft(x, 1.0), atol=1e-6)
     assert none.get_ydata().tolist() == x.tolist()
-    assert _labels(axis) == ["penalty", "prox", "no prox"]
+    assert _labels(axis) == ["penalty", "prox of step size 2", "no prox"]
     assert axis.get_xlabel() == "weight"
-    assert axis.get_ylabel() == "penalty; weight after a prox of step size 2"
+    assert axis.get_ylabel() == "penalty, and weight after a prox"
 
 
 @pytest.mark.parametrize("draw", ["value", "prox"])

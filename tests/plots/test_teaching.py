@@ -53,6 +53,7 @@ def test_a_constant_and_several_by_name(axis):
     [
         (lo.schedules.step(0.1, 30, factor=0.1), "log"),
         (lo.schedules.cosine(0.1, 90), "linear"),  # it ends at 0
+        (lo.schedules.cosine_restarts(0.1, 45), "linear"),  # it rises again
         (lo.schedules.warmup(lo.schedules.constant(0.1), 80), "linear"),  # it rises
     ],
 )

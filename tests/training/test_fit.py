@@ -61,8 +61,10 @@ def _plain(w, x):
 
 
 def _fit_plain(objective=_plain, params=0.0, train=None, optimizer=None, **options):
+    """One step an epoch: the draw of rows is most of a program."""
     train = jnp.arange(6.0) if train is None else train
-    return lo.fit(objective, params, train, optimizer or DESCENT, **OPTIONS | options)
+    given = OPTIONS | {"batch_size": 6} | options
+    return lo.fit(objective, params, train, optimizer or DESCENT, **given)
 
 
 def _timeless(x):
@@ -155,17 +157,18 @@ def test_a_validation_set_of_total_weight_0_never_wins():
 
 
 def test_steps_are_counted_instead_of_epochs():
-    seven = _fit_plain(epochs=None, steps=7, evaluate_every=3, validation=jnp.arange(3.0))
+    in_two = partial(_fit_plain, batch_size=4, validation=jnp.arange(3.0))
+    seven = in_two(epochs=None, steps=7, evaluate_every=3)
     np.testing.assert_array_equal(seven.history["step"], [3, 6, 7])
-    epochs = _fit_plain(epochs=3, validation=jnp.arange(3.0))
-    six = _fit_plain(epochs=None, steps=6, validation=jnp.arange(3.0))
+    epochs = in_two(epochs=3)
+    six = in_two(epochs=None, steps=6)
     np.testing.assert_array_equal(epochs.history["step"], [2, 4, 6])
     _same_bits(six, epochs)
     assert seven.history["validation/value"][1] == epochs.history["validation/value"][2]
 
 
 def test_rows_of_history_do_not_change_the_run():
-    often, once = (_fit_plain(evaluate_every=every) for every in (1, 999))
+    often, once = (_fit_plain(batch_size=4, evaluate_every=every) for every in (1, 999))
     _same_bits(often.params, once.params)
     np.testing.assert_array_equal(often.history["step"], np.arange(1, 11))
     np.testing.assert_array_equal(once.history["step"], [10])
@@ -214,7 +217,7 @@ def test_options_reach_the_run():
     def count(w, x, model_state):
         return {"fit": lo.mean((w - x) ** 2)}, {"model_state": model_state + 1}
 
-    counted = partial(_fit_plain, count, has_aux=True, model_state=0, epochs=1)
+    counted = partial(_fit_plain, count, has_aux=True, model_state=0, batch_size=4, epochs=1)
     cut = counted(train=jnp.arange(10.0), microbatches=2)
     dropped = counted(train=jnp.arange(10.0), drop_last=True)
     assert (cut.model_state, dropped.model_state) == (5, 2)
@@ -586,7 +589,7 @@ def test_wide_integers_are_data_in_float64():
 )
 def test_what_does_not_fit_is_refused_in_plain_words(compiled, options, error, message):
     with pytest.raises(error, match=message):
-        _fit_plain(**options)
+        _fit_plain(**{"batch_size": 4} | options)
     assert compiled() <= 1, "at most the preflight"
 
 

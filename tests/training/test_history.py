@@ -1,6 +1,7 @@
 """Columns beside the terms, what judges by them, and how a run is told."""
 
 import csv
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -242,6 +243,10 @@ def test_a_run_tells_shapes_and_why_it_ended_and_no_arrays(run):
         "history: 3 rows, 6 steps",
         f"best: row {run.best_epoch}, validation/value {value:.6g}",
     ]
+
+
+def test_a_run_that_ended_between_two_rows_tells_its_steps(run):
+    assert "history: 3 rows, 8 steps" in str(dataclasses.replace(run, steps=jnp.int32(8)))
 
 
 def test_a_run_that_broke_tells_where():

@@ -14,8 +14,8 @@ from flax import nnx
 
 import lossopt as lo
 
-ROWS, BATCH, EPOCHS, WIDTH = 14, 5, 2, 6
-STEPS = 3 * EPOCHS
+ROWS, BATCH, EPOCHS, WIDTH = 14, 7, 2, 6
+STEPS = 2 * EPOCHS
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
@@ -65,7 +65,7 @@ def _trained(model):
     )
     _, places, words = run.model_state[1]
     rows = [place[place >= 0] for place in np.asarray(places)]
-    assert [len(place) for place in rows] == [5, 5, 4] * EPOCHS
+    assert [len(place) for place in rows] == [BATCH] * STEPS
     batches = [(TRAIN["x"][place], TRAIN["y"][place]) for place in rows]
     return run, list(zip(batches, jax.random.wrap_key_data(words)))
 
@@ -381,3 +381,43 @@ def test_a_state_that_is_spent_by_its_use_is_given_anew():
     assert run.model_state.get(counter.seen) == 10
     measured = lo.training.evaluate(objective, run.params, data, batch_size=2, **options)
     np.testing.assert_allclose(measured["fit"], np.mean((run.params - np.arange(5.0)) ** 2))
+
+
+class Normed(nn.Module):
+    """Statistics of `x @ kernel`, and nothing else."""
+
+    @nn.compact
+    def __call__(self, x, training):
+        x = nn.Dense(2, use_bias=False)(x)
+        return nn.BatchNorm(use_running_average=not training, momentum=0.5)(x)
+
+
+class Parts:
+    """Rows in their order, in parts."""
+
+    def __iter__(self):
+        for first in range(0, 10, BATCH):
+            yield {name: TRAIN[name][first : first + BATCH] for name in ("x", "y")}
+
+
+def test_a_rule_that_moves_nothing_measures_statistics_at_other_parameters():
+    def objective(params, batch, key, model_state):
+        variables = {"params": params, "batch_stats": model_state}
+        call = {"training": key is not None, "mutable": ["batch_stats"]}
+        x, changed = Normed().apply(variables, batch["x"], **call)
+        means = {"fit": lo.mean(lo.losses.squared_error(x.sum(axis=1), batch["y"]))}
+        return means, {"model_state": changed["batch_stats"]}
+
+    begun = Normed().init(jax.random.key(0), TRAIN["x"], training=False)
+    options = {"key": jax.random.key(1), "has_aux": True, "progress": False, "epochs": 2}
+    given = objective, begun["params"], Parts(), optax.set_to_zero()
+    measured = lo.fit(*given, model_state=begun["batch_stats"], **options)
+
+    jax.tree.map(np.testing.assert_array_equal, measured.params, begun["params"])
+    kernel = np.float64(begun["params"]["Dense_0"]["kernel"])
+    got = measured.model_state["BatchNorm_0"]
+    for name, statistic in {"mean": np.mean, "var": np.var}.items():
+        want = np.float64(begun["batch_stats"]["BatchNorm_0"][name])
+        for part in [*Parts(), *Parts()]:
+            want = 0.5 * want + 0.5 * statistic(np.float64(part["x"]) @ kernel, axis=0)
+        np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)

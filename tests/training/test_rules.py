@@ -22,7 +22,7 @@ PARAMS = {
 DATA = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
 FIRST = {"w": True, "b": False, "s": False}
 LABELS = {"w": "a", "b": "b", "s": "b"}
-SETTINGS = {"epochs": 2, "batch_size": 4, "key": jax.random.key(0)}
+SETTINGS = {"epochs": 2, "batch_size": len(DATA), "key": jax.random.key(0)}
 
 
 def loss(params, batch):

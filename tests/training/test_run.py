@@ -285,7 +285,7 @@ def _small(rate=0.2, strength=STRENGTH, params=None, key=KEY):
         _params() if params is None else params,
         _data(ROWS, 0),
         optax.sgd(rate),
-        batch_size=BATCH,
+        batch_size=ROWS // 2,
         epochs=2,
         key=key,
         has_aux=True,

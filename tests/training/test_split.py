@@ -45,7 +45,7 @@ def test_the_key_decides_and_each_row_is_held_equally_often():
 
 @pytest.mark.parametrize("train", [lo.fit, lo.training.run])
 def test_a_share_trains_and_measures_as_its_parts_do(train):
-    data, rule = _data(23), optax.sgd(0.1)
+    data, rule = _data(20), optax.sgd(0.1)
     alone, held = lo.training.split(data, 0.2, KEY)
     got = train(_objective, 0.0, data, rule, validation=0.2, **OPTIONS)
     want = train(_objective, 0.0, alone, rule, validation=held, **OPTIONS)
