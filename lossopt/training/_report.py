@@ -77,7 +77,7 @@ def to_pandas(history: Mapping[str, Array]) -> Any:
     return pandas.DataFrame({name: np.asarray(column) for name, column in history.items()})
 
 
-def numbers(tree: PyTree) -> dict[str, Any]:
+def as_json(tree: PyTree) -> dict[str, Any]:
     """What JSON has of the leaves of a tree, by path; of a large one its dtype and shape."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")

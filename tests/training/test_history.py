@@ -17,7 +17,7 @@ from rich.console import Console
 import lossopt as lo
 from lossopt.training import _bar, _fit
 from lossopt.training._norms import norms
-from lossopt.training._report import numbers
+from lossopt.training._report import as_json
 
 KEY, NAN, INF = jax.random.key(0), np.nan, np.inf
 EPOCHS, X = 4, np.arange(6.0, dtype=np.float32)
@@ -279,7 +279,7 @@ def test_hyperparameters_are_noted_as_json_has_them():
         "weights": jnp.ones((1000, 2)),
         "key": jax.random.key(0),
     }
-    noted = numbers(tree)
+    noted = as_json(tree)
     assert json.loads(json.dumps(noted, allow_nan=False)) == noted
     assert noted == {
         "rate": 0.3,
@@ -293,9 +293,9 @@ def test_hyperparameters_are_noted_as_json_has_them():
         "key": "key<fry>[]",
     }
     assert jnp.bfloat16(noted["half"]) == tree["half"]
-    assert numbers(2.0) == {"": 2.0}
-    assert numbers(None) == {}
-    assert len(json.dumps(numbers([1.0] * 10_000))) < 2000  # a checkpoint's note is small
+    assert as_json(2.0) == {"": 2.0}
+    assert as_json(None) == {}
+    assert len(json.dumps(as_json([1.0] * 10_000))) < 2000  # a checkpoint's note is small
 
 
 def _lines(capsys, times, total=10, unit="epochs"):
