@@ -269,7 +269,7 @@ def decision(axis):
 
 PICTURES = {
     "averages": averages,
-    "run": lambda axis: lo.plots.loss_curves(_run(), axis=axis),
+    "run": lambda axis: lo.plots.loss_curves(_run(), axis=axis).set_ylim(top=2),  # room for words
     "norms": lambda axis: lo.plots.history(
         _run(), ["train/gradient_norm", "train/update_ratio"], axis=axis
     ),

@@ -93,13 +93,15 @@ def main():
         table.add_row(str(rate), *(f"{x:.4f}" for x in row))
     Console().print(table)
 
-    figure, axes = plt.subplots(layout="constrained")
-    for name in ("train/fit", "validation/fit"):
-        axes.plot(run.history[name], label=name)
-    axes.axvline(run.best_epoch, color="gray", linestyle=":", label="best epoch")
-    axes.axvline(ended - 1, color="gray", linestyle="--", label="stop")
-    axes.set(xlabel="epoch", ylabel="cross entropy", yscale="log", title="digits")
-    axes.legend()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    lo.plots.loss_curves(run, "fit", axis=left)
+    left.set(ylabel="cross entropy", title=f"Digits: best after {run.best_epoch + 1} epochs")
+    curves = {f"strength {x:g}": (rates, column) for x, column in zip(strengths, sweep.T)}
+    lo.plots.learning_rates(curves, axis=right)
+    rate, strength = np.unravel_index(np.argmin(sweep), sweep.shape)
+    more = "rate" if np.ptp(sweep.min(axis=1)) > np.ptp(sweep.min(axis=0)) else "strength"
+    best = f"best: rate {rates[rate]:g}, strength {strengths[strength]:g}"
+    right.set(ylabel="validation cross entropy", title=f"The {more} matters more; {best}")
     pathlib.Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/digits.png", dpi=150)
     lo.plots.report(run, "figures/digits.html", title="Handwritten digits")
