@@ -72,8 +72,8 @@ def _panels(rows):
     """Columns that are read together, by name; the value itself is drawn above them."""
     panels = {}
     for column in rows:
-        name = column.partition("/")[2]
-        if name and name != "value":
+        part, _, name = column.partition("/")
+        if name and not np.array_equal(rows[column], rows.get(f"{part}/value"), equal_nan=True):
             norm = next((norm for norm in NORMS if name.startswith(f"{norm}/")), name)
             panels.setdefault(norm.replace("_", " "), []).append(column)
     return panels

@@ -140,6 +140,11 @@ class TestFacts:
         for words in ("training", "validation", "epoch", "train/fit", "train/gradient_norm"):
             assert words in page.text
 
+    def test_the_only_term_is_not_drawn_again(self, short, read):
+        alone = {"train/fit": "train/value", "validation/fit": "validation/value"}
+        columns = short.history | {name: short.history[x] for name, x in alone.items()}
+        assert read(dataclasses.replace(short, history=columns)).tags.count("svg") == 1
+
 
 class TestSelfContained:
     def test_nothing_is_loaded(self, page):
