@@ -1,4 +1,4 @@
-"""What it takes to have a run again, as HTML: command, key, batches, versions and devices."""
+"""What it takes to run it again, as HTML: command, key, batches, versions and devices."""
 
 import datetime
 import importlib.metadata
@@ -29,8 +29,8 @@ def key(run: Run) -> str:
 
 def key_of(words: str) -> str:
     """An expression that gives a key, from its implementation and its data as text."""
-    implementation, _, data = words.partition(" ")
-    numbers = json.loads(data)
+    implementation, _, data = words.rpartition(" [")  # the name of one's own may have spaces
+    numbers = json.loads(f"[{data}")
     if implementation == "threefry2x32" and numbers[0] == 0 and numbers[1] < 2**31:
         return f"jax.random.key({numbers[1]}, impl={implementation!r})"
     array = f"np.array({numbers}, np.uint32)"

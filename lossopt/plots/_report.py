@@ -1,4 +1,4 @@
-"""One page for a run: how it went, why it ended, and what it takes to have it again."""
+"""One page for a run: how it went, why it ended, and what it takes to run it again."""
 
 import math
 import os
@@ -36,7 +36,7 @@ def report(
     """Writes one page of HTML about a run, which can be mailed, printed and read offline.
 
     It holds the curves, the best row of history and the last, why the run ended and where,
-    hyperparameters, shapes and number of the parameters, and what it takes to have the run again:
+    hyperparameters, shapes and number of the parameters, and what it takes to run it again:
     the command, the key, the batches, a digest of the data, versions and devices. The page loads
     nothing: no script, no font, no picture. Without matplotlib it has no curves, and says so.
 

@@ -292,6 +292,7 @@ class TestRefusals:
 def test_the_key_on_the_page_is_that_of_the_run(implementation, data):
     key = jax.random.wrap_key_data(np.uint32(data), impl=implementation)
     words = f"{jax.random.key_impl(key)} {np.asarray(jax.random.key_data(key)).tolist()}"
+    assert key_of(f"one's own [{data[0]}, {data[1]}]").endswith('impl="one\'s own")')
     again = eval(key_of(words), {"jax": jax, "np": np})
     assert again.dtype == key.dtype
     assert np.array_equal(jax.random.key_data(again), jax.random.key_data(key))
