@@ -18,7 +18,7 @@ NEWER := $(filter-out tests/contract $(addprefix tests/test_,architecture.py cla
 export MPLBACKEND ?= Agg
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test quick newest lint bench docs
+.PHONY: demo test quick newest lint bench docs pictures
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -63,6 +63,13 @@ bench: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/mkdocs build --strict
+
+# The pictures of the README, of what `make demo` wrote.
+pictures: demo
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1100,1390 \
+		--screenshot=figures/report.png file://$(CURDIR)/figures/digits.html
+	$(BIN)/python -c "from PIL import Image; [Image.open(f'figures/{name}.png').convert('RGB').quantize(64) \
+		.save(f'docs/pictures/{name}.png', optimize=True) for name in ('digits', 'report')]"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

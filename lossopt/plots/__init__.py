@@ -12,6 +12,7 @@ from lossopt.plots._curves import loss_curves as loss_curves
 from lossopt.plots._decisions import decision as decision
 from lossopt.plots._rates import learning_rates as learning_rates
 from lossopt.plots._regularizers import regularizers as regularizers
+from lossopt.plots._report import report as report
 from lossopt.plots._teaching import losses as losses
 from lossopt.plots._teaching import schedules as schedules
 

@@ -90,5 +90,8 @@ def explained(axis: "Axes", x: str, y: str) -> None:
     axis.set(xlabel=x, ylabel=y)
     axis.grid(color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
+    words = [axis.xaxis.label, axis.yaxis.label]
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize="small")
+        words += axis.legend(fontsize="small").get_texts()
+    for text in words:
+        text.set_parse_math(False)  # names are the user's, and so are their dollars

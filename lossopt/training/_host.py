@@ -20,6 +20,7 @@ from lossopt.training._history import close
 from lossopt.training._loop import advance
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._pool import Pool
+from lossopt.training._report import as_json
 from lossopt.training._resume import Identity
 from lossopt.training._run import BROKEN, Run, finish
 from lossopt.training._saves import Saves
@@ -122,6 +123,7 @@ def run_of(host: Host, reached: Reached) -> Run:
         "identity": host.identity,
         "place": host.feed.place(steps),
         "epochs": host.feed.epochs(steps),
+        "hyperparameters": as_json(host.data.hyperparameters),
     }
     run = finish(host.plan, progress, status, pool, host.feed.epoch(steps))
     return dataclasses.replace(run, history=columns, validation_rows=host.held, origin=origin)

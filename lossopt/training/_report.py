@@ -17,6 +17,7 @@ from lossopt._paths import paths
 from lossopt._typing import Array, PyTree
 
 SHOWN = 8  # leaves
+MANY = 100  # leaves, in a note
 
 
 def shapes(name: str, tree: PyTree) -> list[str]:
@@ -74,6 +75,24 @@ def to_pandas(history: Mapping[str, Array]) -> Any:
         raise ImportError("to_pandas needs the package pandas, which is not installed.") from error
     _rows(history)
     return pandas.DataFrame({name: np.asarray(column) for name, column in history.items()})
+
+
+def as_json(tree: PyTree) -> dict[str, Any]:
+    """What JSON has of the leaves of a tree, by path; of a large one its dtype and shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {named(path): _number(x) for path, x in leaves[:MANY]}
+
+
+def _number(x):
+    kind = jax.numpy.result_type(x)
+    plain = jax.numpy.issubdtype(kind, np.integer) or kind.name == "bool"
+    if np.shape(x) or not (plain or jax.numpy.issubdtype(kind, np.floating)):
+        return f"{kind}{list(np.shape(x))}"
+    value = np.asarray(x)[()]
+    if plain:
+        return value.item()
+    return float(str(value)) if np.isfinite(value) else str(value)  # 0.1 in float32 is 0.1
 
 
 def _known(x):

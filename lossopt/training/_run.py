@@ -79,8 +79,8 @@ class Run:
       steps: how many were taken, int32.
       unfinished: sums of the steps since the last row of history, with which `fit(start=run)` goes
         on.
-      origin: what `fit(start=run)` compares, and where a stream had come, as JSON has it; None
-        outside of `fit`. `jax.tree.map` and `jax.jit` lose it.
+      origin: what `fit(start=run)` compares, where a stream had come, and the hyperparameters, as
+        JSON has it; None outside of `fit`. `jax.tree.map` and `jax.jit` lose it.
 
     `print(run)` tells shapes, rows, steps and why it ended, not the arrays.
     """

@@ -60,3 +60,11 @@ def test_neighbors_differ_in_grey_and_no_two_styles_are_the_same():
 def test_markers_of_curves_on_each_other_do_not_cover_each_other():
     starts = [_axes.style(number, points=100)["markevery"][0] for number in range(7)]
     assert len(set(starts)) == 7
+
+
+def test_dollars_in_names_are_dollars():
+    axis = Figure().subplots()
+    axis.plot([1, 2], label=r"$\frac$")
+    _axes.explained(axis, "$a$", "$b$")
+    axis.figure.draw_without_rendering()
+    assert axis.get_legend().get_texts()[0].get_text() == r"$\frac$"

@@ -17,6 +17,7 @@ from rich.console import Console
 import lossopt as lo
 from lossopt.training import _bar, _fit
 from lossopt.training._norms import norms
+from lossopt.training._report import as_json
 
 KEY, NAN, INF = jax.random.key(0), np.nan, np.inf
 EPOCHS, X = 4, np.arange(6.0, dtype=np.float32)
@@ -265,6 +266,36 @@ def test_runs_side_by_side_traced_or_without_arrays_are_told_by_shape(capsys):
 
 
 # Lines, where there is no bar
+
+
+def test_hyperparameters_are_noted_as_json_has_them():
+    tree = {
+        "rate": jnp.float32(0.3),
+        "half": jnp.bfloat16(0.1),
+        "nested": [np.float64(1e-9), 2.5],
+        "steps": np.int32(7),
+        "on": True,
+        "far": jnp.inf,
+        "weights": jnp.ones((1000, 2)),
+        "key": jax.random.key(0),
+    }
+    noted = as_json(tree)
+    assert json.loads(json.dumps(noted, allow_nan=False)) == noted
+    assert noted == {
+        "rate": 0.3,
+        "half": 0.100098,  # the same in bfloat16
+        "nested/0": 1e-9,
+        "nested/1": 2.5,
+        "steps": 7,
+        "on": True,
+        "far": "inf",
+        "weights": "float32[1000, 2]",
+        "key": "key<fry>[]",
+    }
+    assert jnp.bfloat16(noted["half"]) == tree["half"]
+    assert as_json(2.0) == {"": 2.0}
+    assert as_json(None) == {}
+    assert len(json.dumps(as_json([1.0] * 10_000))) < 2000  # a checkpoint's note is small
 
 
 def _lines(capsys, times, total=10, unit="epochs"):
