@@ -77,7 +77,7 @@ def main():
     )
     run = fit()
     ended = len(run.history["step"])
-    print(f"stopped after {ended} epochs: {run.stopped.value}; best epoch: {run.best_epoch}")
+    print(f"stopped after {ended} epochs: {run.stopped.value}; best epoch: {run.best_epoch + 1}")
 
     def ctrl_c(row, state):
         if row["step"] == 20 * steps:

@@ -67,7 +67,7 @@ def main():
         found = lo.training.predict(predict, run.best_params, test["x"], batch_size=100)
         errors[name] = float(jnp.mean(found != test["y"]))
         size = sum(x.size for x in jax.tree.leaves(params))
-        table.add_row(name, f"{size}", f"{run.best_epoch}", f"{errors[name]:.3f}")
+        table.add_row(name, f"{size}", f"{run.best_epoch + 1}", f"{errors[name]:.3f}")
     Console().print(table)
     ratio = max(errors["CNN"], errors["transformer"]) / min(errors["linear"], errors["logistic"])
     print(f"largest error {max(errors.values()):.3f} (wanted: at most {1 - least:.2f})")

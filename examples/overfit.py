@@ -57,7 +57,7 @@ def main():
     losses = measure(stopped.best_params), measure(whole.params)
     table = Table("parameters", "epochs trained", "test error, in variances")
     ended = len(stopped.history["step"])
-    table.add_row(f"best, of epoch {stopped.best_epoch}", str(ended), f"{losses[0]:.3f}")
+    table.add_row(f"best, of epoch {stopped.best_epoch + 1}", str(ended), f"{losses[0]:.3f}")
     table.add_row("last, not stopped", str(epochs), f"{losses[1]:.3f}")
     Console().print(table)
     print(f"stopped after {ended} epochs: {stopped.stopped.value}")
