@@ -154,6 +154,7 @@ class Streamed:
         self._read, self.exhausted = 0, False
         self._now: _Held | None = None
         self._ahead: _Held | None = None
+        self._begun = reader.mark, reader.epoch, reader.number
 
     def piece(self, step: int) -> Piece | None:
         """What the steps from here on may read; None after the last."""
@@ -175,18 +176,19 @@ class Streamed:
 
     def go_to(self, step: int, place: Any) -> None:
         """Goes on from this step, and from where a stream had come."""
-        self._reader.go_to(step, place)
-        self._read = step
+        reader = self._reader
+        reader.go_to(step, place)
+        self._read, self._begun = step, (reader.mark, reader.epoch, reader.number)
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, which the last piece holds."""
-        return self._now.epoch if self._now else self._reader.epoch
+        return self._now.epoch if self._now else self._begun[1]
 
     def epochs(self, step: int) -> float:
         """How many epochs are done, as far as it is known."""
         now = self._now
         if now is None:
-            return self._reader.epoch
+            return self._begun[1]
         if now.ends and step == now.piece.end:
             return now.epoch + 1
         taken, known = now.number + step - now.step, max(self._known or NEVER, 1)
@@ -195,8 +197,8 @@ class Streamed:
     def place(self, step: int) -> Any:
         """What a stream needs to go on here, JSON; None where it has no state."""
         now = self._now
-        if now is None:
-            return self._reader.place(self._reader.mark, self._reader.epoch, self._reader.number)
+        if now is None:  # the reader may be further: the first piece is read, and has failed
+            return self._reader.place(*self._begun)
         return self._reader.place(now.mark, now.epoch, now.number + step - now.step)
 
     def _goes_on(self):
@@ -205,7 +207,7 @@ class Streamed:
             return False
         if reader.next is not None:
             return True
-        if reader.epoch + 1 == self._epochs:
+        if reader.epoch + 1 >= self._epochs:  # beyond, where a run is taken up that has done more
             return False
         if not self.exhausted and not reader.again():
             self.exhausted = True

@@ -135,7 +135,7 @@ def _turns(host, reached, asked, show):
     now, count, spent = host.clock(), 1, None
     origin = now - past
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
-        late = now + 2 * (spent or 0) + host.saves.took > host.limit
+        late = host.clock() + 2 * (spent or 0) + host.saves.took > host.limit
         if asked.signal is not None or late:
             yield _ended(reached, Stopped.TIME if asked.signal is None else Stopped.INTERRUPTED)
             return
@@ -154,7 +154,8 @@ def _turns(host, reached, asked, show):
         show(done, last, now - origin)
         for row in rows if host.on_epoch else ():
             numbers = {name: x.item() for name, x in row.items()}
-            if host.on_epoch(numbers, reached.progress.state) is STOP:
+            seen = jax.tree.map(lambda x: x, reached.progress.state)  # its dicts are not the run's
+            if host.on_epoch(numbers, seen) is STOP:
                 reached = _ended(reached, STOP)
         yield reached
 

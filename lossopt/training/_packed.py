@@ -1,13 +1,35 @@
-"""The state of a stream in words of JSON, and what it was."""
+"""The state of a stream: how it is told, in words of JSON, and what it was."""
 
 import base64
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 TAG = "packed"
+# Of this library's own protocol, of grain's iterators, of torchdata's loaders.
+STATES = ("state", "restore"), ("get_state", "set_state"), ("state_dict", "load_state_dict")
+
+
+class Told(NamedTuple):
+    """How a stream tells where it is, and takes it back.
+
+    Attributes:
+      state: gives its state.
+      restore: takes it back.
+    """
+
+    state: Callable[[], Any]
+    restore: Callable[[Any], Any]
+
+
+def stateful(x: Any) -> Told | None:
+    """How a stream or its iterator tells where it is; None where it does not."""
+    for names in STATES:
+        if all(callable(getattr(x, name, None)) for name in names):
+            return Told(*(getattr(x, name) for name in names))
+    return None
 
 
 def packed(state: Any, name: str = "state()") -> Any:

@@ -129,13 +129,7 @@ class Saves:
         self._settle()
         made = run()
         if (step := int(made.steps)) > self._at:
-            columns = rows_of(made)
-            rows = len(columns["step"])
-            told = [name for name in columns if rows and not name.startswith(OF_LEAVES)]
-            note = {name: _number(columns[name][-1]) for name in told}
-            note |= {"run": {"origin": packed(made.origin), "rows": rows}}
-            made = dataclasses.replace(made, history=padded(columns, rows))
-            if self._told(partial(self._all.save, step, made, note=note)):
+            if self._told(partial(_save, self._all, step, made)):
                 self._at = step
             self._last = self._clock()
 
@@ -157,6 +151,15 @@ class Saves:
             warnings.warn(f"{error}\nThe run itself goes on.", stacklevel=4)
             return False
         return True
+
+
+def _save(checkpoints, step, run):
+    columns = rows_of(run)
+    rows = len(columns["step"])
+    told = [name for name in columns if rows and not name.startswith(OF_LEAVES)]
+    note = {name: _number(columns[name][-1]) for name in told}
+    note |= {"run": {"origin": packed(run.origin), "rows": rows}}
+    checkpoints.save(step, dataclasses.replace(run, history=padded(columns, rows)), note=note)
 
 
 def _number(x):

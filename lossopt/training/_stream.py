@@ -12,11 +12,11 @@ from lossopt import _pieces
 from lossopt._paths import paths
 from lossopt._typing import Array, ArrayLike, Batch, Key
 from lossopt.training._inputs import numbers
+from lossopt.training._packed import stateful
 
 NEVER = int(np.iinfo(np.int32).max)
+END = object()
 CAPTURE = 32  # batches between two states of a stream
-# Of this library's own protocol, of grain's iterators, of torchdata's loaders.
-STATES = ("state", "restore"), ("get_state", "set_state"), ("state_dict", "load_state_dict")
 
 
 class Stack(NamedTuple):
@@ -207,11 +207,11 @@ class Reader:
         return None if mark is None else [epoch, number, *mark[1:]]
 
     def _open(self, state=None):
-        told = _stateful(self.stream)
+        told = stateful(self.stream)
         if state is not None and told:
             told.restore(state)
         self._batches = iter(self.stream)
-        self._told = told or _stateful(self._batches)
+        self._told = told or stateful(self._batches)
         if state is not None and self._told and not told:
             self._told.restore(state)
         self._pull()
@@ -219,7 +219,13 @@ class Reader:
     def _pull(self):
         if self._told and self.number % CAPTURE == 0:
             self.mark = self.epoch, self.number, copy.deepcopy(self._told.state())
-        self.next = next(self._batches, None)
+        self.next = next(self._batches, END)
+        if self.next is None:  # it would end the pass, and nobody would know
+            raise TypeError(
+                f"{self.name}, batch {self.number} of pass {self.epoch} is None. A loader whose "
+                "function leaves a batch out has to pass it by."
+            )
+        self.next = None if self.next is END else self.next
         self._leaves, self._structure = jax.tree.flatten(self.next)
         self.rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
 
@@ -245,20 +251,6 @@ class Reader:
             f"it is a tree {jax.tree.structure(batch)}, the first {jax.tree.structure(self.first)}"
         ]
         return f"{'; '.join(lines[:4])}. Batches may differ in rows alone, the same for all leaves."
-
-
-class _Told(NamedTuple):
-    """How a stream tells where it is, and takes it back."""
-
-    state: Callable[[], Any]
-    restore: Callable[[Any], Any]
-
-
-def _stateful(x):
-    for names in STATES:
-        if all(callable(getattr(x, name, None)) for name in names):
-            return _Told(*(getattr(x, name) for name in names))
-    return None
 
 
 def _outline(x):

@@ -395,8 +395,19 @@ def test_a_run_ends_before_its_limit(step):
 
 
 def test_a_first_call_that_takes_too_long_ends_it():
-    run = _hosted(Clock(15.0), limit=20.0)
+    run = _hosted(Clock(30.0), limit=70.0)
     assert (run.stopped, run.steps) == (Stopped.TIME, 1)
+
+
+def test_a_slow_on_epoch_is_within_the_limit_too():
+    clock = Clock(0.01)
+
+    def slow(row, state):
+        clock.now += 6.0
+
+    run = _hosted(clock, limit=20.0, on_epoch=slow)
+    assert (run.stopped, run.steps) == (Stopped.TIME, 2)
+    assert clock.now < 20.0
 
 
 def test_a_save_must_fit_into_the_limit_too(tmp_path):
@@ -469,6 +480,17 @@ def test_on_epoch_sees_each_row_once_and_in_order(whole):
     assert [row["train/value"] for row in rows] == list(whole.history["train/value"])
     assert all(row.keys() == run.history.keys() for row in rows)
     assert params[-1] == run.params
+
+
+def test_on_epoch_changes_nothing_of_what_it_is_given():
+    def changes(row, state):
+        row.clear()
+        state.params["w"] = state.params["w"] * 0
+
+    squares = lambda params, x: {"fit": lo.mean((params["w"] - x) ** 2)}
+    given = squares, {"w": 0.0}, jnp.arange(6.0), optax.sgd(0.1)
+    run = lo.fit(*given, key=KEY, epochs=3, on_epoch=changes)
+    assert run.params["w"] == lo.fit(*given, key=KEY, epochs=3).params["w"] > 0
 
 
 def test_on_epoch_ends_a_run():

@@ -332,6 +332,12 @@ class TestResume:
         _same(again, memory)
         assert stream.place["at"] == 1
 
+    def test_fewer_epochs_than_a_run_has_that_does_not_tell_them(self, order, memory):
+        begun = jax.tree.map(lambda x: x, memory)
+        assert begun.origin is None
+        with pytest.warns(UserWarning, match="are read again"):
+            _same(_fit(Plain(order), epochs=2, start=begun), memory)
+
     def test_more_epochs(self, order, memory):
         begun = _fit(Torch(order), epochs=2)
         _same(_fit(Torch(order), start=begun), memory)
@@ -405,6 +411,15 @@ class TestStates:
         assert not list(tmp_path.glob("*"))
         _same(_fit(Odd(order)), memory)
 
+    def test_one_that_can_be_saved_no_more_ends_nothing(self, order, memory, tmp_path, monkeypatch):
+        class Grows(Ours):
+            def state(self):
+                return self.place | ({"open": object()} if self.place["epoch"] else {})
+
+        monkeypatch.setattr(_stream, "CAPTURE", 3)
+        with pytest.warns(UserWarning, match=r"is object, .*\nThe run itself goes on"):
+            _same(_fit(Grows(order), checkpoint=tmp_path), memory)
+
 
 class TestRefused:
     """What does not fit, said before or where it is read."""
@@ -464,6 +479,34 @@ class TestRefused:
         with pytest.raises(OSError, match="the disk is gone"):
             _fit(Ours(order, fails), checkpoint=tmp_path)
         _same(_fit(Ours(order), checkpoint=tmp_path), memory)
+
+    @pytest.mark.parametrize("answer", [OSError, KeyboardInterrupt])
+    def test_an_error_of_the_loader_in_the_first_stack(self, answer, order, memory, tmp_path):
+        """The reader is then further than the run, which has not taken a step."""
+
+        def fails(number):
+            if number == 8:
+                if answer is KeyboardInterrupt:
+                    signal.raise_signal(signal.SIGINT)
+                raise OSError("the disk is gone")
+
+        begun = _fit(Ours(order), steps=6)
+        given = {"start": begun, "checkpoint": tmp_path}
+        if answer is OSError:
+            with pytest.raises(OSError, match="the disk is gone"):
+                _fit(Ours(order, fails), **given)
+        else:
+            stopped = _fit(Ours(order, fails), **given)
+            assert (stopped.stopped, stopped.steps) == (Stopped.INTERRUPTED, 6)
+            assert stopped.origin["place"][:2] == [1, 1]
+        run = _fit(Ours(order), checkpoint=tmp_path)
+        np.testing.assert_array_equal(run.params, memory.params)
+
+    def test_none_ends_no_pass(self, order):
+        """As where a function that collates leaves out what is broken."""
+        stream = Plain([[order[0][0], None, *order[0][1:]]])
+        with pytest.raises(TypeError, match="train, batch 1 of pass 0 is None"):
+            _fit(stream, epochs=1)
 
     @pytest.mark.parametrize(
         ("batch", "error", "match"),
