@@ -8,9 +8,9 @@ import numpy as np
 
 from lossopt import _checks
 from lossopt._typing import Batch, PyTree
-from lossopt.training._pile import Pile, capacity
+from lossopt.training._pile import Pile, Stack, capacity
 from lossopt.training._plan import Plan
-from lossopt.training._stream import NEVER, Reader, Stack, is_once, length
+from lossopt.training._stream import NEVER, Reader, is_once, length
 
 PATIENCE = 0.25  # seconds of reading
 
@@ -223,9 +223,8 @@ class Streamed:
     def _stacked(self):
         reader, begun, step = self._reader, time.perf_counter(), self._read
         mark, epoch, number, rows = reader.mark, reader.epoch, reader.number, reader.rows
-        capacity = self._most if rows == self._plan.source.batch_size else 1
-        most = min(capacity, self._steps - step)
-        pile = Pile(capacity)
+        most = min(self._most, self._steps - step)
+        pile = Pile(self._most)
         reader.take(pile.put)
         while reader.next is not None and reader.rows == rows and pile.count < most:
             if time.perf_counter() - begun > PATIENCE:

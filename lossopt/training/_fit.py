@@ -23,6 +23,7 @@ from lossopt.training._given import given
 from lossopt.training._host import Host, Reached, Row, hosted, run_of
 from lossopt.training._inputs import trainable
 from lossopt.training._loop import start as begin
+from lossopt.training._pile import Stack
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._preflight import preflight
 from lossopt.training._resume import identity, padded, rows_of, same_form, same_run, taken_up
@@ -31,7 +32,7 @@ from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
 from lossopt.training._step import Optimizer, State
 from lossopt.training._stop import Stopped, StopRule
-from lossopt.training._stream import Reader, Stack, is_stream
+from lossopt.training._stream import Reader, is_stream
 
 WINDOW = 256
 
@@ -166,7 +167,7 @@ def fit(
     plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
     saves = Saves(checkpoint, checkpoint_every)
     saves.check(read.reader and read.reader.mark and read.reader.mark[2])
-    with saves, _jax.on_mesh(read.train, params):
+    with saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)

@@ -1,6 +1,7 @@
 """What `fit` was given to read: rows in memory, or streams whose first batch stands for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,11 @@ from lossopt import _checks, _jax, _pieces
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._feed import Horizon
+from lossopt.training._pile import Stacks
 from lossopt.training._plan import Source
 from lossopt.training._source import source
 from lossopt.training._split import parted
-from lossopt.training._stream import NEVER, Reader, Stacks, is_once, is_stream, own_batches
+from lossopt.training._stream import NEVER, Reader, is_once, is_stream, own_batches
 
 
 class Given(NamedTuple):
@@ -36,11 +38,26 @@ class Given(NamedTuple):
     validating: Iterable | None
 
     def facts(self) -> dict[str, PyTree]:
-        """What tells these data from others; a stream with a state may begin with another batch."""
-        train = self.train
-        if self.reader is not None and self.reader.stateful:
-            train = jax.eval_shape(lambda: train)
-        return {"train": train, "validation": self.validation}
+        """What tells these data from others.
+
+        A stream that is told where it was, or that validates, may begin with another batch.
+        """
+        shapes = lambda tree: jax.eval_shape(lambda: tree)
+        stateful = self.reader is not None and self.reader.stateful
+        return {
+            "train": shapes(self.train) if stateful else self.train,
+            "validation": shapes(self.validation) if self.validating else self.validation,
+        }
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """At the end a stream that tells its state stands where it stood, for a call like this."""
+        try:
+            yield
+        finally:
+            if self.reader is not None:
+                with suppress(Exception):  # a loader that has failed: its error is raised
+                    self.reader.put_back()
 
 
 def given(

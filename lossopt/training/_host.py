@@ -4,6 +4,7 @@ import dataclasses
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -94,10 +95,12 @@ def hosted(host: Host, reached: Reached) -> Run:
                 for turn in _turns(host, reached, asked, show):
                     reached = turn
                     host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
-        except Exception:
-            if asked.signal is None:  # else it may be the loader's answer to the same Ctrl-C
+        except Exception as error:
+            if asked.signal is None:
                 host.saves.now(partial(run_of, host, reached))
                 raise
+            # It may be the loader's answer to the same Ctrl-C.
+            warnings.warn(f"The run is interrupted; then came {error!r}.", stacklevel=3)
             reached = _ended(reached, Stopped.INTERRUPTED)
         if host.feed.exhausted:
             reached = _ended(reached, Stopped.EXHAUSTED)

@@ -1,5 +1,6 @@
 """Trees that users give: what is no number is named before anything long."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from lossopt._typing import PyTree
 _DATES = "Count from one of them: (x - x.min()) / np.timedelta64(1, 'D')."
 _DATA = {
     "U": "Number what is one of few, by np.unique(x, return_inverse=True); leave out the rest.",
-    "O": "Stack rows of one length and kind with np.stack; leave out what is no number.",
+    "O": "Stack rows of one length and kind with np.stack; leave out what is no number; put a "
+    "loader, which gives batches, around a dataset.",
     "M": _DATES,
     "m": _DATES,
 }
@@ -68,6 +70,8 @@ def _held(leaf: Any) -> tuple[str, str]:
     """The kind of what a leaf holds, as numpy has it, and how to call it."""
     if isinstance(leaf, (jax.Array, bool, int, float, complex)) or hasattr(leaf, "__jax_array__"):
         return "", ""
+    if hasattr(leaf, "__getitem__") and not isinstance(leaf, Iterable):  # numpy would read it all
+        return "O", f"objects, a {type(leaf).__name__}, which gives items by number"
     try:
         array = np.asarray(leaf)
     except ValueError:  # rows of unequal lengths

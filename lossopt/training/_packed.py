@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ def packed(state: Any, name: str = "state()") -> Any:
       state: dicts, lists and tuples of numbers, texts, bytes, arrays of numpy and tensors of torch.
       name: how to call it in errors.
     """
+    if type(state) is float and not math.isfinite(state):
+        return packed(np.float64(state), name)
     if state is None or type(state) in (bool, int, float, str):
         return state
     if type(state) is list:

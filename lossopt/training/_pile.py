@@ -1,12 +1,13 @@
 """Batches on their way to the device, many in one piece."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lossopt._typing import Batch
+from lossopt._typing import Array, ArrayLike, Batch, Key
 from lossopt.training._evaluation import on_device
+from lossopt.training._stream import NEVER
 
 BYTES, MOST = 2**23, 1024  # of a stack, and its batches
 
@@ -18,6 +19,63 @@ def capacity(batch: Batch, known: int | None) -> int:
         return 1
     size = sum(np.asarray(x).nbytes for x in leaves)
     return max(1, min(BYTES // max(size, 1), MOST, known or MOST))
+
+
+class Stack(NamedTuple):
+    """Batches of one shape that follow each other, on the device.
+
+    Attributes:
+      batches: their leaves `[batches, rows, ...]`; behind the last one may be anything.
+      epoch: the pass over the stream.
+      number: of the first of them within that.
+      step: of the first of them within the run.
+    """
+
+    batches: Batch
+    epoch: ArrayLike
+    number: Any
+    step: Any
+
+
+class Stacks(NamedTuple):
+    """A source that reads a `Stack`.
+
+    Attributes:
+      batch_size: rows of a batch.
+      shards: equal parts in which they lie.
+    """
+
+    batch_size: int
+    shards: int
+
+    @property
+    def rest(self) -> int:
+        """A ragged batch has a stack of its own."""
+        return 0
+
+    @property
+    def full(self) -> int:
+        """As many as there may be: nobody knows when a pass ends."""
+        return NEVER
+
+    @property
+    def steps(self) -> int:
+        """Likewise."""
+        return NEVER
+
+    def place(self, data: Stack, step: Any) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
+        """The epoch of a step, its number within that, and how many steps are left there."""
+        return data.epoch, data.number + step - data.step, NEVER - step
+
+    def batch(self, data: Stack, key: Key[Array, ""], number: Any) -> Batch:
+        """The batch of this number within the epoch, wherever it comes from."""
+        at = number - data.number
+        take = lambda x: jax.lax.dynamic_index_in_dim(x, at, keepdims=False)
+        return jax.tree.map(take, data.batches)
+
+    def last(self, data: Stack, key: Key[Array, ""]) -> Batch:
+        """There is none apart from the others."""
+        raise NotImplementedError
 
 
 class Pile:

@@ -68,7 +68,8 @@ def same_run(had: Identity | None, now: Identity, where: str) -> None:
             f"{where} holds another run than this call asks for:\n" + "\n".join(lines) + "\nCall "
             "fit as it was called then. Other epochs, steps, hyperparameters, stop rules and "
             "optimizers of the same state are the same run; for all else begin anew, with "
-            "params=run.params or in another directory."
+            "params=run.params or in another directory. (A loader that shuffles has to begin alike "
+            "each time: seed it, or give it state() and restore().)"
         )
 
 

@@ -105,7 +105,7 @@ class Saves:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(f"Cannot save in {folder}: {there} cannot be written to.")
-        if (size := len(json.dumps(packed(state)))) > LONGEST:
+        if (size := len(json.dumps(packed(state), allow_nan=False))) > LONGEST:
             raise ValueError(
                 f"The state() of train takes {size} bytes of JSON, of at most {LONGEST} in a "
                 "checkpoint's note. Give the stream a state() that tells its place alone."

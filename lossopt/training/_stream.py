@@ -3,77 +3,20 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from lossopt import _pieces
 from lossopt._paths import paths
-from lossopt._typing import Array, ArrayLike, Batch, Key
+from lossopt._typing import Batch
 from lossopt.training._inputs import numbers
 from lossopt.training._packed import stateful
 
 NEVER = int(np.iinfo(np.int32).max)
 END = object()
 CAPTURE = 32  # batches between two states of a stream
-
-
-class Stack(NamedTuple):
-    """Batches of one shape that follow each other, on the device.
-
-    Attributes:
-      batches: their leaves `[batches, rows, ...]`; behind the last one may be anything.
-      epoch: the pass over the stream.
-      number: of the first of them within that.
-      step: of the first of them within the run.
-    """
-
-    batches: Batch
-    epoch: ArrayLike
-    number: Any
-    step: Any
-
-
-class Stacks(NamedTuple):
-    """A source that reads a `Stack`.
-
-    Attributes:
-      batch_size: rows of a batch.
-      shards: equal parts in which they lie.
-    """
-
-    batch_size: int
-    shards: int
-
-    @property
-    def rest(self) -> int:
-        """A ragged batch has a stack of its own."""
-        return 0
-
-    @property
-    def full(self) -> int:
-        """As many as there may be: nobody knows when a pass ends."""
-        return NEVER
-
-    @property
-    def steps(self) -> int:
-        """Likewise."""
-        return NEVER
-
-    def place(self, data: Stack, step: Any) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
-        """The epoch of a step, its number within that, and how many steps are left there."""
-        return data.epoch, data.number + step - data.step, NEVER - step
-
-    def batch(self, data: Stack, key: Key[Array, ""], number: Any) -> Batch:
-        """The batch of this number within the epoch, wherever it comes from."""
-        at = number - data.number
-        take = lambda x: jax.lax.dynamic_index_in_dim(x, at, keepdims=False)
-        return jax.tree.map(take, data.batches)
-
-    def last(self, data: Stack, key: Key[Array, ""]) -> Batch:
-        """There is none apart from the others."""
-        raise NotImplementedError
 
 
 def is_stream(data: Any) -> bool:
@@ -139,6 +82,7 @@ class Reader:
         self._sizes = {_pieces.rows(self.next, name)}
         self.first = owned(self.next)
         self._like = self._structure, [*map(_outline, self._leaves)]
+        self._given = self.mark
 
     @property
     def stateful(self) -> bool:
@@ -201,6 +145,11 @@ class Reader:
                 if self.next is None and not self.again():
                     return
                 self.skip()
+
+    def put_back(self) -> None:
+        """Gives a stream that tells its state the one in which it was given."""
+        if (told := stateful(self.stream)) and self._given:
+            told.restore(self._given[2])
 
     def place(self, mark: tuple[int, int, Any] | None, epoch: int, number: int) -> Any:
         """What `go_to` needs to go on before a batch, JSON; None where there is no state."""

@@ -186,7 +186,8 @@ def test_an_error_that_is_an_answer_to_ctrl_c_is_none(whole, tmp_path):
             signal.raise_signal(signal.SIGINT)
             raise ConnectionError("the workers of the loader are gone")
 
-    run = _trained(on_epoch=act, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match="interrupted; then came ConnectionError"):
+        run = _trained(on_epoch=act, checkpoint=tmp_path)
     assert (run.stopped, run.steps) == (Stopped.INTERRUPTED, 2)
     same(leaves(_trained(checkpoint=tmp_path)), leaves(whole))
 

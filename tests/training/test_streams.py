@@ -312,10 +312,20 @@ class TestResume:
         begun = _fit(stream, epochs=1)
         _same(_fit(stream, start=begun), memory)
 
+    @pytest.mark.parametrize("kind", [Ours, Torch])
+    def test_the_same_loader_again_in_one_process(self, kind, order, memory):
+        """`fit` leaves it where it stood, wherever a run is cut."""
+        for number in (2, 4, 4.5, 8, 14):
+            stream = kind(order, _interrupted(number))
+            begun = _fit(stream)
+            assert stream.place == {"epoch": 0, "at": 0}
+            _same(_fit(stream, start=begun), memory)
+
     def test_one_that_does_not_has_to_begin_as_it_did(self, order):
         stream = Plain(order)
         begun = _fit(stream, epochs=1)
-        with pytest.raises(ValueError, match=r"train/x: was float32\[4, 3\], .*\n"):
+        match = r"train/x: was float32\[4, 3\], (.|\n)*A loader that shuffles has to begin alike"
+        with pytest.raises(ValueError, match=match):
             _fit(stream, start=begun)
 
     def test_a_length_that_is_too_small_ends_nothing(self, order, memory):
@@ -330,7 +340,7 @@ class TestResume:
         stream = Ours(order)
         again = _fit(stream, checkpoint=tmp_path)
         _same(again, memory)
-        assert stream.place["at"] == 1
+        assert stream.place == {"epoch": 0, "at": 0}
 
     def test_fewer_epochs_than_a_run_has_that_does_not_tell_them(self, order, memory):
         begun = jax.tree.map(lambda x: x, memory)
@@ -367,6 +377,7 @@ class TestStates:
             assert kinds(back[name]) == kinds(want)
             np.testing.assert_equal(back[name], want)
         assert back["tuple"] == self.STATE["tuple"]
+        assert np.isnan(unpacked(json.loads(json.dumps(packed(np.nan), allow_nan=False))))
         assert back[3] == self.STATE[3]
         back["array"][0] = 7  # its own memory
 
@@ -496,7 +507,8 @@ class TestRefused:
             with pytest.raises(OSError, match="the disk is gone"):
                 _fit(Ours(order, fails), **given)
         else:
-            stopped = _fit(Ours(order, fails), **given)
+            with pytest.warns(UserWarning, match="then came OSError"):
+                stopped = _fit(Ours(order, fails), **given)
             assert (stopped.stopped, stopped.steps) == (Stopped.INTERRUPTED, 6)
             assert stopped.origin["place"][:2] == [1, 1]
         run = _fit(Ours(order), checkpoint=tmp_path)
@@ -584,6 +596,16 @@ class TestRefused:
         with pytest.raises(TypeError, match=r"got an iterable, deque: fit and"):
             call(collections.deque(order[0]))
 
+    def test_a_dataset_is_put_into_a_loader(self):
+        """It gives items by number without an end, which numpy would read for ever."""
+
+        class Dataset:
+            __len__ = lambda self: 3
+            __getitem__ = lambda self, number: {"x": np.zeros(3)}
+
+        with pytest.raises(TypeError, match=r"got objects, .*Dataset, .* put a loader"):
+            _fit(Dataset(), batch_size=1)
+
     def test_what_is_no_stream(self):
         data = [{"x": 1}, [1], (1,), None, 1.0, np.zeros(3), jnp.zeros(3), Column([1]), "text"]
         data += [b"bytes", types.MappingProxyType({"x": [1]})]
@@ -614,6 +636,19 @@ class TestEnds:
             run = _fit(Once())
         assert run.stopped is Stopped.EXHAUSTED
         assert run.steps == 5
+
+    def test_a_first_batch_of_another_size_slows_nothing(self, order, monkeypatch):
+        """Batches of any size go to the device many at once."""
+        piles, real = [], _pile.Pile.on_device
+
+        def on_device(pile):
+            piles.append(pile.count)
+            return real(pile)
+
+        monkeypatch.setattr(_pile.Pile, "on_device", on_device)
+        batches = collections.deque([order[0][4], *order[0][:4] * 2])
+        _fit(batches, epochs=1, validation=None, stop=None, microbatches=1)
+        assert piles == [1, 8]
 
     def test_many_shapes_are_said_once(self):
         batches = [np.ones(n, np.float32) for n in (2, 1, 3, 1, 3, 4, 2)]
