@@ -2,7 +2,6 @@
 
 import gc
 import os
-from functools import cache
 
 from tests.xla import quick
 
@@ -22,7 +21,6 @@ import numpy as np
 import optax
 import pytest
 import sybil
-from jax._src.interpreters import mlir
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import lossopt as lo
@@ -30,8 +28,6 @@ from lossopt import _programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
-# One context of MLIR for all programs, not one of a megabyte for each.
-mlir.make_ir_context = cache(mlir.make_ir_context)
 
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "lo": lo}
 
@@ -77,7 +73,6 @@ def _no_programs_of_other_files():
 def _forget():
     _programs.clear()
     jax.clear_caches()
-    mlir.make_ir_context.cache_clear()
     _compiled.clear()
 
 

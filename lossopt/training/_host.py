@@ -138,7 +138,8 @@ def _turns(host, reached, asked, show):
     now, count, spent = host.clock(), 1, None
     origin = now - past
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
-        late = host.clock() + 2 * (spent or 0) + host.saves.took > host.limit
+        left = host.limit - host.clock() if host.limit < math.inf else math.inf
+        late = left < 2 * (spent or 0) + host.saves.took
         if asked.signal is not None or late:
             yield _ended(reached, Stopped.TIME if asked.signal is None else Stopped.INTERRUPTED)
             return

@@ -70,7 +70,8 @@ def _held(leaf: Any) -> tuple[str, str]:
     """The kind of what a leaf holds, as numpy has it, and how to call it."""
     if isinstance(leaf, (jax.Array, bool, int, float, complex)) or hasattr(leaf, "__jax_array__"):
         return "", ""
-    if hasattr(leaf, "__getitem__") and not isinstance(leaf, Iterable):  # numpy would read it all
+    numbered = hasattr(leaf, "__getitem__") and not isinstance(leaf, Iterable)
+    if numbered and not hasattr(leaf, "__array__"):  # numpy would read it all
         return "O", f"objects, a {type(leaf).__name__}, which gives items by number"
     try:
         array = np.asarray(leaf)
