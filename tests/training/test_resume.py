@@ -368,7 +368,8 @@ def test_a_killed_run_ends_in_the_bits_of_one_that_nobody_touched(tmp_path):
         ends.append((told[0], told[-1]))
     (first, reached), (again, _) = ends
     assert first == EVERY
-    assert reached - EVERY < again <= reached + EVERY, "at most what was not saved is taken again"
+    lost = "at most the save under way and the row after it are taken again"
+    assert reached - 2 * EVERY < again <= reached + EVERY, lost
     got, want = fit(epochs=999, stop=stop, checkpoint=tmp_path), fit(epochs=999, stop=stop)
     assert got.stopped is Stopped.PATIENCE
     same(leaves(got), leaves(want))
