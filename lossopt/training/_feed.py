@@ -240,13 +240,8 @@ class Streamed:
         except ValueError as error:
             what = f"{reader.name}, batches from {number} of pass {epoch}"
             raise ValueError(f"{what}: {error}") from None
-        piece = Piece(self._plan_of(rows), train, end, self._every or NEVER, last)
+        piece = Piece(self._plan.of_rows(rows), train, end, self._every or NEVER, last)
         return _Held(piece, epoch, number, step, ends, mark)
-
-    def _plan_of(self, rows):
-        """The plan, whose microbatches are as large in a batch of other rows."""
-        size = -(-self._plan.source.batch_size // self._plan.microbatches)
-        return self._plan._replace(microbatches=-(-rows // size))
 
 
 class _Held(NamedTuple):

@@ -102,10 +102,9 @@ def _steps(plan, data, epoch, low, high, progress):
         return _step(plan, data, batch, folded, progress)
 
     def rest(progress):
-        piece = -(-source.batch_size // plan.microbatches)
-        smaller = plan._replace(microbatches=-(-source.rest // piece))
         batch = source.last(data.train, shuffle)
-        return _step(smaller, data, batch, jax.random.fold_in(noise, source.full), progress)
+        folded = jax.random.fold_in(noise, source.full)
+        return _step(plan.of_rows(source.rest), data, batch, folded, progress)
 
     whole = low == 0 and high == source.steps if isinstance(high, int) else False
     upto = source.full if whole else jnp.minimum(high, source.full)

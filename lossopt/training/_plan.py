@@ -85,6 +85,11 @@ class Plan(NamedTuple):
         """What a step is made for."""
         return Recipe(self.objective, self.optimizer, self.microbatches, (), self.has_aux)
 
+    def of_rows(self, rows: int) -> "Plan":
+        """The plan for a batch of so many rows, whose microbatches are no larger."""
+        size = -(-self.source.batch_size // self.microbatches)
+        return self._replace(microbatches=-(-rows // size))
+
     def judged(self, state: State) -> PyTree:
         """The parameters that are judged."""
         if self.evaluate_at is None:
