@@ -4,6 +4,7 @@ from lossopt import _missing as _missing
 from lossopt import checkpoint as checkpoint
 from lossopt import fused as fused
 from lossopt import losses as losses
+from lossopt import parallel as parallel
 from lossopt import plots as plots
 from lossopt import regularizers as regularizers
 from lossopt import schedules as schedules
@@ -18,6 +19,6 @@ from lossopt._mean import mean as mean
 from lossopt._mean import pool as pool
 from lossopt._mean import value as value
 from lossopt.training._fit import fit as fit
-from lossopt.training._step import train_step as train_step
+from lossopt.training._train_step import train_step as train_step
 
 __getattr__ = _missing.Missing(__name__)

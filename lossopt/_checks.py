@@ -7,7 +7,7 @@ not: a `condition` costs nothing in a compiled program and speaks only under
 
 import operator
 from collections.abc import Hashable
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,14 @@ def fits(**numbers: ArrayLike) -> None:
                 f"Expected {name} within {limits.bits} bits, got {strays[0]}. Write a number as a "
                 "float; count classes and identities from 0."
             )
+
+
+def one_of(**given: tuple[Any, Any]) -> None:
+    """Raises where a name is none of a `Literal`; each is given as a pair of both."""
+    for name, (got, kind) in given.items():
+        if got not in get_args(kind):
+            wanted = ", ".join(map(repr, get_args(kind)))
+            raise ValueError(f"Expected {name} as one of {wanted}, got {got!r}. Choose one.")
 
 
 def count(name: str, number: SupportsIndex, low: int) -> int:

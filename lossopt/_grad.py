@@ -1,18 +1,19 @@
 """Exact value and gradient of an objective, in any number of pieces, on any number of devices."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _checks, _jax, _jaxprs, _keys, _programs
+from lossopt import _checks, _jax, _jaxprs, _keys, _place, _programs
 from lossopt._mean import Mean, is_mean, value
 from lossopt._numerics import zeros
 from lossopt._objective import anew, split_aux
-from lossopt._pieces import Pieces, strided, walk
+from lossopt._pieces import Pieces, walk
+from lossopt._place import HERE, Alike, Here, Place, once
 from lossopt._typing import Axis, Batch, Means, PyTree
 
 
@@ -109,17 +110,35 @@ def value_and_grad(
       >>> print(f"{value:.4f} {gradient:.4f}")
       4.6667 0.0000
     """
-    walked = _walked(objective, microbatches, axis_name, has_aux)
+    return _walked(objective, microbatches, axis_name, has_aux).value_and_grad
 
-    def fn(params, batch, *args, **kwargs):
-        call, local, state, pieces = walked.begin(params, batch, args, kwargs)
+
+@dataclasses.dataclass(frozen=True)
+class Walked:
+    """An objective, and the pieces and devices over which it is walked."""
+
+    objective: Callable[..., PyTree]
+    has_aux: bool
+    cut: Callable[[Batch], Pieces]
+    place: Place = HERE
+
+    def measure(self, params: PyTree, batch: Batch, *args: PyTree, **kwargs: PyTree) -> tuple:
+        """Value and means, and perhaps aux."""
+        call, params, state, pieces = self.begin(params, batch, args, kwargs)
+        return self.end(*walk(partial(call, params), state, pieces))
+
+    def value_and_grad(
+        self, params: PyTree, batch: Batch, *args: PyTree, **kwargs: PyTree
+    ) -> tuple[tuple, PyTree]:
+        """The same, and the gradient, of each device its own part."""
+        call, local, state, pieces = self.begin(params, batch, args, kwargs)
 
         def weigh(state, number, piece):
             means = lambda params, state, piece: call(params, state, number, piece)[1][0]
             return state, fixed_weights(means, local, state, piece)
 
         _, weights = walk(weigh, state, pieces)
-        weights = jax.lax.psum(weights.added(), walked.axes)
+        weights = jax.lax.psum(weights.added(), self.place.axes)
 
         def share(params, state, number, piece):
             state, (means, metrics) = call(params, state, number, piece)
@@ -130,39 +149,23 @@ def value_and_grad(
             state, grads = carry
             add = jax.grad(share, has_aux=True)
             summand, (state, measured) = add(local, state, number, piece)
-            return (state, jax.tree.map(_add, grads, summand)), measured
+            return (state, jax.tree.map(_add, grads, self.place.apart(summand))), measured
 
-        start = (state, jax.tree.map(zeros, local))
+        start = (state, self.place.apart(jax.tree.map(zeros, local)))
         (state, grads), measured = walk(step, start, pieces)
-        grads = jax.lax.psum(grads, walked.axes)
+        grads = self.place.summed(grads)
         grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, params)
-        return walked.end(state, measured), grads
-
-    return fn
-
-
-@dataclasses.dataclass(frozen=True)
-class Walked:
-    """An objective, and the pieces and devices over which it is walked."""
-
-    objective: Callable[..., PyTree]
-    cut: Callable[[Batch], Pieces]
-    axes: tuple[Hashable, ...]
-    has_aux: bool
-
-    def measure(self, params: PyTree, batch: Batch, *args: PyTree, **kwargs: PyTree) -> tuple:
-        """Value and means, and perhaps aux."""
-        call, params, state, pieces = self.begin(params, batch, args, kwargs)
-        return self.end(*walk(partial(call, params), state, pieces))
+        return self.end(state, measured), grads
 
     def begin(
         self, params: PyTree, batch: Batch, args: tuple, kwargs: dict[str, PyTree]
     ) -> tuple[Callable[..., tuple], PyTree, PyTree, Pieces]:
         """What a walk calls for each piece, and what this device holds: params, state, pieces."""
         _checks.typed_key(kwargs.get("key"))
-        local, state = _jax.varying((params, kwargs.get("model_state")), self.axes)
+        local = self.place.moved(params, "rest", "whole")
+        state = _jax.varying(kwargs.get("model_state"), self.place.axes)
         kwargs = kwargs | {"model_state": None} if "model_state" in kwargs else kwargs
-        inputs = _keys.of_device({"args": args, "kwargs": kwargs}, self.axes)
+        inputs = _keys.of_device({"args": args, "kwargs": kwargs}, self.place.axes)
         return partial(self._call, inputs), local, state, self.cut(batch)
 
     def _call(self, inputs, params, state, number, piece):
@@ -171,20 +174,24 @@ class Walked:
         args, kwargs = inputs["args"], inputs["kwargs"]
         stateful = "model_state" in kwargs
         kwargs = kwargs | {"model_state": anew(state)} if stateful else kwargs
-        means, aux = split_aux(self.objective(params, piece, *args, **kwargs), self.has_aux)
+        batch = piece.rows if isinstance(piece, Alike) else piece
+        with _place.entered(self.place, params):
+            out = self.objective(params, batch, *args, **kwargs)
+        means, aux = split_aux(out, self.has_aux)
         if "model_state" in aux and not stateful:
             raise ValueError(
                 "The objective returns a model_state that it was not given: pass the first one "
                 "by its keyword, model_state=..."
             )
-        state = _jax.varying(aux.get("model_state", state), self.axes)
-        return state, (means, aux.get("metrics"))
+        state = _jax.varying(aux.get("model_state", state), self.place.axes)
+        measured = means, aux.get("metrics")
+        return state, once(self.place.axes, measured) if isinstance(piece, Alike) else measured
 
     def end(self, state: PyTree, measured: Pieces) -> tuple:
         """What all pieces on all devices measured: value, means and perhaps aux."""
-        means, metrics = jax.lax.psum(measured.added(), self.axes)
-        if self.axes:
-            state = jax.tree.map(partial(_average, self.axes), state)
+        axes = self.place.axes
+        means, metrics = jax.lax.psum(measured.added(), axes)
+        state = jax.tree.map(partial(_average, axes), state) if axes else state
         aux = {"metrics": metrics, "model_state": state}
         aux = {name: part for name, part in aux.items() if part is not None}
         return (value(means), means, aux) if self.has_aux else (value(means), means)
@@ -202,8 +209,13 @@ def _is_data(x):
 
 
 def _walked(objective, microbatches, axis_name, has_aux):
+    return in_pieces(objective, microbatches, Here(_checks.axes(axis_name)), has_aux)
+
+
+def in_pieces(objective: Callable, microbatches: int, place: Place, has_aux: bool) -> Walked:
+    """An objective in at most so many pieces of what a place has."""
     count = _checks.count("microbatches", microbatches, 1)
-    return Walked(objective, partial(strided, count=count), _checks.axes(axis_name), has_aux)
+    return Walked(objective, has_aux, partial(place.cut, count=count), place)
 
 
 def fixed_weights(

@@ -96,6 +96,26 @@ def on_mesh(*trees: PyTree) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def within(mesh: Any) -> Iterator[None]:
+    """On a mesh, whatever the caller's is, so that a program is found again."""
+    enter = jax.sharding.use_abstract_mesh if traced() else jax.set_mesh
+    with enter(mesh.abstract_mesh if traced() else mesh):
+        yield
+
+
+def all_auto(mesh: Any) -> Any:
+    """The mesh as it is where all its axes are Auto."""
+    return jax.sharding.get_abstract_mesh() if mesh.explicit_axes else mesh
+
+
+def on_auto_axes(fn: Callable, mesh: Any, out: PyTree) -> Callable:
+    """`fn`, whose mesh has Auto axes alone; on Explicit ones its results lie as `out` says."""
+    if not mesh.explicit_axes:
+        return fn
+    return jax.sharding.auto_axes(fn, axes=mesh.explicit_axes, out_sharding=out)
+
+
 def _entered(abstract, leaves):
     """A mesh of devices, where there are some and no trace is under way; else an abstract one."""
     shardings = [x.sharding for x in leaves if _concrete(x)]

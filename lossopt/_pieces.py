@@ -28,7 +28,7 @@ class Pieces:
 
     Attributes:
       stacked: one tree of the pieces of equal size, its leaves `[pieces, rows, ...]`; or none.
-      last: one smaller piece, or the only one; or none.
+      last: smaller pieces, or the only one; or none.
       strided: whether rows go round: of `k` stacked pieces, piece `i` holds rows `i, i + k, ...`.
     """
 
@@ -49,8 +49,8 @@ class Pieces:
         return reduce(partial(jax.tree.map, jnp.add), parts)
 
 
-def strided(batch: Batch, count: int) -> Pieces:
-    """At most `count` pieces whose rows go round, so that a sharded axis stays where it is.
+def strided(batch: Batch, count: int, shards: int = 1) -> Pieces:
+    """At most `count` pieces whose rows go round within each shard, so that these stay in place.
 
     A batch without leaves is one piece.
     """
@@ -58,13 +58,21 @@ def strided(batch: Batch, count: int) -> Pieces:
         return Pieces((), (batch,))
     total = rows(batch)
     _checks.at_most(total, microbatches=count)
-    size = -(-total // count)
-    full = total // size
-    if full == 1 and full * size == total:
+    each = total // shards
+    size = -(-each // count)
+    full = each // size
+    if full == 1 and full * size == each:
         return Pieces((), (batch,))
-    stack = lambda x: jnp.swapaxes(x[: full * size].reshape(size, full, *x.shape[1:]), 0, 1)
-    last = (jax.tree.map(lambda x: x[full * size :], batch),) if total % size else ()
-    return Pieces((jax.tree.map(stack, batch),), last, strided=True)
+    apart = lambda x: x.reshape(shards, each, *x.shape[1:])
+    joined = lambda x: x.reshape(shards * x.shape[1], *x.shape[2:])
+
+    def stack(x):
+        rounds = apart(x)[:, : full * size].reshape(shards, size, full, *x.shape[1:])
+        return jnp.moveaxis(rounds, 2, 0).reshape(full, shards * size, *x.shape[1:])
+
+    rest = lambda x: joined(apart(x)[:, full * size :])
+    last = (jax.tree.map(rest, batch),) if each % size else ()
+    return Pieces((jax.tree.map(stack, batch),), last, strided=shards == 1)
 
 
 def contiguous(batch: Batch, size: int) -> Pieces:
@@ -124,15 +132,16 @@ def walk(
 ) -> tuple[Any, Pieces]:
     """Carries `step(carry, number, piece) -> (carry, out)` over the pieces, and keeps each `out`.
 
-    The number of an only piece is None.
+    They are numbered; the number of an only piece is None.
     """
     full, stacked, last = None, [], []
     for tree in pieces.stacked:
         full = len(jax.tree.leaves(tree)[0])
         carry, out = jax.lax.scan(lambda c, x: step(c, *x), carry, (jnp.arange(full), tree))
         stacked.append(out)
-    for piece in pieces.last:
-        carry, out = step(carry, full, piece)
+    only = full is None and len(pieces.last) == 1
+    for number, piece in enumerate(pieces.last, start=full or 0):
+        carry, out = step(carry, None if only else number, piece)
         last.append(out)
     return carry, Pieces(tuple(stacked), tuple(last), pieces.strided)
 

@@ -144,7 +144,7 @@ def _identity(x: Any) -> Hashable:
     if isinstance(x, tuple):
         return type(x), *map(_identity, x)
     if hasattr(x, "__self__") and hasattr(x, "__func__"):
-        return type(x), _Itself(x.__self__), _Itself(x.__func__)
+        return type(x), _identity(x.__self__), _Itself(x.__func__)
     if isinstance(x, partial):
         named = sorted(x.keywords.items())
         return type(x), _identity(x.func), _identity(x.args), _identity(tuple(named))

@@ -18,7 +18,8 @@ import lossopt
 ROOT = pathlib.Path(lossopt.__file__).parent
 BASE = {"_typing", "_checks", "_jax", "_jaxprs", "_paths", "_numerics", "_missing"}
 PARTS = {"_pieces", "_keys", "_mean"}
-CORE = BASE | PARTS | {"_objective", "_programs", "_grad"}
+DEVICES = {"_mesh", "_shardings", "_place", "_on_mesh"}
+CORE = BASE | PARTS | DEVICES | {"_objective", "_programs", "_grad"}
 MAY_IMPORT = {
     "_typing": set(),
     "_checks": {"_typing", "_numerics"},
@@ -34,11 +35,16 @@ MAY_IMPORT = {
     "_objective": BASE | {"_mean"},
     "_hoist": BASE,
     "_programs": BASE | {"_hoist"},
-    "_grad": BASE | PARTS | {"_objective", "_programs"},
+    "_mesh": BASE,
+    "_shardings": BASE | {"_mesh"},
+    "_place": BASE | PARTS,
+    "_on_mesh": BASE | PARTS | {"_mesh", "_shardings", "_place"},
+    "_grad": BASE | PARTS | {"_objective", "_programs", "_place"},
     "_audit": CORE,
     "checkpoint": BASE,
     "fused": CORE | {"losses"},
     "losses": BASE,
+    "parallel": CORE | {"training"},
     "plots": CORE | {"losses", "regularizers", "training"},
     "regularizers": BASE,
     "schedules": BASE,

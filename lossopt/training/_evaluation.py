@@ -103,7 +103,7 @@ def measured(
     count = rows(data)
     shards = shards if count % shards == 0 else 1
     cut = partial(by_shard, size=batch_size or count, shards=shards)
-    measure = Walked(still, cut, axes=(), has_aux=True).measure
+    measure = Walked(still, True, cut).measure
     _, means, aux = canonical(measure)(params, data)
     return means, aux.get("metrics")
 

@@ -1,6 +1,6 @@
 """One training step on a batch, wherever the batch comes from and wherever it lies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from lossopt import _checks
-from lossopt._grad import measure, value_and_grad
+from lossopt._grad import in_pieces
 from lossopt._jaxprs import canonical
 from lossopt._objective import adapt, names
+from lossopt._place import Here, Place
 from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
 from lossopt.training._evaluation import on_device
 from lossopt.training._inputs import trainable
@@ -62,59 +63,9 @@ class Measured(NamedTuple):
     metrics: Means
 
 
-def train_step(
-    objective: Callable,
-    optimizer: Optimizer,
-    *,
-    microbatches: int = 1,
-    axis_name: Axis = (),
-    has_aux: bool = False,
-    check: bool = True,
-) -> tuple[Callable[..., State], Callable[..., tuple[State, Measured]]]:
-    """The step of `fit`, for a loop of one's own: two pure functions.
-
-    Args:
-      objective: maps `(params, batch)` to a tree of `Mean`. It also receives those of the keywords
-        `key`, `model_state` and `hyperparameters` that its signature names.
-      optimizer: any `optax.GradientTransformation`, which is offered `value`, `grad` and
-        `value_fn`; or a function from the hyperparameters to one.
-      microbatches: pieces a batch is cut into, see `value_and_grad`.
-      axis_name: axes of an enclosing `pmap`, `shard_map` or `vmap` over which the batch is split.
-      has_aux: whether the objective returns `(means, aux)`, where the dict `aux` may hold
-        `"metrics"`, a tree of `Mean`, and `"model_state"`.
-      check: whether an optimizer with a regularizer is refused beside an objective that does not
-        hold its value, `constant(R(params), gradient=False)`.
-
-    Returns:
-      `init(params, model_state=None, *, hyperparameters=None)`, which gives a `training.State` of
-      copies, and `step(state, batch, *, key=None, hyperparameters=None)`, which gives the next one
-      and a `training.Measured`. Compile the step with `jax.jit(step, donate_argnums=0)`.
-
-    Raises:
-      TypeError: if the objective names `key` and is stepped without one, or the optimizer is a
-        function and there are no hyperparameters.
-      ValueError: if hyperparameters are given that nobody takes, a model state of another form is
-        returned, or the optimizer needs more than the gradient of a batch, or gathers several.
-
-    Examples:
-      >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
-      >>> init, step = lo.train_step(objective, optax.sgd(0.25))
-      >>> state, measured = jax.jit(step)(init(0.0), jnp.array([1.0, 3.0]))
-      >>> print(state.params, measured.value, state.count)
-      1.0 5.0 1
-    """
-    recipe = Recipe(objective, optimizer, microbatches, axis_name, has_aux)
-
-    def init(params, model_state=None, *, hyperparameters=None):
-        return begin(recipe, params, model_state, hyperparameters)
-
-    def step(state, batch, *, key=None, hyperparameters=None):
-        taken = take_step(recipe, state, batch, key, hyperparameters)
-        if check:
-            judge(recipe, state, batch, key, hyperparameters)
-        return taken[:2]
-
-    return init, step
+def maker(x: PyTree) -> Callable[[], PyTree] | None:
+    """The function that makes a tree; None for a tree, such as a module that can be called."""
+    return x if callable(x) and jax.tree.leaves(x) == [x] else None
 
 
 def begin(
@@ -122,10 +73,11 @@ def begin(
 ) -> State:
     """The state before the first step: copies of strong types, as those that steps return."""
     own = lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True)
-    given = on_device(params=params, model_state=model_state)
+    made = [x if maker(x) is None else x() for x in (params, model_state)]
+    given = on_device(params=made[0], model_state=made[1])
     params, model_state = jax.tree.map(own, given)
     trainable(params)
-    with _rule(recipe, hyperparameters) as rule:
+    with rule_of(recipe, hyperparameters) as rule:
         opt_state = started(rule, params)
     return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))
 
@@ -142,11 +94,37 @@ def judge(
 def take_step(
     recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
 ) -> tuple[State, Measured, PyTree]:
-    """The one training step, and its gradient; on a CPU its convolutions are fast in loops, too."""
-    return canonical(partial(_taken, recipe))(state, batch, key, hyperparameters)
+    """The one training step, and its gradient."""
+    inputs = state, batch, key, hyperparameters
+    place = Here(_checks.axes(recipe.axis_name))
+    after, measured, grads = step_in_place(recipe, place, *inputs)
+    if recipe.microbatches > 1:
+        measured = counted(recipe, place.axes, measured, *inputs)
+    return after, measured, grads
 
 
-def _taken(recipe, state, batch, key, hyperparameters):
+def step_in_place(recipe: Recipe, place: Place, *inputs: PyTree) -> tuple[State, Measured, PyTree]:
+    """A step with the measures of its pieces; on a CPU convolutions are fast in loops, too."""
+    return canonical(partial(_taken, recipe, place))(*inputs)
+
+
+def counted(
+    recipe: Recipe,
+    axes: tuple[Hashable, ...],
+    measured: Measured,
+    state: State,
+    batch: Batch,
+    key: Key[Array, ""] | None,
+    hyperparameters: PyTree,
+) -> Measured:
+    """What was measured in pieces, with constant terms that weigh as much as in one."""
+    given = {"key": key, "model_state": state.model_state, "hyperparameters": hyperparameters}
+    whole = _measurer(_checked(recipe, state, hyperparameters))
+    pair = uncut((measured.terms, measured.metrics), axes, whole, state.params, batch, given)
+    return Measured(measured.value, *pair)
+
+
+def _taken(recipe, place, state, batch, key, hyperparameters):
     if key is None and names(recipe.objective, "key"):
         raise TypeError(
             "The objective names key, and the step has none: dropout would be off. Pass key=..., "
@@ -154,27 +132,29 @@ def _taken(recipe, state, batch, key, hyperparameters):
         )
     given = {"key": key, "model_state": state.model_state, "hyperparameters": hyperparameters}
     call = _checked(recipe, state, hyperparameters)
-    inputs = state.params, batch, given
-    options = {"microbatches": recipe.microbatches, "axis_name": recipe.axis_name, "has_aux": True}
-    differentiate = value_and_grad(call, **options)
-    (now, means, aux), grads = differentiate(state.params, batch, **given)
+    walked = in_pieces(call, recipe.microbatches, place, True)
+    (now, means, aux), grads = walked.value_and_grad(state.params, batch, **given)
 
-    remeasure = measure(jax.checkpoint(call), **options)  # its gradient needs a piece's memory, too
+    again = in_pieces(jax.checkpoint(call), recipe.microbatches, place, True)  # in as much memory
 
     def value_fn(params):
-        return remeasure(params, batch, **given)[0]
+        return again.measure(place.moved(params, "own", "rest"), batch, **given)[0]
 
-    if _checks.axes(recipe.axis_name):  # where the gradient of a sum over devices is too large
-        value_fn = _with_gradient(value_fn, lambda params: differentiate(params, batch, **given)[1])
+    if place.axes:  # where the gradient of a sum over devices is too large
+        value_fn = _with_gradient(
+            value_fn,
+            lambda params: walked.value_and_grad(
+                place.moved(params, "own", "rest"), batch, **given
+            )[1],
+        )
     extra = {"value": now, "grad": grads, "value_fn": value_fn}
-    with _rule(recipe, hyperparameters) as rule:
-        updates, opt_state = moved(rule, grads, state.opt_state, state.params, **extra)
-        params = optax.apply_updates(state.params, updates)
+    params = place.moved(state.params, "rest", "own")
+    with rule_of(recipe, hyperparameters) as rule:
+        updates, opt_state = moved(rule, grads, state.opt_state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    params = place.moved(params, "own", "rest")
     state = State(params, aux.get("model_state"), opt_state, state.count + 1)
-    measured = means, aux.get("metrics")
-    if recipe.microbatches > 1:
-        measured = uncut(measured, _checks.axes(recipe.axis_name), _measurer(call), *inputs)
-    return state, Measured(now, *measured), grads
+    return state, Measured(now, means, aux.get("metrics")), grads
 
 
 def _measurer(call):
@@ -202,7 +182,7 @@ def _with_gradient(fn, gradient):
 
 
 @contextmanager
-def _rule(recipe: Recipe, hyperparameters: PyTree) -> Iterator[Any]:
+def rule_of(recipe: Recipe, hyperparameters: PyTree) -> Iterator[Any]:
     """Gives the gradient transformation; an error says what to write for a function."""
     optimizer: Any = recipe.optimizer
     given = _is_function(optimizer) and hyperparameters is not None

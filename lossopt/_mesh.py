@@ -1,0 +1,134 @@
+"""Meshes of devices, and which of their axes rows and parameters lie over."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lossopt import _checks
+
+
+class Axes(NamedTuple):
+    """The axes of a mesh that training uses; the others, if any, are the model's.
+
+    Attributes:
+      rows: over which the rows of a batch lie, in the order of the mesh.
+      fsdp: those of them over which parameters may lie.
+
+    An axis of one device is left out.
+    """
+
+    rows: tuple[str, ...]
+    fsdp: tuple[str, ...]
+
+
+def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A mesh of devices for `train_step(..., mesh=)`, of axes `data` and `fsdp`.
+
+    The rows of a batch lie over both; with `partition="fsdp"` the parameters over `fsdp`. Both are
+    Auto axes: the compiler places what is between.
+
+    Args:
+      data: how many groups of devices hold all parameters each, at least 1; -1 for as many as the
+        devices allow.
+      fsdp: how many devices share the parameters, at least 1; -1 likewise.
+
+    Returns:
+      A mesh of the first `data * fsdp` devices.
+
+    Raises:
+      ValueError: if both are -1, or there are not so many devices.
+
+    Examples:
+      >>> lo.parallel.mesh(data=2, fsdp=4).shape
+      OrderedDict({'data': 2, 'fsdp': 4})
+    """
+    sizes = {"data": data, "fsdp": fsdp}
+    devices = jax.devices()
+    for name, size in sizes.items():
+        _checks.count(name, size, -1 if size == -1 else 1)
+    if data == fsdp == -1:
+        raise ValueError(
+            "Expected one of data and fsdp as a number, got -1 for both. Write mesh(fsdp=-1, "
+            "data=1) to share the parameters over all devices."
+        )
+    known = math.prod(size for size in sizes.values() if size != -1)
+    shape = tuple(len(devices) // known if size == -1 else size for size in sizes.values())
+    if not 0 < math.prod(shape) <= len(devices):
+        raise ValueError(
+            f"Expected a mesh within {_counted(len(devices))}, got data={data}, fsdp={fsdp}. Ask "
+            "for fewer; simulate more on a CPU with jax.config.update('jax_num_cpu_devices', 8) "
+            "before anything runs; or plan on jax.sharding.AbstractMesh, which needs none."
+        )
+    kinds = (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, ("data", "fsdp"), kinds, devices=devices[: math.prod(shape)])
+
+
+def axes_of(
+    mesh: Mesh | AbstractMesh, axes: Mapping[str, str | Sequence[str]] | None = None
+) -> Axes:
+    """Which axes of a mesh are `data` and which `fsdp`: by their names, or as `axes` says.
+
+    The only axis of a mesh is both.
+    """
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
+        raise TypeError(
+            f"Expected mesh as a jax.sharding.Mesh, got {mesh!r}. Make one with "
+            "lossopt.parallel.mesh()."
+        )
+    names = mesh.axis_names
+    if axes is None and len(names) == 1:
+        axes = {"data": names, "fsdp": names}
+    known = {name: name for name in ("data", "fsdp") if name in names} if axes is None else axes
+    if not known or set(known) - {"data", "fsdp"}:
+        raise ValueError(
+            f"Expected a mesh with an axis 'data' or 'fsdp', got axes {names}"
+            + (f" and axes={axes}" if axes else "")
+            + ". Say which is which: axes={'data': ..., 'fsdp': ...}."
+        )
+    found = {name: named(known.get(name, ())) for name in ("data", "fsdp")}
+    for name in found["data"] + found["fsdp"]:
+        if name not in names:
+            raise ValueError(
+                f"Expected axes among those of mesh, {names}, got {name!r}. Correct axes=, or make "
+                "a mesh that has it."
+            )
+    several = [name for name in names if mesh.shape[name] > 1]
+    rows = tuple(name for name in several if name in found["data"] + found["fsdp"])
+    return Axes(rows, tuple(name for name in several if name in found["fsdp"]))
+
+
+def size(mesh: Mesh | AbstractMesh, names: Sequence[str]) -> int:
+    """How many devices lie along these axes."""
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def spec(names: Sequence[str], ahead: int = 0) -> P:
+    """The spec of arrays whose axis after `ahead` others lies over these axes of a mesh."""
+    return P(*[None] * ahead, _entry(names))
+
+
+def placed(mesh: Mesh | AbstractMesh, specs) -> object:
+    """A tree of shardings from a tree of specs."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, x), specs, is_leaf=_is_spec)
+
+
+def named(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of axes as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _is_spec(x):
+    return isinstance(x, P)
+
+
+def _entry(names):
+    names = tuple(names)
+    return names[0] if len(names) == 1 else names or None
+
+
+def _counted(n):
+    return "1 device" if n == 1 else f"{n} devices"

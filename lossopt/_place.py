@@ -1,0 +1,127 @@
+"""Where a step computes: how its batch is cut, where parameters move, how gradients are summed."""
+
+import dataclasses
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from lossopt import _jax
+from lossopt._pieces import Pieces, rows, strided
+from lossopt._typing import Batch, PyTree
+
+# Parameters rest between steps, are whole while the objective reads them, and are each device's own
+# while the optimizer updates them.
+Lie = Literal["rest", "whole", "own"]
+
+
+class Place(Protocol):
+    """One device, one of those of an enclosing map, or all of a mesh."""
+
+    @property
+    def axes(self) -> tuple[Hashable, ...]:
+        """Of an enclosing map, over which sums go."""
+        ...
+
+    def cut(self, batch: Batch, count: int) -> Pieces:
+        """At most `count` pieces of the rows of a device, and perhaps one more that all have."""
+        ...
+
+    def moved(self, params: PyTree, start: Lie, end: Lie) -> PyTree:
+        """The parameters, or what is like them, from where they lie to where they are to lie."""
+        ...
+
+    def apart(self, grads: PyTree) -> PyTree:
+        """The gradient of a piece as it is accumulated."""
+        ...
+
+    def summed(self, grads: PyTree) -> PyTree:
+        """The gradient of all devices, of each its own part."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Here:
+    """One device, or one of those of an enclosing map."""
+
+    axes: tuple[Hashable, ...] = ()
+
+    def cut(self, batch: Batch, count: int) -> Pieces:
+        return strided(batch, count)
+
+    def moved(self, params: PyTree, start: Lie, end: Lie) -> PyTree:
+        return _jax.varying(params, self.axes) if end == "whole" else params
+
+    def apart(self, grads: PyTree) -> PyTree:
+        return grads
+
+    def summed(self, grads: PyTree) -> PyTree:
+        return jax.lax.psum(grads, self.axes)
+
+
+HERE = Here()
+_entered: ContextVar[tuple[Any, PyTree]] = ContextVar("entered", default=(None, None))
+
+
+@contextmanager
+def entered(place: Place, params: PyTree) -> Iterator[None]:
+    """Where an objective is called, with these parameters."""
+    token = _entered.set((place, params))
+    try:
+        yield
+    finally:
+        _entered.reset(token)
+
+
+def current() -> tuple[Any, PyTree]:
+    """The place in which the objective is called that calls this, and its parameters; or None."""
+    return _entered.get()
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["even", "rest"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Parted:
+    """A batch on devices.
+
+    Attributes:
+      even: rows of which each device has as many; or none.
+      rest: fewer rows than devices, which each device has; or none.
+    """
+
+    even: tuple[Batch, ...]
+    rest: tuple[Batch, ...]
+
+    def joined(self) -> Batch:
+        """All rows; whoever computes with them moves them."""
+        join = lambda *xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs)
+        return jax.tree.map(join, *self.even, *self.rest)
+
+
+def parted(batch: Batch, devices: int) -> Parted:
+    """Cuts off the rows that devices do not divide."""
+    if isinstance(batch, Parted) or not jax.tree.leaves(batch):
+        return batch if isinstance(batch, Parted) else Parted((batch,), ())
+    total = rows(batch)
+    even = total - total % devices
+    if even == total:
+        return Parted((batch,), ())
+    cut = lambda part: jax.tree.map(lambda x: x[part], batch)
+    return Parted((cut(slice(even)),) if even else (), (cut(slice(even, total)),))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """A piece that all devices hold, which counts once."""
+
+    rows: Batch
+
+
+def once(axes: tuple[Hashable, ...], tree: PyTree) -> PyTree:
+    """What all devices hold alike, kept on the first and 0 elsewhere, before it is summed."""
+    first = jax.lax.axis_index(axes) == 0
+    return jax.tree.map(lambda x: jnp.where(first, x, 0), tree)

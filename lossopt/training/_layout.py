@@ -1,0 +1,93 @@
+"""What of a training step lies where on a mesh."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+
+from lossopt import _checks, _mesh, _paths, _shardings
+from lossopt._on_mesh import Specs
+from lossopt._typing import PyTree
+from lossopt.training._step import State
+
+Partition = Literal["data", "zero1", "fsdp"]
+Lowering = Literal["auto", "shard_map"]
+
+
+class Layout(NamedTuple):
+    """How a step lies on a mesh; see `train_step`."""
+
+    mesh: Mesh | AbstractMesh
+    axes: _mesh.Axes
+    partition: Partition
+    lowering: Lowering
+    rules: _shardings.Rules
+    gather: bool | str
+
+    def of_params(self, params: PyTree) -> Specs:
+        """Where each parameter lies, in the order of leaves."""
+        rows, fsdp = self.axes
+        given = _shardings.by_rules(params, self.mesh, self.rules)
+        free = [P() if spec is None else spec for spec in given]
+        apart = self._apart(params)
+        spread = lambda over, specs: [
+            _shardings.spread(x, self.mesh, over, spec, ahead)
+            for x, spec, ahead in zip(jax.tree.leaves(params), specs, apart)
+        ]
+        if self.partition == "fsdp":
+            shared = zip(given, spread(fsdp, free))
+            rest = own = [spec if rule is None else rule for rule, spec in shared]
+        else:
+            rest, own = free, spread(rows, free) if self.partition == "zero1" else free
+        whole = [x if left else _shardings.without(x, rows) for x, left in zip(rest, apart)]
+        return Specs(rest, whole, own)
+
+    def of_state(self, state: State) -> Any:
+        """The spec of each leaf of a state, in a tree like it."""
+        specs = self.of_params(state.params)
+        over = {"data": (), "zero1": self.axes.rows, "fsdp": self.axes.fsdp}[self.partition]
+        like = lambda tree, specs: jax.tree.structure(tree).unflatten(specs)
+        opt = _shardings.like_params(state.opt_state, state.params, specs.own, self.mesh, over)
+        parts: Any = (
+            like(state.params, specs.rest),
+            jax.tree.map(lambda _: P(), state.model_state),
+            like(state.opt_state, opt),
+            P(),
+        )
+        return State(*parts)
+
+    def _apart(self, params):
+        """Which parameters the model gathers by itself."""
+        paths = _paths.paths(params)
+        if isinstance(self.gather, bool):
+            return [not self.gather] * len(paths)
+        (numbers,) = _paths.places([self.gather], paths)
+        return [i in numbers for i in range(len(paths))]
+
+
+def layout(
+    mesh: Mesh | AbstractMesh,
+    partition: Partition,
+    lowering: Lowering,
+    axes: Mapping[str, str | Sequence[str]] | None,
+    rules: _shardings.Rules,
+    gather: bool | str,
+) -> Layout:
+    """A layout; raises where the mesh does not have what it needs."""
+    _checks.one_of(partition=(partition, Partition), lowering=(lowering, Lowering))
+    found = _mesh.axes_of(mesh, axes)
+    if partition == "fsdp" and not found.fsdp and mesh.size > 1:
+        raise ValueError(
+            f"Expected a mesh with an axis fsdp for partition='fsdp', got {dict(mesh.shape)}. Make "
+            "one with lossopt.parallel.mesh(data=1, fsdp=-1), or name an axis of yours, "
+            "axes={'fsdp': ...}."
+        )
+    others = {name for name in mesh.axis_names if mesh.shape[name] > 1} - set(found.rows)
+    if lowering == "shard_map" and others:
+        raise ValueError(
+            f"lowering='shard_map' maps over the axes of rows alone, {found.rows}, and mesh has "
+            f"{sorted(others)} beside. Use lowering='auto', which leaves them to the model."
+        )
+    return Layout(mesh, found, partition, lowering, rules, gather)

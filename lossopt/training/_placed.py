@@ -1,0 +1,167 @@
+"""The one step on the devices of a mesh, compiled."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lossopt import _checks, _jax, _mesh
+from lossopt._on_mesh import Auto, Manual
+from lossopt._pieces import rows
+from lossopt._place import Parted, parted
+from lossopt.training._elementwise import elementwise
+from lossopt.training._evaluation import on_device
+from lossopt.training._layout import Layout
+from lossopt.training._step import (
+    Measured,
+    Recipe,
+    State,
+    begin,
+    counted,
+    judge,
+    maker,
+    rule_of,
+    step_in_place,
+)
+
+_PROGRAMS = 16
+
+
+class Placed(NamedTuple):
+    """A step on a mesh.
+
+    Attributes:
+      init: as `train_step` gives it.
+      step: likewise.
+      program: `program(state)` is what `step` compiles for a state of such shapes: a function of a
+        state, a `Parted` batch, a key and hyperparameters.
+    """
+
+    init: Callable[..., State]
+    step: Callable[..., tuple[State, Measured]]
+    program: Callable[[State], Any]
+
+
+def placed(recipe: Recipe, layout: Layout, check: bool) -> Placed:
+    """The step of a recipe, laid out on a mesh."""
+    step, program = _stepping(recipe, layout, check)
+    return Placed(_starting(recipe, layout), step, program)
+
+
+def _starting(recipe, layout):
+    @lru_cache(maxsize=_PROGRAMS)
+    def program(makers, structure, avals):
+        def build(params, model_state, hyperparameters):
+            made = [make or x for x, make in zip((params, model_state), makers)]
+            return begin(recipe, made[0], made[1], hyperparameters)
+
+        shapes = jax.eval_shape(build, *structure.unflatten(avals))
+        return jax.jit(build, out_shardings=_mesh.placed(layout.mesh, layout.of_state(shapes)))
+
+    def init(params, model_state=None, *, hyperparameters=None):
+        makers = tuple(map(maker, (params, model_state)))
+        params, model_state = (None if maker(x) else x for x in (params, model_state))
+        params, model_state = on_device(params=params, model_state=model_state)
+        rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
+        params = _put(params, _mesh.placed(layout.mesh, rest))
+        others = _put_all((model_state, hyperparameters), layout.mesh, P())
+        with _jax.within(layout.mesh):
+            structure, avals = _outline((params, *others))
+            return program(makers, structure, avals)(params, *others)
+
+    return init
+
+
+def _stepping(recipe, layout, check):
+    mesh, over = layout.mesh, _mesh.spec(layout.axes.rows)
+
+    def run(*inputs):
+        out = layout.of_state(inputs[0]), P()
+        return _jax.on_auto_axes(partial(_run, recipe, layout, check), mesh, out)(*inputs)
+
+    @lru_cache(maxsize=_PROGRAMS)
+    def made(structure, avals):
+        lie = _mesh.placed(mesh, layout.of_state(structure.unflatten(avals)))
+        out = lie, NamedSharding(mesh, P())
+        return lie, jax.jit(run, donate_argnums=0, out_shardings=out)
+
+    def step(state, batch, *, key=None, hyperparameters=None):
+        _checks.at_most(rows(batch), microbatches=recipe.microbatches)
+        batch = parted(batch, _mesh.size(mesh, layout.axes.rows))
+        with _jax.within(mesh):
+            if not _jax.compiles():
+                return run(state, batch, key, hyperparameters)
+            lie, program = made(*_outline(state))
+            batch = Parted(_put_all(batch.even, mesh, over), _put_all(batch.rest, mesh, P()))
+            others = _put_all((key, hyperparameters), mesh, P())
+            return program(_put(state, lie), batch, *others)
+
+    return step, lambda state: made(*_outline(state))[1]
+
+
+def _run(recipe, layout, check, state, batch, key, hyperparameters):
+    """One step; the mesh has Auto axes alone."""
+    layout = layout._replace(mesh=_jax.all_auto(layout.mesh))
+    inputs = state, batch, key, hyperparameters
+    whole = state, batch.joined(), key, hyperparameters
+    if check:
+        judge(recipe, *whole)
+    after, measured = _STEPS[layout.lowering](recipe, layout, *inputs)
+    return after, counted(recipe, (), measured, *whole)
+
+
+def _auto(recipe, layout, *inputs):
+    """In one program of global arrays."""
+    place = Auto(layout.mesh, layout.axes.rows, layout.of_params(inputs[0].params))
+    return step_in_place(recipe, place, *inputs)[:2]
+
+
+def _in_shard_map(recipe, layout, state, batch, key, hyperparameters):
+    """In a program for each device."""
+    specs = layout.of_params(state.params)
+    if specs.own != specs.whole:
+        with rule_of(recipe, hyperparameters) as rule:
+            elementwise(rule, state.params, state.opt_state)
+
+    def body(*inputs):
+        place = Manual(layout.axes.rows, layout.mesh, specs)
+        return step_in_place(recipe, place, *inputs)[:2]
+
+    lie = layout.of_state(state)
+    over = jax.tree.map(lambda _: _mesh.spec(layout.axes.rows), batch.even)
+    alike = jax.tree.map(lambda _: P(), batch.rest)
+    options = {
+        "in_specs": (lie, Parted(over, alike), P(), P()),
+        "out_specs": (lie, P()),
+        "check_vma": False,
+    }
+    mapped = jax.shard_map(body, mesh=layout.mesh, **options)
+    return mapped(state, batch, key, hyperparameters)
+
+
+_STEPS = {"auto": _auto, "shard_map": _in_shard_map}
+
+
+def _outline(tree):
+    """What a program is made for, hashable."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _put(tree, shardings):
+    return jax.tree.map(_moved, tree, shardings)
+
+
+def _put_all(tree, mesh, spec):
+    return jax.tree.map(lambda x: _moved(x, NamedSharding(mesh, spec)), tree)
+
+
+def _moved(x, sharding):
+    """On its devices; what is there already, and numbers of Python, stay what they are."""
+    if not hasattr(x, "shape") or getattr(x, "sharding", None) == sharding:
+        return x
+    return jax.device_put(x, sharding)
