@@ -23,8 +23,7 @@ W = jnp.asarray(RNG.normal(size=SHAPE), jnp.float32)
 SLOPES = jnp.asarray(RNG.normal(size=SHAPE), jnp.float32)
 STEPS = [
     SLOPES.at[:, :4].multiply(100.0),  # one device has all that is large
-    -SLOPES,
-    SLOPES.at[0, 0].set(jnp.nan),  # and one alone has a NaN
+    -SLOPES.at[0, 0].set(jnp.nan),  # and one alone has a NaN
 ]
 HALVES = slice(0, 4), slice(4, 8)
 
@@ -96,23 +95,19 @@ def mixed(rate):
 
 
 OF_OPTAX = """
-adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lion
-nadam nadamw novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop
-sgd sign_sgd signum sm3 yogi
+adabelief adadelta adafactor adagrad adam adamax adamw adan amsgrad fromage lamb lars lion nadam
+novograd optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd sign_sgd sm3 yogi
 """
 OF_CONTRIB = """
 acprop ademamix adopt cocob dadapt_adamw dog dowg madgrad momo momo_adam muon prodigy
-schedule_free_adamw simplified_ademamix
+schedule_free_adamw
 """
 WITH_A_RATE = {name: getattr(optax, name) for name in OF_OPTAX.split()}
 WITH_A_RATE |= {f"contrib.{name}": getattr(C, name) for name in OF_CONTRIB.split()}
 MAKERS = {name: partial(maker, 0.1) for name, maker in WITH_A_RATE.items()} | {
     "noisy_sgd": lambda: optax.noisy_sgd(0.1, key=KEY),
     "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "centered rmsprop": lambda: optax.rmsprop(0.1, centered=True, momentum=0.5),
     "adam of a schedule": lambda: optax.adam(optax.cosine_decay_schedule(0.1, 10)),
-    "factored": lambda: optax.scale_by_factored_rms(min_dim_size_to_factor=1),
-    "lbfgs": lambda: optax.lbfgs(linesearch=None),
     "line search": lambda: optax.scale_by_backtracking_linesearch(3),
     "clip": lambda: optax.clip(0.5),
     "clip_by_global_norm": lambda: optax.clip_by_global_norm(1.0),
@@ -139,7 +134,6 @@ MAKERS = {name: partial(maker, 0.1) for name, maker in WITH_A_RATE.items()} | {
     "ours.adagrad": lambda: T.adagrad(0.1),
     "ours.rmsprop": lambda: T.rmsprop(0.1, centered=True, momentum=0.5),
     "ours.adam": lambda: T.adam(0.1, nesterov=True, regularizer=L1),
-    "ours.adam, groups": lambda: T.adam(0.1, regularizer=lo.regularizers.GroupLasso(0.1, axis=1)),
     "ours.proximal": lambda: T.proximal(L1, 0.1, direction=optax.ema(0.9)),
     "ours.clip_by_global_norm": lambda: T.clip_by_global_norm(1.0),
     "ours.average": lambda: T.average(T.adam(0.1), decay=0.9),
