@@ -3,6 +3,8 @@
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from traceback import walk_tb
+from types import CodeType
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from jax._src.config import disable_jit, trace_context
 from jax._src.core import NamedAxisEffect as NamedAxisEffect
 from jax._src.core import trace_state_clean
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
+from jax._src.source_info_util import is_user_filename
 from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
@@ -54,6 +57,24 @@ def context() -> Hashable:
 def failures(error: Any) -> list[Any]:
     """Of each kind of error of `checkify`, whether it occurred."""
     return list(error._pred.values())
+
+
+def codes(source: Any) -> list[CodeType]:
+    """The functions that ran where an equation was traced, or an exception raised: outermost first.
+
+    Those of jax are left out.
+    """
+    if isinstance(source, BaseException):
+        found = [frame.f_code for frame, _ in walk_tb(source.__traceback__)]
+    else:
+        trace = source.source_info.traceback
+        found = trace.raw_frames()[0][::-1] if trace else []
+    return [code for code in found if is_user_filename(code.co_filename)]
+
+
+def scope(equation: Any) -> str:
+    """The names of `jax.named_scope` under which an equation was traced."""
+    return str(equation.source_info.name_stack)
 
 
 def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:

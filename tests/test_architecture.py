@@ -40,17 +40,19 @@ MAY_IMPORT = {
     "_place": BASE | PARTS,
     "_on_mesh": BASE | PARTS | {"_mesh", "_shardings", "_place"},
     "_grad": BASE | PARTS | {"_objective", "_programs", "_place"},
+    "_culprits": BASE,
+    "_elementwise": BASE | {"_culprits"},
     "_audit": CORE,
     "checkpoint": BASE,
     "fused": CORE | {"losses"},
     "losses": BASE,
-    "parallel": CORE | {"training"},
+    "parallel": CORE | {"_elementwise", "training"},
     "plots": CORE | {"losses", "regularizers", "training"},
     "regularizers": BASE,
     "schedules": BASE,
     "testing": CORE | {"_audit"},
     "transforms": BASE | {"regularizers"},
-    "training": CORE | {"_audit", "checkpoint"},
+    "training": CORE | {"_audit", "_elementwise", "checkpoint"},
 }
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
 SILENT = {

@@ -10,12 +10,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh
+from lossopt._elementwise import only_elementwise
 from lossopt._on_mesh import Auto, Manual
 from lossopt._pieces import rows
 from lossopt._place import Parted, of_one, parted
-from lossopt.training._elementwise import elementwise
 from lossopt.training._evaluation import usable
 from lossopt.training._layout import Layout
+from lossopt.training._rules import moved
 from lossopt.training._step import (
     Measured,
     Recipe,
@@ -130,9 +131,8 @@ def _auto(recipe, layout, *inputs):
 def _in_shard_map(recipe, layout, state, batch, key, hyperparameters):
     """In a program for each device."""
     specs = layout.of_params(state.params)
-    if specs.own != specs.whole:
-        with rule_of(recipe, hyperparameters) as rule:
-            elementwise(rule, state.params, state.opt_state)
+    with rule_of(recipe, hyperparameters) as rule:
+        only_elementwise(partial(moved, rule), *_as_updated(layout, specs, state))
 
     def body(*inputs):
         place = Manual(layout.axes.rows, layout.mesh, specs)
@@ -148,6 +148,16 @@ def _in_shard_map(recipe, layout, state, batch, key, hyperparameters):
     }
     mapped = jax.shard_map(body, mesh=layout.mesh, **options)
     return mapped(state, batch, key, hyperparameters)
+
+
+def _as_updated(layout, specs, state):
+    """Shapes of parameters and of the optimizer's state, as they lie while these are updated."""
+    own = jax.tree.structure(state.params).unflatten(specs.own)
+    shaped = lambda x, spec: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=NamedSharding(layout.mesh, spec)
+    )
+    opt = layout.of_state(state).opt_state
+    return jax.tree.map(shaped, state.params, own), jax.tree.map(shaped, state.opt_state, opt)
 
 
 _STEPS = {"auto": _auto, "shard_map": _in_shard_map}

@@ -45,7 +45,8 @@ def train_step(
         gathered at the start of the objective.
       lowering: `"auto"`, one program of the whole batch that the compiler cuts, with the random
         numbers of one device; or `"shard_map"`, one of each device's rows, which scatters gradients
-        on every backend and takes optimizers that go element by element alone.
+        on every backend and, where leaves are shared, takes optimizers that go element by element
+        alone, see `parallel.elementwise`.
       axes: which axes of the mesh are `"data"` and `"fsdp"`, where they have other names; the only
         axis of a mesh is both.
       rules: as in `parallel.shardings`, for parameters that are to lie in a way of their own.
@@ -66,7 +67,8 @@ def train_step(
       TypeError: if the objective names `key` and is stepped without one, or the optimizer is a
         function and there are no hyperparameters.
       ValueError: if hyperparameters are given that nobody takes, a model state of another form is
-        returned, or the optimizer needs more than the gradient of a batch, or gathers several.
+        returned, or the optimizer needs more than the gradient of a batch, or gathers several; or,
+        with `lowering="shard_map"`, if it would see slices of leaves that it may read as wholes.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}

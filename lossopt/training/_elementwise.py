@@ -1,2 +1,0 @@
-def elementwise(rule, params, state):
-    return
