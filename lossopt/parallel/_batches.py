@@ -14,9 +14,10 @@ from lossopt._typing import ArrayLike, Batch, Bool
 def pad_batch(batch: Batch, multiple: int) -> tuple[Batch, Bool[ArrayLike, "rows"]]:
     """A batch with copies of its first rows behind it, and a mask that tells them apart.
 
-    For what wants rows of one number, such as `jax.pmap`: give the mask to the objective, whose
-    `mean(values, mask)` then is that of the batch, in value and gradient. Copies, because a model
-    may have no finite derivative at rows of zeros. `train_step(mesh=...)` needs neither.
+    For what wants rows of one number, such as `jax.pmap`. Put the mask into the batch: with
+    `mean(values, batch["mask"])` value and gradient are those without copies. They are copies
+    because a model may have no finite derivative at rows of zeros. `train_step(mesh=...)` takes any
+    number of rows as it is.
 
     Args:
       batch: tree of arrays that share a leading axis of rows.

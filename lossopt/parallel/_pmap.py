@@ -70,7 +70,7 @@ def split(batch: Batch, devices: Sequence[Any] | None = None) -> Batch:
             f"mask write batch, mask = lossopt.parallel.pad_batch(batch, {count}); or take "
             "train_step(mesh=lossopt.parallel.mesh()), which is exact for any number of rows."
         )
-    part = lambda x: x.reshape(count, total // count, *x.shape[1:])
+    part = lambda x: _owned(x).reshape(count, total // count, *jnp.shape(x)[1:])
     return jax.tree.map(lambda x: jax.device_put(part(x), lie), batch)
 
 
@@ -89,5 +89,10 @@ def _one_each(devices):
 
 
 def _copies(lie, x):
-    x = x if isinstance(x, jax.Array) else np.asarray(x, jnp.result_type(x))
-    return jax.make_array_from_callback((lie.mesh.size, *x.shape), lie, lambda _: x[None])
+    shape = (lie.mesh.size, *jnp.shape(x))
+    return jax.make_array_from_callback(shape, lie, lambda _: _owned(x)[None])
+
+
+def _owned(x):
+    """On a CPU an array may share its memory with one of NumPy, which the caller may write."""
+    return x if isinstance(x, jax.Array) else np.array(x, jnp.result_type(x))

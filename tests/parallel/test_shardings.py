@@ -235,7 +235,7 @@ class TestTensorParallel:
         mesh = lo.parallel.mesh()
         state, values = _three_steps(mesh=mesh, **options)
         np.testing.assert_allclose(values, _alone()[1], rtol=1e-5)
-        assert state.params["in"]["kernel"].addressable_shards[0].data.shape == (8, 8)
+        assert state.params["in"]["kernel"].addressable_shards[0].data.shape == (16, 8)
         assert state.opt_state[0].nu["in"]["kernel"].sharding.spec == P(None, "data")
 
 
@@ -249,9 +249,9 @@ def _objective(params, batch):
 def _case():
     random = np.random.default_rng(0)
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)
-    params = {"in": {"kernel": normal(8, 64), "bias": normal(64)}, "out": normal(64, 4)}
+    params = {"in": {"kernel": normal(16, 64), "bias": normal(64)}, "out": normal(64, 4)}
     mask = (random.uniform(size=16) < 0.4).astype(np.float32)
-    return params, {"x": normal(16, 8), "y": normal(16, 4), "mask": mask}
+    return params, {"x": normal(16, 16), "y": normal(16, 4), "mask": mask}
 
 
 @cache
