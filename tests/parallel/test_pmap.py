@@ -1,5 +1,7 @@
 """Old code: the step under `jax.pmap`."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import optax
 import pytest
 
 import lossopt as lo
-from lossopt.parallel import replicate, split
+from lossopt.parallel import pad_batch, replicate, split
 from tests import regression
 from tests.regression import at, close
 
 ROWS = 16
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
 def batch():
@@ -23,6 +26,13 @@ def batch():
     return batch
 
 
+@cache
+def moved():
+    """Old code, moved: its state is replicated, its batches are split."""
+    init, step = lo.train_step(regression.objective, OPTIMIZER, axis_name="devices")
+    return init, jax.pmap(step, axis_name="devices", donate_argnums=0)
+
+
 def _pointers(tree):
     shards = [x.addressable_shards for x in jax.tree.leaves(tree)]
     return {x.data.unsafe_buffer_pointer() for each in shards for x in each}
@@ -32,9 +42,7 @@ class TestStep:
     def test_equals_one_device_and_numpy_by_hand(self):
         """With masks that leave devices empty, and the memory of the state donated."""
         params, rows, rate = regression.params(), batch(), 0.1
-        optimizer = optax.sgd(rate, momentum=0.9)
-        init, step = lo.train_step(regression.objective, optimizer, axis_name="devices")
-        step = jax.pmap(step, axis_name="devices", donate_argnums=0)
+        init, step = moved()
         state, parts = replicate(init(params)), split(rows)
 
         hand, velocity = jax.tree.map(np.float64, params), jax.tree.map(np.zeros_like, params)
@@ -52,11 +60,25 @@ class TestStep:
         close(measured.terms["fit"].weight[3], rows["mask"].sum())
         assert not any(x.is_deleted() for x in jax.tree.leaves(parts))
 
-        alone, one = lo.train_step(regression.objective, optimizer)
+        alone, one = lo.train_step(regression.objective, OPTIMIZER)
         state, one = alone(params), jax.jit(one)
         for _ in range(3):
             state, _ = one(state, rows)
         jax.tree.map(close, state.params, hand)
+
+    def test_rows_that_do_not_divide_are_padded(self):
+        rows, (init, step) = regression.batch("fractional", "ragged", 13), moved()
+        padded, mask = pad_batch(rows, 8)
+        padded |= {"mask": padded["mask"] * mask, "heavy": padded["heavy"] * mask}
+        state, measured = step(replicate(init(regression.params())), split(padded))
+        want, slope = regression.reference(regression.params(), rows)
+        np.testing.assert_allclose(measured.value[0], want, rtol=1e-6)
+        jax.tree.map(
+            lambda p, start, g: close(p[5], start - 0.1 * g),
+            state.params,
+            regression.params(),
+            slope,
+        )
 
     def test_one_key_for_all_is_another_for_each(self):
         def objective(w, x, key):
