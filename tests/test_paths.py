@@ -73,6 +73,10 @@ class TestPlaces:
             "that matches: correct the pattern, or move it forward."
         )
 
+    def test_what_is_no_regular_expression_is_refused_by_name(self):
+        with pytest.raises(ValueError, match=r"got '\*/kernel': nothing to repeat.*Write '\.\*'"):
+            places(["bias", "*/kernel"], NAMES)
+
     def test_a_pattern_may_take_nothing_of_a_tree_that_hides_leaves(self):
         assert places(["kernel", "embedding"], NAMES, hides=True) == [[0, 2], []]
 
