@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def mesh(kind="auto", sizes=(1, DEVICES)):
     return jax.make_mesh(sizes, ("data", "fsdp"), axis_types=(KINDS[kind],) * 2)
 
 
-def params(dtype=np.float32):
+def params(dtype: Any = np.float32):
     """Two leaves that 8 devices divide, and one that is too small to be spread."""
     random = np.random.default_rng(0)
     draw = lambda *shape: random.normal(size=shape).astype(dtype) / 4
@@ -34,7 +35,7 @@ def params(dtype=np.float32):
     return {"hidden": hidden, "head": {"kernel": draw(WIDTH, OUTPUTS)}}
 
 
-def batch(mask="first", rows=ROWS, dtype=np.float32):
+def batch(mask="first", rows=ROWS, dtype: Any = np.float32):
     """Of masks that leave some devices without weight."""
     random = np.random.default_rng(1)
     draw = lambda *shape: random.normal(size=shape)
@@ -96,3 +97,8 @@ def bytes_on(device, tree):
     """What of a tree lies on one device."""
     shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards]
     return sum(s.data.nbytes for s in shards if s.device == device)
+
+
+def temporary(program):
+    """The bytes that a compiled program takes on a device beside what it is given and gives."""
+    return program.memory_analysis().temp_size_in_bytes

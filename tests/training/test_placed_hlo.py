@@ -159,7 +159,7 @@ def test_layers_gathered_in_the_scan(lowering):
     make = lambda **more: placed.program(_scanned, optax.sgd(0.1), params, batch, **options, **more)
     held, after = [], []
     for state, cut, run in (make(), make(gather="layers/kernel")):
-        held.append(run.memory_analysis().temp_size_in_bytes)
+        held.append(placed.temporary(run))
         moved = placed.moved(run.as_text())
         cut = jax.device_put(cut, run.input_shardings[0][1])
         after.append(run(state, cut, None, None)[0].params)
