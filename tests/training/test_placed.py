@@ -137,6 +137,10 @@ def _fsdp(objective=placed.objective, optimizer=REMEMBERS, kind="auto", **option
     return lo.train_step(objective, optimizer, mesh=mesh, partition="fsdp", **options)
 
 
+def _lies(state):
+    return [x.sharding for x in jax.tree.leaves(state)]
+
+
 class TestCalls:
     @pytest.mark.parametrize("kind", placed.KINDS)
     def test_a_second_call_compiles_nothing_and_the_state_is_donated(self, kind):
@@ -144,6 +148,7 @@ class TestCalls:
         batch = placed.batch()
         first = init(placed.params())
         second, _ = step(first, batch)
+        assert _lies(second) == _lies(first)
         assert all(x.is_deleted() for x in jax.tree.leaves(first))
         third, _ = step(second, batch)
         with counted() as count:
@@ -161,8 +166,7 @@ class TestCalls:
         init, _ = _fsdp(optimizer=optax.adam(0.1))
         made, given = init(make), init(jax.jit(make)())
         jax.tree.map(np.testing.assert_array_equal, made, given)
-        lie = lambda state: [x.sharding for x in jax.tree.leaves(state)]
-        assert lie(made) == lie(given)
+        assert _lies(made) == _lies(given)
         program = jax.jit(lambda: init(make)).lower().compile()
         whole = made.params["kernel"].nbytes
         assert placed.temporary(program) <= 0.5 * whole  # of three of them

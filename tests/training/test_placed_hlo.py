@@ -151,6 +151,14 @@ def _scanned(params, batch):
     return {"fit": lo.mean(jnp.sum(jnp.square(x - batch["y"]), 1))}
 
 
+@cache
+def _alone():
+    """The parameters after a step on one device."""
+    params, batch = _stack()
+    init, step = lo.train_step(_scanned, optax.sgd(0.1))
+    return jax.jit(step)(init(params), batch)[0].params
+
+
 @pytest.mark.parametrize("lowering", ["auto", "shard_map"])
 def test_layers_gathered_in_the_scan(lowering):
     """In its body the kernels are gathered once forward and once backward, of each a layer."""
@@ -165,6 +173,8 @@ def test_layers_gathered_in_the_scan(lowering):
         after.append(run(state, cut, None, None)[0].params)
     assert held[1] <= 0.25 * held[0]
     jax.tree.map(np.testing.assert_array_equal, *after)
+    alone = _alone()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), after[1], alone)
     gathers = {shape: n for (kind, shape), n in moved.items() if kind == "all-gather"}
     assert gathers == {(SIDE, SIDE): 2, (LAYERS, SIDE): 1}
 
