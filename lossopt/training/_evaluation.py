@@ -155,12 +155,12 @@ def _read(term):
 
 def on_device(**trees: PyTree) -> list[PyTree]:
     """Trees of jax arrays; raises where a leaf holds no numbers, or such as would not fit."""
-    hold_numbers(**trees)
+    usable(**trees)
     return [jax.tree.map(jnp.asarray, tree) for tree in trees.values()]
 
 
-def hold_numbers(**trees: PyTree) -> None:
-    """Raises where a leaf holds no numbers, or such as would not fit."""
+def usable(**trees: PyTree) -> None:
+    """Raises where a leaf of the trees holds no numbers, or such as would not fit."""
     for name, tree in trees.items():
         if is_stream(tree):
             raise TypeError(

@@ -14,7 +14,7 @@ from lossopt._on_mesh import Auto, Manual
 from lossopt._pieces import rows
 from lossopt._place import Parted, of_one, parted
 from lossopt.training._elementwise import elementwise
-from lossopt.training._evaluation import hold_numbers
+from lossopt.training._evaluation import usable
 from lossopt.training._layout import Layout
 from lossopt.training._step import (
     Measured,
@@ -65,8 +65,7 @@ def _starting(recipe, layout):
     def init(params, model_state=None, *, hyperparameters=None):
         makers = tuple(map(maker, (params, model_state)))
         params, model_state = (None if maker(x) else x for x in (params, model_state))
-        hold_numbers(params=params, model_state=model_state)
-        params, model_state = jax.tree.map(_array, (params, model_state))
+        usable(params=params, model_state=model_state)
         if makers[0] is None:
             rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
             params = _put(params, _mesh.placed(layout.mesh, rest))
@@ -164,11 +163,6 @@ def _shapes(tree):
     """What decides where a tree lies, hashable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(map(jnp.shape, leaves))
-
-
-def _array(x):
-    """Arrays of the host stay there until they are spread."""
-    return x if hasattr(x, "shape") else jnp.asarray(x)
 
 
 def _put(tree, shardings):
