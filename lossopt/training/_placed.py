@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from lossopt import _checks, _jax, _mesh
 from lossopt._on_mesh import Auto, Manual
 from lossopt._pieces import rows
-from lossopt._place import Parted, parted
+from lossopt._place import Parted, of_one, parted
 from lossopt.training._elementwise import elementwise
 from lossopt.training._evaluation import on_device
 from lossopt.training._layout import Layout
@@ -84,23 +84,25 @@ def _stepping(recipe, layout, check):
         return _jax.on_auto_axes(partial(_run, recipe, layout, check), mesh, out)(*inputs)
 
     @lru_cache(maxsize=_PROGRAMS)
-    def made(structure, avals):
-        lie = _mesh.placed(mesh, layout.of_state(structure.unflatten(avals)))
+    def made(structure, shapes):
+        state = structure.unflatten([jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes])
+        lie = _mesh.placed(mesh, layout.of_state(state))
         out = lie, NamedSharding(mesh, P())
         return lie, jax.jit(run, donate_argnums=0, out_shardings=out)
 
     def step(state, batch, *, key=None, hyperparameters=None):
-        _checks.at_most(rows(batch), microbatches=recipe.microbatches)
+        if jax.tree.leaves(batch):
+            _checks.at_most(rows(batch), microbatches=recipe.microbatches)
         batch = parted(batch, _mesh.size(mesh, layout.axes.rows))
         with _jax.within(mesh):
             if not _jax.compiles():
                 return run(state, batch, key, hyperparameters)
-            lie, program = made(*_outline(state))
+            lie, program = made(*_shapes(state))
             batch = Parted(_put_all(batch.even, mesh, over), _put_all(batch.rest, mesh, P()))
             others = _put_all((key, hyperparameters), mesh, P())
             return program(_put(state, lie), batch, *others)
 
-    return step, lambda state: made(*_outline(state))[1]
+    return step, lambda state: made(*_shapes(state))[1]
 
 
 def _run(recipe, layout, check, state, batch, key, hyperparameters):
@@ -108,10 +110,14 @@ def _run(recipe, layout, check, state, batch, key, hyperparameters):
     layout = layout._replace(mesh=_jax.all_auto(layout.mesh))
     inputs = state, batch, key, hyperparameters
     whole = state, batch.joined(), key, hyperparameters
+    axes = layout.axes.rows if layout.lowering == "shard_map" else ()
+    alone = recipe._replace(objective=of_one(axes, recipe.objective))
     if check:
-        judge(recipe, *whole)
+        judge(alone, *whole)
     after, measured = _STEPS[layout.lowering](recipe, layout, *inputs)
-    return after, counted(recipe, (), measured, *whole)
+    if axes or recipe.microbatches > 1 or (batch.even and batch.rest):
+        measured = counted(alone, (), measured, *whole)
+    return after, measured
 
 
 def _auto(recipe, layout, *inputs):
@@ -150,6 +156,12 @@ def _outline(tree):
     """What a program is made for, hashable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _shapes(tree):
+    """What decides where a tree lies, hashable."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(map(jnp.shape, leaves))
 
 
 def _put(tree, shardings):
