@@ -66,8 +66,9 @@ def _starting(recipe, layout):
         makers = tuple(map(maker, (params, model_state)))
         params, model_state = (None if maker(x) else x for x in (params, model_state))
         params, model_state = on_device(params=params, model_state=model_state)
-        rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
-        params = _put(params, _mesh.placed(layout.mesh, rest))
+        if makers[0] is None:
+            rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
+            params = _put(params, _mesh.placed(layout.mesh, rest))
         others = _put_all((model_state, hyperparameters), layout.mesh, P())
         with _jax.within(layout.mesh):
             structure, avals = _outline((params, *others))
