@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh
@@ -21,6 +21,7 @@ from lossopt.training._step import (
     Recipe,
     State,
     begin,
+    begun,
     counted,
     judge,
     maker,
@@ -66,6 +67,7 @@ def _starting(recipe, layout):
         makers = tuple(map(maker, (params, model_state)))
         params, model_state = (None if maker(x) else x for x in (params, model_state))
         params, model_state = on_device(params=params, model_state=model_state)
+        _has_devices(layout.mesh)
         if makers[0] is None:
             rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
             params = _put(params, _mesh.placed(layout.mesh, rest))
@@ -92,6 +94,8 @@ def _stepping(recipe, layout, check):
         return lie, jax.jit(run, donate_argnums=0, out_shardings=out)
 
     def step(state, batch, *, key=None, hyperparameters=None):
+        begun(state)
+        _has_devices(mesh)
         if jax.tree.leaves(batch):
             _checks.at_most(rows(batch), microbatches=recipe.microbatches)
         batch = parted(batch, _mesh.size(mesh, layout.axes.rows))
@@ -104,6 +108,14 @@ def _stepping(recipe, layout, check):
             return program(_put(state, lie), batch, *others)
 
     return step, lambda state: made(*_shapes(state))[1]
+
+
+def _has_devices(mesh):
+    if isinstance(mesh, AbstractMesh) and _jax.compiles():
+        raise TypeError(
+            f"Expected a mesh of devices, got {mesh}, which has none. Make one with "
+            "lossopt.parallel.mesh(); lossopt.parallel.plan takes what is abstract."
+        )
 
 
 def _run(recipe, layout, check, state, batch, key, hyperparameters):
