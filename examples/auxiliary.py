@@ -66,7 +66,7 @@ def main():
     _, right = by_hand(params, batch, 1, by_tokens=False)
     ways = {"all over tokens, 4 pieces": by_hand(params, batch, 4, by_tokens=True)}
     ways["mean of means, 4 pieces"] = by_hand(params, batch, 4, by_tokens=False)
-    for pieces, devices in ((1, 1), (4, 1), (1, count), (2, count)):
+    for pieces, devices in ((4, 1), (1, count), (2, count)):
         ways[f"lossopt, {pieces} x {devices}"] = stepped(params, batch, pieces, devices)
     table = Table("way, pieces x devices", "loss", "router's gradient", "error of experts'")
     ratios, errors, norm = [], [], np.linalg.norm
