@@ -14,7 +14,7 @@ from lossopt._on_mesh import Auto, Manual
 from lossopt._pieces import rows
 from lossopt._place import Parted, of_one, parted
 from lossopt.training._elementwise import elementwise
-from lossopt.training._evaluation import on_device
+from lossopt.training._evaluation import usable
 from lossopt.training._layout import Layout
 from lossopt.training._step import (
     Measured,
@@ -66,8 +66,8 @@ def _starting(recipe, layout):
     def init(params, model_state=None, *, hyperparameters=None):
         makers = tuple(map(maker, (params, model_state)))
         params, model_state = (None if maker(x) else x for x in (params, model_state))
-        params, model_state = on_device(params=params, model_state=model_state)
         _has_devices(layout.mesh)
+        usable(params=params, model_state=model_state)
         if makers[0] is None:
             rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
             params = _put(params, _mesh.placed(layout.mesh, rest))
