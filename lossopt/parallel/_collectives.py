@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import re
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lossopt.parallel import _hlo
 
-Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"]
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _FORMS = {  # of groups of devices
-    "named": re.compile(r"replica_groups=mesh\[([^]]*)\] ?\{([^}]*)\}"),
+    "named": re.compile(r"replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}"),
     "counted": re.compile(r"replica_groups=\[\d+,(\d+)\]"),
     "listed": re.compile(r"replica_groups=\{\{([\d,]+)\}"),
 }
@@ -21,7 +21,8 @@ class Collective:
     """An array that devices reduce, gather or exchange.
 
     Attributes:
-      kind: as XLA calls it.
+      kind: `"all-reduce"`, `"all-gather"`, `"reduce-scatter"`, `"all-to-all"` or
+        `"collective-permute"`.
       shape: of what is reduced, or of what is gathered.
       dtype: its name.
       bytes: of it, on one device.
@@ -30,7 +31,7 @@ class Collective:
         is not in the program counts once.
     """
 
-    kind: Kind
+    kind: str
     shape: tuple[int, ...]
     dtype: str
     bytes: int
@@ -75,7 +76,7 @@ def collectives(program: Any) -> tuple[Collective, ...]:
     everyone = math.prod(map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text)))
     return tuple(
         Collective(x.kind, *array, array.bytes, _devices(x.attributes, everyone), x.times)
-        for x in _hlo.operations(text, get_args(Kind))
+        for x in _hlo.operations(text, _KINDS)
         for array in (x.results[-len(x.operands) :] if x.kind == "all-gather" else x.operands)
     )
 

@@ -39,7 +39,7 @@ def describe(
     Examples:
       >>> tree = {"kernel": jnp.zeros((64, 512)), "bias": jnp.zeros(64)}
       >>> print(lo.parallel.describe(tree, lo.parallel.mesh(data=1, fsdp=8)).splitlines()[-1])
-      at peak, all gathered     144.2 KiB
+      at peak, gathered  144.2 KiB
     """
     leaves, paths = jax.tree.leaves(tree), _paths.paths(tree)
     specs = [x.spec for x in jax.tree.leaves(_shardings.shardings(tree, mesh, rules, axes=axes))]
@@ -58,9 +58,9 @@ def describe(
     ]
     table = columns([[*line, in_words(n)] for line, n in zip(lines, own)], "<><<>")
     sums = {
-        "on one device alone": sum(size(x, _shardings.EVERYWHERE) for x in leaves),
-        f"on each of {mesh.size}, at rest": sum(own),
-        "at peak, all gathered": sum(own) + gathered,
+        "one device alone": sum(size(x, _shardings.EVERYWHERE) for x in leaves),
+        f"each of {mesh.size} at rest": sum(own),
+        "at peak, gathered": sum(own) + gathered,
     }
     below = columns([[name, in_words(n)] for name, n in sums.items()], "<>")
     return "\n".join([*table, "", *below])

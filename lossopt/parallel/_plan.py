@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -142,11 +143,11 @@ def plan(
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((x @ w) ** 2)}
-      >>> w, x = jax.ShapeDtypeStruct((256, 64), "float32"), jax.ShapeDtypeStruct((64, 256), "float32")
+      >>> shapes = [jax.ShapeDtypeStruct((256, 256), "float32")] * 2  # of w and x
       >>> mesh = jax.sharding.AbstractMesh((4,), ("fsdp",))
-      >>> plan = lo.parallel.plan(objective, optax.adam(1e-3), w, x, mesh, partition="fsdp")
-      >>> plan.parameters == 256 * 64 * 4 / 4
-      True
+      >>> plan = lo.parallel.plan(objective, optax.adam(1e-3), *shapes, mesh, partition="fsdp")
+      >>> plan.parameters, plan.optimizer  # a quarter of them, and twice as much, and two counts
+      (65536, 131080)
     """
     place = _of_devices(mesh) if isinstance(mesh, AbstractMesh) else mesh
     recipe = Recipe(objective, optimizer, microbatches, (), has_aux)
@@ -154,7 +155,8 @@ def plan(
     given = params, batch, model_state, hyperparameters
     program, state, rows = lowered(recipe, where, check, *given)
     compiled = program.compile()
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory: Any = compiled.memory_analysis()
+    text: Any = compiled.as_text()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Plan(
         mesh=dict(mesh.shape),
