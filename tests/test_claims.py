@@ -209,7 +209,7 @@ CLAIMS = {
         "scattered as they are added up": "test_shard_map_scatters_each_leaf_once",
         "are refused by name": "test_a_step_refuses_on_slices_and_says_what_to_do",
         "The first that matches wins": "test_come_first_and_the_first_wins",
-        "well for two matrices in a row": "test_equals_one_device",
+        "with the numbers of one device": "test_equals_one_device",
         "holds one at a time": "test_layers_gathered_in_the_scan",
         "say what to write": "test_at_once",
         "is both": "test_are_named_or_said",
