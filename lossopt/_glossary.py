@@ -3,13 +3,15 @@
 One table makes the message of a missing attribute and the page docs/glossary.md.
 """
 
+from lossopt._glossary_of_losses import LOSSES
+
 TABLE = {
     "lossopt": {
         "gradient accumulation, microbatching": "lossopt.value_and_grad(microbatches=), exact for "
         "ragged masks, or lossopt.transforms.accumulate for microbatches that come one by one",
         "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=)",
-        "data parallel, DDP, multi-GPU, distributed, FSDP, sharding": "lossopt.train_step("
-        "axis_name=) inside of a map, or sharded arrays under jax.jit (docs/objectives.md#devices)",
+        "data parallel, DDP, multi-GPU, distributed, FSDP, ZeRO, sharding": "lossopt.train_step("
+        "mesh=, partition=), or axis_name= inside of a map (docs/devices.md)",
         "mixed precision, AMP, autocast, bf16, fp16": "a cast in the objective "
         "(docs/own_loop.md#float32-parameters-computed-in-bfloat16), or bfloat16 parameters and "
         "lossopt.transforms.stochastic_rounding (docs/transforms.md#bfloat16-parameters)",
@@ -34,63 +36,7 @@ TABLE = {
         "(docs/recipes.md#sweeping-by-vmap)",
         "float64, double precision": "jax.enable_x64 (docs/recipes.md#float64)",
     },
-    "lossopt.losses": {
-        "MSE, mean squared error, L2 loss": "lossopt.losses.squared_error, twice optax.l2_loss",
-        "RMSE, root mean squared error": "jax.numpy.sqrt of the mean of "
-        "lossopt.losses.squared_error, as a metric",
-        "MAE, mean absolute error, L1 loss": "lossopt.losses.absolute_error",
-        "MAPE, mean absolute percentage error": "lossopt.losses.absolute_percentage_error",
-        "MSLE, mean squared logarithmic error, mean squared log error": "lossopt.losses."
-        "squared_log_error",
-        "smooth L1": "lossopt.losses.huber(delta=) divided by its delta",
-        "pinball": "lossopt.losses.quantile(level=)",
-        "cosine similarity, cosine embedding": "lossopt.losses.cosine_distance",
-        "negative log-likelihood": "lossopt.losses.gaussian_nll, lossopt.losses.poisson_nll or "
-        "lossopt.losses.gamma_nll; of classes lossopt.losses.softmax_cross_entropy",
-        "poisson": "lossopt.losses.poisson_nll",
-        "KL div, KLD, relative entropy": "lossopt.losses.kl_divergence, from logits",
-        "JSD": "lossopt.losses.jensen_shannon",
-        "partial likelihood, survival, Cox PH": "lossopt.losses.cox",
-        "cross entropy, CE, NLL, categorical cross entropy, categorical crossentropy, sparse "
-        "categorical crossentropy, softmax cross entropy with integer labels": "lossopt.losses."
-        "softmax_cross_entropy, from logits, of class numbers or of distributions; of a large "
-        "vocabulary lossopt.fused.linear_softmax_cross_entropy",
-        "BCE, BCE with logits, binary cross entropy, binary crossentropy, binary cross entropy "
-        "with logits, sigmoid binary cross entropy, log loss, logistic, soft margin, multilabel "
-        "soft margin, multi-label": "lossopt.losses.sigmoid_cross_entropy, of logits",
-        "pos_weight": "weights of lossopt.mean that are pos_weight where the label is 1 "
-        "(docs/recipes.md#class-weights-and-pos_weight)",
-        "label smoothing, smooth labels": "lossopt.losses.softmax_cross_entropy(label_smoothing=)",
-        "ignore index": "lossopt.losses.softmax_cross_entropy(ignore_index=), and weight 0 in "
-        "lossopt.mean (docs/losses.md#labels-to-ignore)",
-        "binary focal crossentropy": "lossopt.losses.sigmoid_focal",
-        "poly loss cross entropy": "lossopt.losses.poly",
-        "multi margin, categorical hinge": "lossopt.losses.multiclass_hinge",
-        "IoU, Jaccard": "lossopt.losses.tversky(alpha=1, beta=1)",
-        "soft dice, binary dice": "lossopt.losses.dice",
-        "multiclass dice, generalized dice": "lossopt.losses.softmax_dice",
-        "CRPS": "lossopt.losses.gaussian_crps, or lossopt.losses.ensemble_crps(fair=) of members",
-        "distillation": "lossopt.losses.kl_divergence (docs/fused.md#distillation)",
-        "RankNet": "lossopt.losses.pairwise_logistic",
-        "ListNet, ranking softmax": "lossopt.losses.list_softmax",
-        "Plackett-Luce": "lossopt.losses.list_mle",
-        "LambdaMART, LambdaLoss": "lossopt.losses.lambda_rank",
-        "MRR": "lossopt.losses.reciprocal_rank",
-        "AP, mAP": "lossopt.losses.average_precision",
-        "NDCG@k": "lossopt.losses.ndcg(top=)",
-        "triplet margin": "lossopt.losses.triplet",
-        "multiple negatives ranking, in-batch negatives": "lossopt.losses.info_nce",
-        "SigLIP": "lossopt.losses.sigmoid_pairs; of a large batch lossopt.fused.sigmoid_pairs",
-        "SupCon": "lossopt.losses.supervised_contrastive",
-        "PPO, PPO clip": "lossopt.losses.clipped_surrogate and lossopt.losses.value_clipped",
-        "REINFORCE, A2C": "lossopt.losses.policy_gradient",
-        "GRPO": "lossopt.losses.group_relative "
-        "(docs/recipes.md#a-step-of-grpo-and-its-three-averages)",
-        "KL penalty, k1, k2, k3": "lossopt.losses.sampled_kl(estimator=)",
-        "DPO": "lossopt.losses.direct_preference",
-        "IPO": "lossopt.losses.identity_preference",
-        "CTC": "optax.losses.ctc_loss",
-    },
+    "lossopt.losses": LOSSES,
     "lossopt.fused": {
         "linear cross entropy, fused linear cross entropy, fused cross entropy, chunked cross "
         "entropy, cut cross entropy, sampled softmax": "lossopt.fused.linear_softmax_cross_entropy",
@@ -163,6 +109,22 @@ TABLE = {
         "data loader, dataset": "arrays with a leading axis of rows: lossopt.fit(batch_size=)",
         "train test split, hold out": "lossopt.training.split, or lossopt.fit(validation=)",
         "custom loop, TrainState": "lossopt.train_step (docs/own_loop.md)",
+    },
+    "lossopt.parallel": {
+        "data parallel, DDP, distributed data parallel, FSDP, fully sharded data parallel, ZeRO, "
+        "ZeRO-1, ZeRO-3, fully shard": "lossopt.train_step(mesh=, partition=)",
+        "device mesh, make mesh, init device mesh, num devices": "lossopt.parallel.mesh",
+        "tensor parallel, model parallel, partition rules, logical axis rules, NamedSharding": (
+            "lossopt.parallel.shardings(rules=), and the same rules in lossopt.train_step(rules=)"
+        ),
+        "pmap": "jax.pmap of the step of lossopt.train_step(axis_name=), with "
+        "lossopt.parallel.replicate and lossopt.parallel.split",
+        "device_put_replicated": "lossopt.parallel.replicate",
+        "unreplicate": "the first of each leaf, jax.tree.map(lambda x: x[0], tree)",
+        "device_put_sharded, shard, shard batch, scatter": "lossopt.parallel.split",
+        "pad, pad shard unpad, drop remainder, drop last": "lossopt.parallel.pad_batch, where rows "
+        "must divide: those of lossopt.train_step(mesh=) need not",
+        "all gather": "lossopt.parallel.gathered",
     },
     "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {

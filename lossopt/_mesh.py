@@ -40,11 +40,12 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
       A mesh of the first `data * fsdp` devices.
 
     Raises:
-      ValueError: if both are -1, or there are not so many devices.
+      ValueError: if both are -1, there are not so many devices, or -1 would leave some of them
+        idle.
 
     Examples:
-      >>> lo.parallel.mesh(data=2, fsdp=4).shape
-      OrderedDict({'data': 2, 'fsdp': 4})
+      >>> dict(lo.parallel.mesh(data=2, fsdp=4).shape)
+      {'data': 2, 'fsdp': 4}
     """
     sizes = {"data": data, "fsdp": fsdp}
     devices = jax.devices()
@@ -56,12 +57,19 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             "data=1) to share the parameters over all devices."
         )
     known = math.prod(size for size in sizes.values() if size != -1)
-    shape = tuple(len(devices) // known if size == -1 else size for size in sizes.values())
+    others, idle = divmod(len(devices), known)
+    shape = tuple(others if size == -1 else size for size in sizes.values())
     if not 0 < math.prod(shape) <= len(devices):
         raise ValueError(
             f"Expected a mesh within {_counted(len(devices))}, got data={data}, fsdp={fsdp}. Ask "
             "for fewer; simulate more on a CPU with jax.config.update('jax_num_cpu_devices', 8) "
             "before anything runs; or plan on jax.sharding.AbstractMesh, which needs none."
+        )
+    if idle and -1 in sizes.values():
+        raise ValueError(
+            f"Expected -1 to take all of {_counted(len(devices))}, got data={data}, fsdp={fsdp}, "
+            f"which leaves {idle} idle. Choose a number that divides them, or write "
+            f"mesh(data={shape[0]}, fsdp={shape[1]}) to leave these out."
         )
     kinds = (AxisType.Auto,) * 2
     return jax.make_mesh(shape, ("data", "fsdp"), kinds, devices=devices[: math.prod(shape)])
@@ -70,7 +78,7 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 def axes_of(
     mesh: Mesh | AbstractMesh, axes: Mapping[str, str | Sequence[str]] | None = None
 ) -> Axes:
-    """Which axes of a mesh are `data` and which `fsdp`: by their names, or as `axes` says.
+    """Which axes of a mesh are `data` and which `fsdp`: as `axes` says, else by their names.
 
     The only axis of a mesh is both.
     """
@@ -79,26 +87,45 @@ def axes_of(
             f"Expected mesh as a jax.sharding.Mesh, got {mesh!r}. Make one with "
             "lossopt.parallel.mesh()."
         )
-    names = mesh.axis_names
-    if axes is None and len(names) == 1:
-        axes = {"data": names, "fsdp": names}
-    known = {name: name for name in ("data", "fsdp") if name in names} if axes is None else axes
-    if not known or set(known) - {"data", "fsdp"}:
-        raise ValueError(
-            f"Expected a mesh with an axis 'data' or 'fsdp', got axes {names}"
-            + (f" and axes={axes}" if axes else "")
-            + ". Say which is which: axes={'data': ..., 'fsdp': ...}."
-        )
-    found = {name: named(known.get(name, ())) for name in ("data", "fsdp")}
-    for name in found["data"] + found["fsdp"]:
+    found = _found(mesh.axis_names, axes)
+    several = [name for name in mesh.axis_names if mesh.shape[name] > 1]
+    rows = tuple(name for name in several if name in found["data"] + found["fsdp"])
+    return Axes(rows, tuple(name for name in several if name in found["fsdp"]))
+
+
+def _found(names, axes):
+    """The axes that are `data` and `fsdp`; one that `axes` leaves out has its own name, if free."""
+    said = _said(names, axes)
+    taken = [name for given in said.values() for name in given]
+    for name in taken:
         if name not in names:
             raise ValueError(
                 f"Expected axes among those of mesh, {names}, got {name!r}. Correct axes=, or make "
                 "a mesh that has it."
             )
-    several = [name for name in names if mesh.shape[name] > 1]
-    rows = tuple(name for name in several if name in found["data"] + found["fsdp"])
-    return Axes(rows, tuple(name for name in several if name in found["fsdp"]))
+    own = {name: (name,) for name in ("data", "fsdp") if name in names and name not in taken}
+    if not said and len(names) == 1:
+        own = {"data": names, "fsdp": names}
+    if not said | own:
+        raise ValueError(
+            f"Expected a mesh with an axis 'data' or 'fsdp', got axes {names}. Say which is which: "
+            "axes={'data': ..., 'fsdp': ...}."
+        )
+    return {"data": (), "fsdp": ()} | own | said
+
+
+def _said(names, axes):
+    if not isinstance(axes, Mapping | None):
+        raise TypeError(
+            f"Expected axes as a dict of 'data' and 'fsdp', got {axes!r}. Write axes={{'data': "
+            f"{names[0] if names else ...!r}}}."
+        )
+    if strays := sorted(map(str, set(axes or ()) - {"data", "fsdp"})):
+        raise ValueError(
+            f"Expected 'data' and 'fsdp' in axes, got {strays}. Their values are the names that "
+            f"mesh has, {names}: axes={{'data': ..., 'fsdp': ...}}; other axes are the model's."
+        )
+    return {name: named(given) for name, given in (axes or {}).items()}
 
 
 def size(mesh: Mesh | AbstractMesh, names: Sequence[str]) -> int:
@@ -116,9 +143,9 @@ def placed(mesh: Mesh | AbstractMesh, specs) -> object:
     return jax.tree.map(lambda x: NamedSharding(mesh, x), specs, is_leaf=_is_spec)
 
 
-def named(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of axes as a tuple."""
-    return (names,) if isinstance(names, str) else tuple(names)
+def named(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of axes as a tuple; None names none."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _is_spec(x):

@@ -150,6 +150,12 @@ def gathered(layer: PyTree) -> PyTree:
     return tree_map_with_path(partial(_layer, place, named), layer)
 
 
+def shards_of_step() -> int | None:
+    """Over how many devices rows lie within the objective of `train_step`; None outside of it."""
+    place, _ = _place.current()
+    return _mesh.size(place.mesh, place.rows) if isinstance(place, Auto) else None
+
+
 def _layer(place, params, path, leaf):
     lies = {
         P(*spec[ahead:])

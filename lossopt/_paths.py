@@ -33,6 +33,8 @@ def places(
     It must take one, unless the tree `hides` some: what it takes may be among those.
     """
     patterns = list(patterns)
+    for pattern in patterns:
+        _compiles(pattern)
     takers = [next((p for p in patterns if re.search(p, path)), None) for path in paths]
     for pattern in patterns:
         if pattern not in takers and not hides:
@@ -41,3 +43,13 @@ def places(
                 "first pattern that matches: correct the pattern, or move it forward."
             )
     return [[i for i, taker in enumerate(takers) if taker == pattern] for pattern in patterns]
+
+
+def _compiles(pattern):
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"Expected a regular expression, got {pattern!r}: {error}. Write '.*' for anything; a "
+            "part of a path, such as 'kernel$', is enough."
+        ) from None

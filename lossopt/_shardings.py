@@ -46,11 +46,12 @@ def shardings(
     Raises:
       ValueError: if a rule takes no leaf, names an axis that the mesh has not, or does not divide
         a leaf.
+      TypeError: if the rules are no such pairs.
 
     Examples:
       >>> mesh = lo.parallel.mesh(data=1, fsdp=8)
-      >>> lo.parallel.shardings(jnp.zeros((64, 512)), mesh).spec
-      PartitionSpec(None, 'fsdp')
+      >>> tuple(lo.parallel.shardings(jnp.zeros((64, 512)), mesh).spec)
+      (None, 'fsdp')
     """
     given = by_rules(tree, mesh, rules)
     over = _mesh.axes_of(mesh, axes).fsdp
@@ -61,11 +62,12 @@ def shardings(
 
 def by_rules(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Rules) -> list[P | None]:
     """For each leaf the spec that the first matching rule gives; None where none matches."""
-    leaves, paths = jax.tree.leaves(tree), _paths.paths(tree)
-    patterns = [pattern for pattern, _ in rules]
+    leaves = jax.tree.leaves(tree)
     specs: list[P | None] = [None] * len(leaves)
+    if not rules:
+        return specs
+    paths, patterns = _paths.paths(tree), _patterns(rules)
     for numbers, (pattern, spec) in zip(_paths.places(patterns, paths), rules):
-        spec = spec if isinstance(spec, P) else P(*spec)
         for i in numbers:
             _fits(spec, mesh, leaves[i], f"the rule {pattern!r} for {paths[i]!r}")
             specs[i] = spec
@@ -106,7 +108,7 @@ def spread(
 def names(spec: P) -> list[str]:
     """The axes of a mesh that a spec names."""
     entries: list[Any] = list(spec)
-    return [name for entry in entries for name in _mesh.named(() if entry is None else entry)]
+    return [name for entry in entries for name in _mesh.named(entry)]
 
 
 def without(spec: P, axes: Sequence[str]) -> P:
@@ -123,34 +125,60 @@ def like_params(
     A leaf takes the spec of the parameter whose path ends its own, if they have one shape; others
     are spread over `over`.
     """
-    of_params = [
-        (path, np.shape(x), spec)
+    of_params = {
+        (path, np.shape(x)): spec
         for (path, x), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs)
-    ]
+    }
 
     def chosen(path, leaf):
-        fits = [
-            (len(own), spec)
-            for own, shape, spec in of_params
-            if path[len(path) - len(own) :] == own and shape == np.shape(leaf)
-        ]
-        return max(fits, key=lambda fit: fit[0])[1] if fits else spread(leaf, mesh, over)
+        ends = [(path[i:], np.shape(leaf)) for i in range(len(path) + 1)]  # the longest first
+        fits = [of_params[end] for end in ends if end in of_params]
+        return fits[0] if fits else spread(leaf, mesh, over)
 
     return [chosen(*named) for named in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def _patterns(rules):
+    patterns = []
+    for rule in rules:
+        match rule:
+            case (str(pattern), P()) if pattern not in patterns:
+                patterns.append(pattern)
+            case (str(pattern), P()):
+                raise ValueError(
+                    f"Expected one rule for each pattern, got {pattern!r} twice. A leaf goes to "
+                    "the first that matches: leave the other out."
+                )
+            case _:
+                raise TypeError(
+                    "Expected rules as pairs of a pattern and a jax.sharding.PartitionSpec, got "
+                    f"{rule!r}. Write rules=[('kernel', PartitionSpec(None, 'model'))]."
+                )
+    return patterns
+
+
 def _fits(spec, mesh, leaf, whose):
     shape = np.shape(leaf)
+    if P.UNCONSTRAINED in spec:
+        raise ValueError(f"Expected axes or None in {whose}, got {spec}. Name the axes that lie.")
     for name in names(spec):
         if name not in mesh.axis_names:
             raise ValueError(
                 f"Expected axes of the mesh, {mesh.axis_names}, in {whose}, got {name!r}. Correct "
                 "the rule, or make a mesh that has this axis."
             )
-    if len(spec) > len(shape) or any(
-        length % _mesh.size(mesh, names(P(entry))) for length, entry in zip(shape, spec)
-    ):
+    if len(set(names(spec))) < len(names(spec)):
+        raise ValueError(f"Expected {whose} to name an axis once, got {spec}. Leave one out.")
+    if len(spec) > len(shape):
         raise ValueError(
-            f"Expected {whose} to divide its shape {shape}, got {spec} on a mesh of "
-            f"{dict(mesh.shape)}. Name another axis of the leaf, or leave the leaf out."
+            f"Expected at most {len(shape)} entries in {whose}, of shape {shape}, got {spec}. "
+            "Narrow the pattern, or leave entries out."
         )
+    for axis, (length, entry) in enumerate(zip(shape, spec)):
+        if length % _mesh.size(mesh, names(P(entry))):
+            raise ValueError(
+                f"Expected {whose}, of shape {shape}, to divide it, got {spec} on a mesh of "
+                f"{dict(mesh.shape)}: axis {axis} is not a multiple of "
+                f"{_mesh.size(mesh, names(P(entry)))}. Name another axis, narrow the pattern, or "
+                "make the leaf larger."
+            )

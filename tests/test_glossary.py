@@ -27,6 +27,7 @@ TITLES = {
     "lossopt.schedules": "Schedules",
     "lossopt.transforms": "Optimizers",
     "lossopt.training": "Training",
+    "lossopt.parallel": "Devices",
     "lossopt.plots": "Pictures",
     "lossopt.checkpoint": "Checkpoints",
     "lossopt.testing": "Testing",
@@ -48,6 +49,7 @@ SEARCHED = {  # the words of others for what a room has
         LambdaLR LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau SequentialLR StepLR
         ConstantLR CosineDecay CosineDecayRestarts ExponentialDecay PiecewiseConstantDecay
         PolynomialDecay wsd""",
+    "lossopt.parallel": "DDP FullyShardedDataParallel init_device_mesh pmap unreplicate shard fsdp",
     "lossopt.transforms": "AdamW SGD RMSprop Adagrad NAdam RAdam LBFGS Muon ema clip_grad_norm_",
 }
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lossopt._on_mesh import shards_of_step
 from lossopt._typing import Array, PyTree
 from lossopt.fused._walk import Facts, Operands, Walk
 
@@ -60,7 +61,7 @@ class Grouped:
 
 
 def shards(features: Array, rows: int, given: int | None) -> int:
-    """Over how many devices the rows are spread: given, read from a type, or the only mesh axis."""
+    """Over how many devices rows are spread: given, or as a type, a step or an only axis says."""
     if given is None:
         count = _read(features)
         return 1 if rows % count else count
@@ -133,7 +134,7 @@ def _read(features):
     if _axes(sharding.mesh, AxisType.Explicit):
         return math.prod(sharding.mesh.shape[name] for name in _names(sharding.spec[0]))
     _, sizes = _only_axis(features)
-    return sizes[0] if sizes else 1
+    return shards_of_step() or (sizes[0] if sizes else 1)
 
 
 def _only_axis(features):

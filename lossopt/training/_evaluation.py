@@ -155,6 +155,12 @@ def _read(term):
 
 def on_device(**trees: PyTree) -> list[PyTree]:
     """Trees of jax arrays; raises where a leaf holds no numbers, or such as would not fit."""
+    usable(**trees)
+    return [jax.tree.map(jnp.asarray, tree) for tree in trees.values()]
+
+
+def usable(**trees: PyTree) -> None:
+    """Raises where a leaf of the trees holds no numbers, or such as would not fit."""
     for name, tree in trees.items():
         if is_stream(tree):
             raise TypeError(
@@ -164,4 +170,3 @@ def on_device(**trees: PyTree) -> list[PyTree]:
         numbers(name, tree)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             _checks.fits(**{name + jax.tree_util.keystr(path): leaf})
-    return [jax.tree.map(jnp.asarray, tree) for tree in trees.values()]

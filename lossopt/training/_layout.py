@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _mesh, _paths, _shardings
 from lossopt._on_mesh import Specs
-from lossopt._typing import PyTree
+from lossopt._typing import Axis, PyTree
 from lossopt.training._step import State
 
 Partition = Literal["data", "zero1", "fsdp"]
@@ -60,9 +60,9 @@ class Layout(NamedTuple):
 
     def _apart(self, params):
         """Which parameters the model gathers by itself."""
-        paths = _paths.paths(params)
         if isinstance(self.gather, bool):
-            return [not self.gather] * len(paths)
+            return [not self.gather] * len(jax.tree.leaves(params))
+        paths = _paths.paths(params)
         (numbers,) = _paths.places([self.gather], paths)
         return [i in numbers for i in range(len(paths))]
 
@@ -77,7 +77,18 @@ def layout(
 ) -> Layout:
     """A layout; raises where the mesh does not have what it needs."""
     _checks.one_of(partition=(partition, Partition), lowering=(lowering, Lowering))
+    if not isinstance(gather, bool | str):
+        raise TypeError(
+            f"Expected gather as True, False or one pattern, got {gather!r}. Name several leaves "
+            "by 'attention|mlp'."
+        )
     found = _mesh.axes_of(mesh, axes)
+    if partition == "zero1" and not found.rows and mesh.size > 1:
+        raise ValueError(
+            "Expected a mesh whose rows lie over several devices for partition='zero1', got "
+            f"{dict(mesh.shape)}. Make one with lossopt.parallel.mesh(), or name an axis of yours, "
+            "axes={'data': ...}."
+        )
     if partition == "fsdp" and not found.fsdp and mesh.size > 1:
         raise ValueError(
             f"Expected a mesh with an axis fsdp for partition='fsdp', got {dict(mesh.shape)}. Make "
@@ -91,3 +102,22 @@ def layout(
             f"{sorted(others)} beside. Use lowering='auto', which leaves them to the model."
         )
     return Layout(mesh, found, partition, lowering, rules, gather)
+
+
+def nowhere(**given: bool) -> None:
+    """Raises where there is no mesh, and something is given that is about one."""
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ValueError(
+            f"Expected a mesh beside {name}=, got none: it says where arrays lie on one. Give "
+            f"mesh=lossopt.parallel.mesh() too, or leave {name} out."
+        )
+
+
+def alone(axis_name: Axis) -> None:
+    """Raises where a step that a mesh places is to be in a map as well."""
+    if _checks.axes(axis_name):
+        raise ValueError(
+            f"Expected mesh or axis_name, got both, axis_name={axis_name!r}. With a mesh the step "
+            "cuts the batch itself: leave axis_name out. In a map of your own, such as jax.pmap, "
+            "leave mesh out."
+        )

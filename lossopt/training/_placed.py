@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh
@@ -14,13 +14,14 @@ from lossopt._on_mesh import Auto, Manual
 from lossopt._pieces import rows
 from lossopt._place import Parted, of_one, parted
 from lossopt.training._elementwise import elementwise
-from lossopt.training._evaluation import on_device
+from lossopt.training._evaluation import usable
 from lossopt.training._layout import Layout
 from lossopt.training._step import (
     Measured,
     Recipe,
     State,
     begin,
+    begun,
     counted,
     judge,
     maker,
@@ -65,7 +66,8 @@ def _starting(recipe, layout):
     def init(params, model_state=None, *, hyperparameters=None):
         makers = tuple(map(maker, (params, model_state)))
         params, model_state = (None if maker(x) else x for x in (params, model_state))
-        params, model_state = on_device(params=params, model_state=model_state)
+        _has_devices(layout.mesh)
+        usable(params=params, model_state=model_state)
         if makers[0] is None:
             rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
             params = _put(params, _mesh.placed(layout.mesh, rest))
@@ -92,6 +94,8 @@ def _stepping(recipe, layout, check):
         return lie, jax.jit(run, donate_argnums=0, out_shardings=out)
 
     def step(state, batch, *, key=None, hyperparameters=None):
+        begun(state)
+        _has_devices(mesh)
         if jax.tree.leaves(batch):
             _checks.at_most(rows(batch), microbatches=recipe.microbatches)
         batch = parted(batch, _mesh.size(mesh, layout.axes.rows))
@@ -104,6 +108,14 @@ def _stepping(recipe, layout, check):
             return program(_put(state, lie), batch, *others)
 
     return step, lambda state: made(*_shapes(state))[1]
+
+
+def _has_devices(mesh):
+    if isinstance(mesh, AbstractMesh) and _jax.compiles():
+        raise TypeError(
+            f"Expected a mesh of devices, got {mesh}, which has none. Make one with "
+            "lossopt.parallel.mesh(); lossopt.parallel.plan takes what is abstract."
+        )
 
 
 def _run(recipe, layout, check, state, batch, key, hyperparameters):

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ def moved(
     **extra: Any,
 ) -> tuple[PyTree, optax.OptState]:
     """The updates and the next state of an optimizer, which look as they must."""
-    with _named(rule, "update", state):
+    with _named(rule, "update", state), _begun(rule, state, params):
         update = optax.with_extra_args_support(rule).update
         updates, after = update(grads, state, params, **extra)
     odd = _differences(params, updates, lambda x: str(jnp.shape(x)))
@@ -158,6 +158,23 @@ def _named(rule: optax.GradientTransformation, verb: str, state: PyTree = ()) ->
             f"In {verb} of the optimizer, {_maker(rule, verb, error)}. A step gives it one "
             "gradient, like the parameters, and value=, grad= and value_fn=."
         )
+        raise
+
+
+@contextmanager
+def _begun(rule, state, params):
+    """Says of an error that the state is not what the rule begins with for such parameters."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(Exception):
+            first = jax.eval_shape(rule.init, params)
+            odd = _differences(first, state, lambda x: str(jnp.shape(x)))
+            if odd:
+                error.add_note(
+                    "The state is not the one that this optimizer begins with for these "
+                    f"parameters: {odd}. Begin with init(params) of the same train_step."
+                )
         raise
 
 

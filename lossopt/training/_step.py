@@ -82,6 +82,15 @@ def begin(
     return State(params, model_state, jax.tree.map(own, opt_state), jnp.zeros((), jnp.int32))
 
 
+def begun(state: State) -> None:
+    """Raises where a step is given another thing than what `init` or a step gave."""
+    if not isinstance(state, State):
+        raise TypeError(
+            f"Expected state as init of train_step gives it, got {type(state).__name__}. Begin "
+            "with state = init(params); then state, measured = step(state, batch)."
+        )
+
+
 def judge(
     recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
 ) -> None:

@@ -6,9 +6,18 @@ from jax.sharding import AbstractMesh, Mesh
 
 from lossopt._shardings import Rules
 from lossopt._typing import Axis
-from lossopt.training._layout import Lowering, Partition, layout
+from lossopt.training._layout import Lowering, Partition, alone, layout, nowhere
 from lossopt.training._placed import placed
-from lossopt.training._step import Measured, Optimizer, Recipe, State, begin, judge, take_step
+from lossopt.training._step import (
+    Measured,
+    Optimizer,
+    Recipe,
+    State,
+    begin,
+    begun,
+    judge,
+    take_step,
+)
 
 
 def train_step(
@@ -63,10 +72,12 @@ def train_step(
       is never in one place.
 
     Raises:
-      TypeError: if the objective names `key` and is stepped without one, or the optimizer is a
-        function and there are no hyperparameters.
+      TypeError: if the objective names `key` and is stepped without one, the optimizer is a
+        function and there are no hyperparameters, or a step is given no `training.State`.
       ValueError: if hyperparameters are given that nobody takes, a model state of another form is
-        returned, or the optimizer needs more than the gradient of a batch, or gathers several.
+        returned, or the optimizer needs more than the gradient of a batch, or gathers several; if
+        the mesh has no axis for the partition, a rule takes no leaf or does not fit it, or there
+        is no mesh for what needs one.
 
     Examples:
       >>> objective = lambda w, x: {"fit": lo.mean((w - x) ** 2)}
@@ -83,13 +94,22 @@ def train_step(
             "lossopt.parallel.plan says."
         )
     if mesh is not None:
+        alone(axis_name)
         where = layout(mesh, partition, lowering, axes, rules, gather)
         return placed(recipe, where, check)[:2]
+    nowhere(
+        partition=partition != "data",
+        lowering=lowering != "auto",
+        axes=axes is not None,
+        rules=bool(rules),
+        gather=gather is not True,
+    )
 
     def init(params, model_state=None, *, hyperparameters=None):
         return begin(recipe, params, model_state, hyperparameters)
 
     def step(state, batch, *, key=None, hyperparameters=None):
+        begun(state)
         taken = take_step(recipe, state, batch, key, hyperparameters)
         if check:
             judge(recipe, state, batch, key, hyperparameters)

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -122,6 +123,26 @@ def test_blocks_of_classes_are_reduced_once_too(kind, want):
     assert not any(loop for _, _, loop in moved)
     assert {kind for kind, _, _ in moved} == {"all-reduce"}
     assert sum((DEPTH, CLASSES) in shapes for _, shapes, _ in moved) == 1
+
+
+def test_a_step_on_two_axes_of_rows_says_how_they_lie(want):
+    """Blocks of rows are cut from each device's own, which no type shows on Auto axes."""
+    features, kernel, labels, weights = INPUTS
+
+    def objective(kernel, batch):
+        features, labels, weights = batch
+        memory = lo.fused.Chunks(rows=CHUNK)
+        return lo.fused.linear_softmax_cross_entropy(
+            features, kernel, labels, weights, memory=memory
+        )
+
+    mesh = lo.parallel.mesh(data=2, fsdp=4)
+    init, step = lo.train_step(objective, optax.sgd(1.0), mesh=mesh)
+    args = init(kernel), (features, labels, weights)
+    text = jax.jit(step).lower(*args).compile(FAST).as_text()
+    assert {kind for kind, _, _ in collectives(text)} == {"all-reduce"}
+    state, _ = step(*args)
+    near(kernel - state.params, want[1][1], 1e-5)
 
 
 def test_values_of_examples_keep_the_layout_of_tokens():
