@@ -19,6 +19,8 @@ from lossopt.training._layout import Lowering, Partition, layout
 from lossopt.training._lowered import lowered
 from lossopt.training._step import Optimizer, Recipe
 
+_UNITS = ("flop", "kflop", "Mflop", "Gflop", "Tflop", "Pflop")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -82,7 +84,7 @@ class Plan:
             "peak": self.peak,
         }
         rows = [["", "each"], *([name, in_words(size)] for name, size in held.items())]
-        rows += [["products", f"{self.operations / 1e9:.3g} Gflop"], ["", "", "moved"]]
+        rows += [["products", _flops(self.operations)], ["", "", "moved"]]
         for kind in dict.fromkeys(x.kind for x in self.collectives):
             those = [x for x in self.collectives if x.kind == kind]
             size = sum(x.times * x.bytes for x in those)
@@ -185,6 +187,11 @@ def _of_devices(mesh):
 def _platform(mesh):
     device = mesh.devices.flat[0]
     return device.device_kind if device in jax.devices() else f"simulated {device.platform}"
+
+
+def _flops(operations):
+    power = min(int(math.log10(max(operations, 1))) // 3, len(_UNITS) - 1)
+    return f"{operations / 1000**power:.4g} {_UNITS[power]}"
 
 
 def _bytes(tree):

@@ -185,6 +185,7 @@ def test_prints_what_one_copies(plans):
     words = [line.split() for line in lines]
     assert ["parameters", "16.0", "KiB"] in words
     assert ["at", "rest", "48.0", "KiB"] in words
+    assert ["products", "2.621", "Mflop"] in words
     assert ["all-gather", "of", "2", "128.0", "KiB", "112.0", "KiB"] in words
     assert len({len(line) for line in lines[1:9]}) == 1  # below each other
 
@@ -192,7 +193,7 @@ def test_prints_what_one_copies(plans):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"microbatches": 200}, "microbatches <= 128"),
+        ({"microbatches": 200, "lowering": "shard_map"}, "microbatches <= 128"),
         ({"params": {"first": np.zeros((64, 256), int)}}, "floating params"),
         ({"batch": {"x": np.zeros((4, 64)), "y": np.zeros((5, 64))}}, "rows"),
         ({"rules": [("middle", jax.P())]}, "'middle' takes no leaf"),
