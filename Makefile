@@ -57,6 +57,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.optax_rules
 	$(BIN)/python -m benchmarks.low_memory
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.resume

@@ -11,7 +11,7 @@ TABLE = {
         "ragged masks, or lossopt.transforms.accumulate for microbatches that come one by one",
         "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=)",
         "data parallel, DDP, multi-GPU, distributed, FSDP, ZeRO, sharding": "lossopt.train_step("
-        "mesh=, partition=), or axis_name= inside of a map (docs/objectives.md#devices)",
+        "mesh=, partition=), or axis_name= inside of a map (docs/devices.md)",
         "mixed precision, AMP, autocast, bf16, fp16": "a cast in the objective "
         "(docs/own_loop.md#float32-parameters-computed-in-bfloat16), or bfloat16 parameters and "
         "lossopt.transforms.stochastic_rounding (docs/transforms.md#bfloat16-parameters)",

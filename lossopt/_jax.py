@@ -16,6 +16,7 @@ from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.source_info_util import is_user_filename
 from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
+from jaxlib import xla_client
 
 from lossopt._typing import PyTree
 
@@ -205,6 +206,19 @@ def undisturbed() -> Iterator[None]:
     nowhere = jax.sharding.Mesh(np.empty((), object), ())
     with jax.set_mesh(nowhere), jax.transfer_guard("allow"), jax.debug_nans(False):
         yield
+
+
+@cache
+def simulated(count: int) -> tuple[Any, ...]:
+    """So many devices of the CPU, for which programs are compiled and never run."""
+    try:
+        return tuple(xla_client.make_cpu_client(num_devices=count).devices())
+    except (AttributeError, TypeError) as error:  # of another version of jaxlib
+        error.add_note(
+            f"Start Python with XLA_FLAGS=--xla_force_host_platform_device_count={count} and "
+            "JAX_PLATFORMS=cpu instead."
+        )
+        raise
 
 
 @cache

@@ -20,9 +20,10 @@ VERDICTS = {
     "fused": 4,
     "learning_rate": 2,
     "optax_rules": 1,
+    "scaling": 3,
     "sparsity": 2,
 }
-COMPILING = {"fit", "optax_rules"}  # for longer than they run, if XLA does what it can
+COMPILING = {"fit", "optax_rules", "scaling"}  # for longer than they run, if XLA does what it can
 
 
 @pytest.mark.parametrize(("name", "verdicts"), VERDICTS.items())

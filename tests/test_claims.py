@@ -79,6 +79,9 @@ CLAIMS = {
         "take the steps of the whole batch": (
             "test_microbatches_take_the_steps_of_the_whole_batch_and_their_means_do_not"
         ),
+        "does not depend on the number of microbatches": (
+            "test_pieces_and_devices_do_not_change_the_gradient_of_a_router"
+        ),
     },
     "docs/plots.md": {
         "No setting of matplotlib is changed": "test_a_figure_of_pyplot_is_made_and_nothing_set",
@@ -188,6 +191,32 @@ CLAIMS = {
     "docs/testing.md": {
         "offers the laws that every loss": "test_laws",
         "any function of trees of arrays": "test_every_input_and_leaf_is_moved",
+    },
+    "docs/devices.md": {
+        "masks may leave one of them empty": "test_on_a_mesh",
+        "a second call compiles nothing": (
+            "test_a_second_call_compiles_nothing_and_the_state_is_donated"
+        ),
+        "never exists on one": "test_functions_that_make_the_start",
+        "whose path ends its own": "test_state_lies_as_its_parameter_does",
+        "to the bit": "test_20_steps_are_those_of_data_parallel_to_the_bit",
+        "At rest FSDP holds 1/n": "test_each_device_holds_its_part",
+        "more devices than there are.": "test_64_devices_of_which_there_are_8",
+        "compute alike and count once": "test_rows_that_devices_do_not_divide",
+        "which stay where they are": "test_each_device_computes_its_part_of_the_products",
+        "which are real": "test_value_and_gradient_are_those_without_copies",
+        "once for each microbatch": "test_data_parallel_sums_each_gradient",
+        "scattered as they are added up": "test_shard_map_scatters_each_leaf_once",
+        "are refused by name": "test_a_step_refuses_on_slices_and_says_what_to_do",
+        "The first that matches wins": "test_come_first_and_the_first_wins",
+        "with the numbers of one device": "test_equals_one_device",
+        "holds one at a time": "test_layers_gathered_in_the_scan",
+        "say what to write": "test_at_once",
+        "is both": "test_are_named_or_said",
+        "the whole batch, wherever it lies": ("test_batch_norm_over_all_devices_is_that_of_one"),
+        "dropout masks are the same": ("test_dropout_states_and_numbers_are_those_of_one_device"),
+        "moves in three lines": "test_equals_one_device_and_numpy_by_hand",
+        "on another mesh": "test_onto_any_mesh_and_back",
     },
     "docs/long_runs.md": {
         "the bits are those of arrays": "test_however_stacks_are_cut",

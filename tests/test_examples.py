@@ -10,10 +10,10 @@ import pytest
 from tests.xla import one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = ["batch_sizes", "ladder", "language_model", "low_memory", "overfit", "resume", "sparse"]
-NAMES += ["streamed"]
+NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "overfit"]
+NAMES += ["parallel", "resume", "sparse", "streamed"]
 # These take longer to compile than to run, if XLA does what it can.
-COMPILING = {"batch_sizes", "ladder", "low_memory", "overfit"}
+COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "overfit", "parallel"}
 
 
 @pytest.mark.parametrize("name", NAMES)

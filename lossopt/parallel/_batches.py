@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _checks
-from lossopt._pieces import rows
+from lossopt import _checks, _pieces
 from lossopt._typing import ArrayLike, Batch, Bool
 
 
@@ -36,7 +35,7 @@ def pad_batch(batch: Batch, multiple: int) -> tuple[Batch, Bool[ArrayLike, "rows
       >>> print(batch, mask)
       [5. 6. 7. 5.] [ True  True  True False]
     """
-    multiple, total = _checks.count("multiple", multiple, 1), rows(batch)
+    multiple, total = _checks.count("multiple", multiple, 1), _pieces.rows(batch)
     places = np.arange(-total % multiple) % total
     host = not any(isinstance(x, jax.Array) for x in jax.tree.leaves(batch))
     mask = np.arange(total + len(places)) < total

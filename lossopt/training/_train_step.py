@@ -28,7 +28,7 @@ def train_step(
     axis_name: Axis = (),
     has_aux: bool = False,
     check: bool = True,
-    mesh: Mesh | AbstractMesh | None = None,
+    mesh: Mesh | None = None,
     partition: Partition = "data",
     lowering: Lowering = "auto",
     axes: Mapping[str, str | Sequence[str]] | None = None,
@@ -89,6 +89,12 @@ def train_step(
       1.0 5.0 1
     """
     recipe = Recipe(objective, optimizer, microbatches, axis_name, has_aux)
+    if isinstance(mesh, AbstractMesh):
+        raise TypeError(
+            f"Expected mesh as a jax.sharding.Mesh of devices, got {mesh!r}. Make one with "
+            "lossopt.parallel.mesh(); what a step would take on an abstract one, "
+            "lossopt.parallel.plan says."
+        )
     if mesh is not None:
         alone(axis_name)
         where = layout(mesh, partition, lowering, axes, rules, gather)
