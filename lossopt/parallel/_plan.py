@@ -39,7 +39,8 @@ class Plan:
       batch: the rows of the device.
       temporaries: all else that the step holds, gathered parameters, gradients and activations.
       peak: all of it, as the compiler laid it out: the largest that the step takes.
-      operations: multiplications and additions of matrix products and convolutions.
+      operations: multiplications and additions of matrix products and convolutions, where the
+        compiler left them such: a product with one row may be none.
       collectives: what devices send each other.
     """
 
