@@ -10,7 +10,7 @@ from lossopt import _checks, _pieces
 from lossopt._typing import ArrayLike, Batch, Bool
 
 
-def pad_batch(batch: Batch, multiple: int) -> tuple[Batch, Bool[ArrayLike, "rows"]]:
+def pad_batch(batch: Batch, multiple: int) -> tuple[Batch, Bool[ArrayLike, " rows"]]:
     """A batch with copies of its first rows behind it, and a mask that tells them apart.
 
     For what wants rows of one number, such as `jax.pmap`. Put the mask into the batch: with
