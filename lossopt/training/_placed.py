@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, NamedSharding
+import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh
@@ -67,7 +68,6 @@ def _starting(recipe, layout):
     def init(params, model_state=None, *, hyperparameters=None):
         makers = tuple(map(maker, (params, model_state)))
         params, model_state = (None if maker(x) else x for x in (params, model_state))
-        _has_devices(layout.mesh)
         usable(params=params, model_state=model_state)
         if makers[0] is None:
             rest = jax.tree.structure(params).unflatten(layout.of_params(params).rest)
@@ -96,7 +96,6 @@ def _stepping(recipe, layout, check):
 
     def step(state, batch, *, key=None, hyperparameters=None):
         begun(state)
-        _has_devices(mesh)
         if jax.tree.leaves(batch):
             _checks.at_most(rows(batch), microbatches=recipe.microbatches)
         batch = parted(batch, _mesh.size(mesh, layout.axes.rows))
@@ -109,14 +108,6 @@ def _stepping(recipe, layout, check):
             return program(_put(state, lie), batch, *others)
 
     return step, lambda state: made(*_shapes(state))[1]
-
-
-def _has_devices(mesh):
-    if isinstance(mesh, AbstractMesh) and _jax.compiles():
-        raise TypeError(
-            f"Expected a mesh of devices, got {mesh}, which has none. Make one with "
-            "lossopt.parallel.mesh(); lossopt.parallel.plan takes what is abstract."
-        )
 
 
 def _run(recipe, layout, check, state, batch, key, hyperparameters):
@@ -196,7 +187,10 @@ def _put_all(tree, mesh, spec):
 
 
 def _moved(x, sharding):
-    """On its devices; what is there already, and numbers of Python, stay what they are."""
+    """On its devices; what is there already, and numbers of Python, stay what they are.
+
+    On a CPU an array of jax may share the memory of one of numpy, into which a loader writes.
+    """
     if not hasattr(x, "shape") or getattr(x, "sharding", None) == sharding:
         return x
-    return jax.device_put(x, sharding)
+    return jax.device_put(x.copy() if isinstance(x, np.ndarray) else x, sharding)

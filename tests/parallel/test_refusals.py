@@ -37,6 +37,7 @@ def model_mesh():
         ({"partition": "zero1", "mesh": model_mesh()}, ValueError, "rows lie over several devices"),
         ({"partition": "fsdp", "mesh": model_mesh()}, ValueError, "axis fsdp for partition='fsdp'"),
         ({"mesh": jax.devices()}, TypeError, "mesh as a jax.sharding.Mesh"),
+        ({"mesh": AbstractMesh((64,), ("data",))}, TypeError, "Mesh of devices.*parallel.plan"),
         ({"axes": {"data": "rows"}}, ValueError, "got 'rows'. Correct axes="),
         ({"axis_name": "i"}, ValueError, "mesh or axis_name, got both, axis_name='i'"),
         ({"gather": None}, TypeError, "True, False or one pattern, got None"),
@@ -62,7 +63,6 @@ def test_at_once(options, error, match):
         ({"gather": "layers"}, PARAMS, ValueError, "'layers' takes no leaf of"),
         ({}, {"kernel": np.ones((4, 2), int)}, TypeError, r"floating params, got int.*'kernel'"),
         ({}, {"kernel": "text"}, TypeError, r"numbers in params\['kernel'\]"),
-        ({"mesh": AbstractMesh((64,), ("data",))}, PARAMS, TypeError, "has none.*parallel.plan"),
     ],
 )
 def test_by_init(options, params, error, match):

@@ -298,3 +298,23 @@ def test_a_line_search_on_devices(lowering):
         after.append(values)
     assert after[0][-1] < 0.7 * after[0][0]
     np.testing.assert_allclose(*after, rtol=1e-5)
+
+
+def test_a_loader_may_write_its_next_batch_where_the_last_one_was():
+    """An array of jax shares memory that is aligned, on a CPU."""
+    raw = np.zeros(4096 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    batch = raw[start : start + 4096].view(np.float32)
+    init, step = lo.train_step(_still, optax.sgd(0.0), mesh=lo.parallel.mesh(data=1))
+    state, values = init(0.0), []
+    for number in range(5):
+        batch[:] = number
+        state, measured = step(state, batch)
+        batch[:] = np.nan
+        values.append(measured.value)
+    assert list(map(round, map(float, values))) == [0, 1, 2, 3, 4]
+
+
+def _still(w, batch):
+    slow = jax.lax.fori_loop(0, 30, lambda _, x: jnp.sin(x) @ jnp.eye(400), jnp.ones((400, 400)))
+    return {"fit": lo.mean(batch + 0 * w + 1e-30 * slow[0, 0])}
