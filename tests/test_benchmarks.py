@@ -20,6 +20,7 @@ VERDICTS = {
     "fused": 4,
     "learning_rate": 2,
     "optax_rules": 1,
+    "parallel": 12,
     "scaling": 3,
     "sparsity": 2,
 }
