@@ -11,7 +11,7 @@ import pytest
 import lossopt as lo
 from tests import placed
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = pytest.mark.usefixtures("optimized", "uncached")
 BIAS, KERNEL, HEAD = (64,), (16, 64), (24, 64)  # sorted shapes of the gradient's leaves
 SHARDED = KERNEL, HEAD
 SHARDS = (8, 16), (8, 24)
