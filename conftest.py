@@ -86,6 +86,18 @@ def optimized():
     _forget()
 
 
+@pytest.fixture(scope="module")
+def uncached():
+    """Of programs with several collectives: XLA:CPU may run those of a cache in any order, and
+    devices that begin with different ones wait for ever. What is never written is never read.
+    """
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(autouse=True)
 def _names_in_examples(doctest_namespace):
     doctest_namespace.update(NAMES)

@@ -13,6 +13,7 @@ import lossopt as lo
 from tests import placed
 from tests.counted import counted
 
+pytestmark = pytest.mark.usefixtures("uncached")
 MASKS = "all", "first", "last", "none"
 REMEMBERS = optax.sgd(0.1, momentum=0.9)
 
