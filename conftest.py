@@ -1,6 +1,7 @@
 """Strict settings for every test, doctest and snippet, set before jax starts."""
 
 import gc
+import math
 import os
 
 from tests.xla import quick
@@ -36,10 +37,21 @@ def _as_a_newcomer(namespace):
     """Snippets run with jax's own settings."""
     namespace.update(NAMES)
     jax.config.update("jax_numpy_rank_promotion", "allow")
+    _keep_programs(False)
 
 
 def _strict_again(namespace):
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    _keep_programs(True)
+
+
+_LEAST = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+
+
+def _keep_programs(kept):
+    """What is never written to the compilation cache is never read, see `uncached`."""
+    least = _LEAST if kept else math.inf
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 pytest_collect_file = sybil.Sybil(
@@ -89,13 +101,11 @@ def optimized():
 @pytest.fixture(scope="module")
 def uncached():
     """Of programs with several collectives: XLA:CPU may run those of a cache in any order, and
-    devices that begin with different ones wait for ever. What is never written is never read.
+    devices that begin with different ones wait for ever. `train_step` sees to its own.
     """
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 1e9)
+    _keep_programs(False)
     yield
-    jax.config.update(name, before)
+    _keep_programs(True)
 
 
 @pytest.fixture(autouse=True)

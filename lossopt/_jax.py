@@ -1,5 +1,6 @@
 """What rests on jax's inner workings or differs between its versions, and nothing else."""
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -9,7 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.config import disable_jit, trace_context
+from jax._src.config import (
+    disable_jit,
+    persistent_cache_min_compile_time_secs,
+    trace_context,
+)
 from jax._src.core import NamedAxisEffect as NamedAxisEffect
 from jax._src.core import trace_state_clean
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
@@ -122,7 +127,21 @@ def on_mesh(*trees: PyTree) -> Iterator[None]:
 def within(mesh: Any) -> Iterator[None]:
     """On a mesh, whatever the caller's is, so that a program is found again."""
     enter = jax.sharding.use_abstract_mesh if traced() else jax.set_mesh
-    with enter(mesh.abstract_mesh if traced() else mesh):
+    with enter(mesh.abstract_mesh if traced() else mesh), unkept(mesh):
+        yield
+
+
+@contextmanager
+def unkept(mesh: Any) -> Iterator[None]:
+    """Programs for several devices of a CPU stay out of the persistent compilation cache.
+
+    XLA:CPU forgets there in which order they meet in their collectives: they wait for ever.
+    """
+    devices = [] if isinstance(mesh, jax.sharding.AbstractMesh) else mesh.devices.flat
+    if mesh.size == 1 or any(device.platform != "cpu" for device in devices):
+        yield
+        return
+    with persistent_cache_min_compile_time_secs(math.inf):
         yield
 
 

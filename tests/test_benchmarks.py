@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.xla import one_device
+from tests.xla import UNCACHED, one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -26,11 +26,13 @@ VERDICTS = {
 }
 COMPILING = {"fit", "optax_rules", "scaling"}  # for longer than they run, if XLA does what it can
 
+SEVERAL = {"parallel"}  # of devices, in programs of their own
+
 
 @pytest.mark.parametrize(("name", "verdicts"), VERDICTS.items())
 def test_quick_form(name, verdicts):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
-    env = one_device(os.environ, name in COMPILING)
+    env = one_device(os.environ, name in COMPILING) | (UNCACHED if name in SEVERAL else {})
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("\nmet: ") >= verdicts

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.xla import one_device
+from tests.xla import UNCACHED, one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "overfit"]
@@ -15,10 +15,12 @@ NAMES += ["parallel", "resume", "sparse", "streamed"]
 # These take longer to compile than to run, if XLA does what it can.
 COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "overfit", "parallel"}
 
+SEVERAL = {"auxiliary", "parallel"}  # of devices, in programs of their own
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_form(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick"]
-    env = one_device(os.environ, name in COMPILING)
+    env = one_device(os.environ, name in COMPILING) | (UNCACHED if name in SEVERAL else {})
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from importlib.metadata import version
 
+# XLA:CPU forgets the order of collectives in programs of the cache, which then may wait for ever.
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
 
 def emitters(used: bool) -> dict[str, bool]:
     """Of XLA's two ways to compile fusions on CPUs, where there are two."""

@@ -157,7 +157,8 @@ def plan(
     where = layout(place, partition, lowering, axes, rules, gather)
     given = params, batch, model_state, hyperparameters
     program, state, rows = lowered(recipe, where, check, *given)
-    compiled = program.compile()
+    with _jax.unkept(place):
+        compiled = program.compile()
     memory: Any = compiled.memory_analysis()
     text: Any = compiled.as_text()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -8,6 +8,8 @@ import pytest
 import lossopt as lo
 from lossopt.parallel import pad_batch
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 
 class TestPadBatch:
     @pytest.mark.parametrize("rows", [1, 3, 5, 8, 11])

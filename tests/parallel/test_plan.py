@@ -15,6 +15,8 @@ from lossopt import _jax
 from lossopt._place import parted
 from lossopt.training import _layout, _placed, _step
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 ROWS, P = 128, 2 * 64 * 256  # rows of a batch, parameters
 PARTITIONS = get_args(_layout.Partition)
 SHAPES = {

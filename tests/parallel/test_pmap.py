@@ -13,6 +13,8 @@ from lossopt.parallel import pad_batch, replicate, split
 from tests import regression
 from tests.regression import at, close
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 ROWS = 16
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 

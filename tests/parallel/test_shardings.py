@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 import lossopt as lo
 from lossopt import _shardings
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 MESH = AbstractMesh((2, 4, 3), ("data", "fsdp", "model"))
 PARAMS = {
     "emb": np.zeros((256, 96), np.float32),

@@ -8,6 +8,8 @@ import pytest
 
 import lossopt as lo
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 RANDOM = np.random.default_rng(0)
 BATCH = {"x": RANDOM.normal(size=(16, 5)), "y": RANDOM.normal(size=16), "mask": np.arange(16) < 11}
 KERNEL = RANDOM.normal(size=5)

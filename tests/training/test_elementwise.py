@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 import lossopt as lo
 from lossopt._elementwise import only_elementwise
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 SHAPE = 4, 8
 MESH = AbstractMesh((2,), ("i",))
 T, C = lo.transforms, optax.contrib
