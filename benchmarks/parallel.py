@@ -239,7 +239,6 @@ def main():
     if options.laws or options.quick:  # many programs that run once
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {in_one_piece()}"
         jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_enable_compilation_cache", True)  # here no compilation is timed
     jax.config.update("jax_num_cpu_devices", DEVICES)
     console, missed = Console(width=240), 0
     console.print(header(), highlight=False)
