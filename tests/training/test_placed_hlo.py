@@ -106,6 +106,19 @@ def test_20_steps_are_those_of_data_parallel_to_the_bit(partition, microbatches)
     jax.tree.map(np.testing.assert_array_equal, _stepped(partition, "auto", microbatches), want)
 
 
+def test_rows_that_are_left_over_give_the_same_bits_too():
+    """All devices compute them whole, also where each keeps a part of the gradient alone."""
+    found = []
+    for partition in ("data", "fsdp"):
+        options = {"mesh": placed.mesh("auto"), "partition": partition}
+        init, step = lo.train_step(placed.objective, optax.adam(0.01), **options)
+        state = init(placed.params())
+        for _ in range(3):
+            state, _ = step(state, placed.batch("all", 5))
+        found.append(state.params)
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, found))
+
+
 @pytest.mark.parametrize("partition", ["data", "fsdp"])
 def test_20_steps_in_shard_map(partition):
     want = _stepped("data", "auto", 3)
