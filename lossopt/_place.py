@@ -126,16 +126,17 @@ def of_one(axes: tuple[Hashable, ...], fn: Callable) -> Callable:
 
     @wraps(fn)
     def called(*args, **kwargs):
-        call = partial(fn, *args, **kwargs)
+        call = lambda inputs: fn(*inputs[0], **inputs[1])
         for axis in axes:
             call = partial(_first, axis, call)
-        return call()
+        return call((args, kwargs))
 
     return called
 
 
-def _first(axis, call):
-    out = jax.vmap(lambda _: call(), axis_name=axis)(jnp.zeros(1))
+def _first(axis, call, inputs):
+    """With inputs as arguments: modules of flax.nnx, made anew, know in which trace they are."""
+    out = jax.vmap(lambda _, inputs: call(inputs), (0, None), axis_name=axis)(jnp.zeros(1), inputs)
     return jax.tree.map(lambda x: x[0], out)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -103,6 +104,7 @@ def _stepping(recipe, layout, check):
         with _jax.within(mesh):
             if not _jax.compiles():
                 return run(state, batch, key, hyperparameters)
+            _kept(state)
             lie, program = made(*_shapes(state))
             batch = Parted(_put_all(batch.even, mesh, over), _put_all(batch.rest, mesh, P()))
             others = _put_all((key, hyperparameters), mesh, P())
@@ -116,6 +118,15 @@ def _has_devices(mesh):
         raise TypeError(
             f"Expected a mesh of devices, got {mesh}, which has none. Make one with "
             "lossopt.parallel.mesh(); lossopt.parallel.plan takes what is abstract."
+        )
+
+
+def _kept(state):
+    if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+        raise ValueError(
+            "Expected a state that no step has taken, got one whose memory the next state has. Go "
+            "on with what the step gave back; to keep a state, give the step a copy, "
+            "jax.tree.map(jax.numpy.copy, state)."
         )
 
 
@@ -199,4 +210,5 @@ def _moved(x, sharding):
     """On its devices; what is there already, and numbers of Python, stay what they are."""
     if not hasattr(x, "shape") or getattr(x, "sharding", None) == sharding:
         return x
-    return jax.device_put(x, sharding)
+    # Arrays of jax may share the memory of numpy, which a loader may write its next batch into.
+    return jax.device_put(x.copy() if isinstance(x, np.ndarray) else x, sharding)
