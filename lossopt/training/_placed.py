@@ -135,7 +135,7 @@ def _run(recipe, layout, check, state, batch, key, hyperparameters):
     layout = layout._replace(mesh=_jax.all_auto(layout.mesh))
     inputs = state, batch, key, hyperparameters
     whole = state, batch.joined(), key, hyperparameters
-    axes = layout.axes.rows if layout.lowering == "shard_map" else ()
+    axes = layout.mesh.axis_names if layout.lowering == "shard_map" else ()
     alone = recipe._replace(objective=of_one(axes, recipe.objective))
     if check:
         judge(alone, *whole)

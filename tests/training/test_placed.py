@@ -175,6 +175,14 @@ class TestCalls:
             values.append(measured.value)
         np.testing.assert_allclose(values, np.arange(8), rtol=1e-6)
 
+    def test_an_objective_may_name_an_axis_of_one_device(self):
+        """`fsdp` of `mesh()`: whoever names both axes need not know how many devices each has."""
+        every = lambda x: jax.lax.pmean(x, ("data", "fsdp"))
+        options = {"mesh": lo.parallel.mesh(), "lowering": "shard_map"}
+        init, step = lo.train_step(lambda w, x: lo.mean(every(x) * w), REMEMBERS, **options)
+        _, measured = step(init(np.float32(2)), np.arange(8, dtype=np.float32))
+        assert float(measured.value) == 7
+
     def test_a_state_that_was_taken(self):
         init, step = _fsdp()
         state = init(placed.params())
