@@ -53,12 +53,20 @@ def elementwise(rule: optax.GradientTransformation) -> optax.GradientTransformat
     Returns:
       The same transformation, which is taken at its word.
 
+    Raises:
+      TypeError: if it is no transformation.
+
     Examples:
       >>> flip = lambda updates, params: jax.tree.map(lambda g: g.T.T, updates)
       >>> rule = lo.parallel.elementwise(optax.stateless(flip))
       >>> print(rule.update(jnp.ones((1, 2)), rule.init(jnp.ones((1, 2))))[0])
       [[1. 1.]]
     """
+    if not hasattr(rule, "update"):
+        raise TypeError(
+            f"Expected rule as an optax.GradientTransformation, got {rule!r}. Call what makes one, "
+            "as in elementwise(optax.adam(1e-3))."
+        )
     inner = optax.with_extra_args_support(rule)
 
     def update(updates, state, params=None, **extra):

@@ -16,7 +16,7 @@ from jax._src.config import (
     trace_context,
 )
 from jax._src.core import NamedAxisEffect as NamedAxisEffect
-from jax._src.core import trace_state_clean
+from jax._src.core import extend_axis_env_nd, trace_state_clean
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.source_info_util import is_user_filename
 from jax.core import Tracer
@@ -48,6 +48,11 @@ def alike(tree: PyTree) -> PyTree:
 def traced() -> bool:
     """Whether `jit`, `vmap` or `grad` trace what runs here, also where no array of it is traced."""
     return not trace_state_clean()
+
+
+def axes_of_one(axes: tuple[Hashable, ...]) -> Any:
+    """A context in which these axes of a map have one device each."""
+    return extend_axis_env_nd([(axis, 1) for axis in axes])
 
 
 def compiles() -> bool:

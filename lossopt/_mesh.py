@@ -62,8 +62,9 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     if not 0 < math.prod(shape) <= len(devices):
         raise ValueError(
             f"Expected a mesh within {_counted(len(devices))}, got data={data}, fsdp={fsdp}. Ask "
-            "for fewer; simulate more on a CPU with jax.config.update('jax_num_cpu_devices', 8) "
-            "before anything runs; or plan on jax.sharding.AbstractMesh, which needs none."
+            f"for fewer; simulate more on a CPU with jax.config.update('jax_num_cpu_devices', "
+            f"{max(known, math.prod(shape))}) before anything runs; or plan on "
+            "jax.sharding.AbstractMesh, which needs none."
         )
     if idle and -1 in sizes.values():
         raise ValueError(

@@ -1,10 +1,10 @@
 """Where a step computes: how its batch is cut, where parameters move, how gradients are summed."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -119,24 +119,6 @@ class Alike:
     """A piece that all devices hold, which counts once."""
 
     rows: Batch
-
-
-def of_one(axes: tuple[Hashable, ...], fn: Callable) -> Callable:
-    """`fn` as the only device along these axes calls it."""
-
-    @wraps(fn)
-    def called(*args, **kwargs):
-        call = partial(fn, *args, **kwargs)
-        for axis in axes:
-            call = partial(_first, axis, call)
-        return call()
-
-    return called
-
-
-def _first(axis, call):
-    out = jax.vmap(lambda _: call(), axis_name=axis)(jnp.zeros(1))
-    return jax.tree.map(lambda x: x[0], out)
 
 
 def once(axes: tuple[Hashable, ...], tree: PyTree) -> PyTree:

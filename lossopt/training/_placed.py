@@ -14,7 +14,7 @@ from lossopt import _checks, _jax, _mesh
 from lossopt._elementwise import only_elementwise
 from lossopt._on_mesh import Auto, Manual
 from lossopt._pieces import rows
-from lossopt._place import Parted, of_one, parted
+from lossopt._place import Parted, parted
 from lossopt.training._evaluation import usable
 from lossopt.training._layout import Layout
 from lossopt.training._rules import moved
@@ -102,6 +102,7 @@ def _stepping(recipe, layout, check):
         with _jax.within(mesh):
             if not _jax.compiles():
                 return run(state, batch, key, hyperparameters)
+            _kept(state)
             lie, program = made(*_shapes(state))
             batch = Parted(_put_all(batch.even, mesh, over), _put_all(batch.rest, mesh, P()))
             others = _put_all((key, hyperparameters), mesh, P())
@@ -110,18 +111,29 @@ def _stepping(recipe, layout, check):
     return step, lambda state: made(*_shapes(state))[1]
 
 
+def _kept(state):
+    if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+        raise ValueError(
+            "Expected a state that no step has taken, got one whose memory the next state has. Go "
+            "on with what the step gave back; to keep a state, give the step a copy, "
+            "jax.tree.map(jax.numpy.copy, state)."
+        )
+
+
 def _run(recipe, layout, check, state, batch, key, hyperparameters):
     """One step; the mesh has Auto axes alone."""
     layout = layout._replace(mesh=_jax.all_auto(layout.mesh))
     inputs = state, batch, key, hyperparameters
     whole = state, batch.joined(), key, hyperparameters
-    axes = layout.axes.rows if layout.lowering == "shard_map" else ()
-    alone = recipe._replace(objective=of_one(axes, recipe.objective))
+    mapped = layout.lowering == "shard_map"
+    alone = partial(_jax.axes_of_one, layout.mesh.axis_names if mapped else ())
     if check:
-        judge(alone, *whole)
+        with alone():
+            judge(recipe, *whole)
     after, measured = _STEPS[layout.lowering](recipe, layout, *inputs)
-    if axes or recipe.microbatches > 1 or (batch.even and batch.rest):
-        measured = counted(alone, (), measured, *whole)
+    if mapped or recipe.microbatches > 1 or (batch.even and batch.rest):
+        with alone():
+            measured = counted(recipe, (), measured, *whole)
     return after, measured
 
 

@@ -38,8 +38,8 @@ class TestMesh:
         ("sizes", "error", "match"),
         [
             ({"data": -1, "fsdp": -1}, ValueError, r"-1 for both. Write mesh\(fsdp=-1, data=1\)"),
-            ({"data": 16}, ValueError, "within 8 devices, got data=16, fsdp=1. Ask for fewer"),
-            ({"fsdp": 16}, ValueError, "within 8 devices, got data=-1, fsdp=16. Ask for fewer"),
+            ({"data": 16}, ValueError, r"within 8 devices, got data=16, fsdp=1.*cpu_devices', 16"),
+            ({"fsdp": 16}, ValueError, r"within 8 devices, got data=-1, fsdp=16.*cpu_devices', 16"),
             ({"fsdp": 3}, ValueError, r"leaves 2 idle.*or write mesh\(data=2, fsdp=3\)"),
             ({"data": 3, "fsdp": -1}, ValueError, r"leaves 2 idle.*mesh\(data=3, fsdp=2\)"),
             ({"data": 0}, ValueError, "data >= 1, got 0"),

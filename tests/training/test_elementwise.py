@@ -395,3 +395,8 @@ def test_where_nothing_is_cut_the_norm_is_that_of_all():
         (one, _), (two, _) = step(one, ROWS), plain(two, ROWS)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, one.params, two.params)
+
+
+def test_what_is_no_rule():
+    with pytest.raises(TypeError, match=r"optax.GradientTransformation, got .*Call what makes one"):
+        lo.parallel.elementwise(optax.adam)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import lossopt as lo
 from tests import placed
@@ -161,6 +162,43 @@ class TestCalls:
         assert vars(count) == {"traces": 0, "lowered": 0, "compiled": 0}
         assert int(third.count) == 4
 
+    @pytest.mark.parametrize("rows", [1 << 15, (1 << 15) + 2])
+    def test_the_memory_of_a_batch_may_be_written_to_at_once(self, rows):
+        """As a loader does that has one buffer for all its batches."""
+        later = lambda x: jax.lax.fori_loop(0, 9, lambda _, y: jnp.cos(y), x)
+        slow = lambda params, batch: lo.mean((batch + 0 * later(batch)) @ params)
+        init, step = lo.train_step(slow, optax.sgd(0.0), mesh=lo.parallel.mesh())
+        state, values = init(np.full(8, 1 / 8, np.float32)), []
+        batch = _on_lines(np.empty((rows, 8), np.float32))
+        for number in range(8):
+            batch[:] = number
+            state, measured = step(state, batch)
+            values.append(measured.value)
+        np.testing.assert_allclose(values, np.arange(8), rtol=1e-6)
+
+    def test_an_objective_may_name_an_axis_of_one_device(self):
+        """`fsdp` of `mesh()`: whoever names both axes need not know how many devices each has."""
+        every = lambda x: jax.lax.pmean(x, ("data", "fsdp"))
+        options = {"mesh": lo.parallel.mesh(), "lowering": "shard_map"}
+        init, step = lo.train_step(lambda w, x: lo.mean(every(x) * w), REMEMBERS, **options)
+        _, measured = step(init(np.float32(2)), np.arange(8, dtype=np.float32))
+        assert float(measured.value) == 7
+
+    def test_an_objective_may_gather_over_both_axes(self):
+        """It is judged as of one device, which no nested map allows here."""
+        every = lambda x: jax.lax.all_gather(x, ("data", "fsdp"), tiled=True)
+        options = {"mesh": lo.parallel.mesh(data=2, fsdp=4), "lowering": "shard_map"}
+        init, step = lo.train_step(lambda w, x: lo.mean(every(x) * w), REMEMBERS, **options)
+        state, measured = step(init(np.float32(2)), np.arange(8, dtype=np.float32))
+        assert (float(measured.value), float(_gradient(state))) == (7, 3.5)
+
+    def test_a_state_that_was_taken(self):
+        init, step = _fsdp()
+        state = init(placed.params())
+        step(state, placed.batch())
+        with pytest.raises(ValueError, match=r"that no step has taken.*what the step gave back"):
+            step(state, placed.batch())
+
     def test_functions_that_make_the_start(self):
         """It lies as that of arrays does, and no device holds the whole of it."""
         make = lambda: {"kernel": jax.random.normal(jax.random.key(0), (512, 1024))}
@@ -194,6 +232,34 @@ class TestCalls:
             np.testing.assert_allclose(value, one.value, rtol=1e-6)
         close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
         jax.tree.map(close, state.params, alone.params)
+
+
+def _on_lines(x):
+    """In memory that begins where that of devices may, so that jax need not copy it."""
+    memory = np.empty(x.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    own = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    own[:] = x
+    return own
+
+
+@jax.numpy_rank_promotion("allow")
+def test_statistics_of_nnx_in_shard_map():
+    """Modules that write to themselves; each device normalizes its rows, then they are averaged."""
+    own = nnx.BatchNorm(4, use_scale=False, use_bias=False, rngs=nnx.Rngs(0))
+    graph, statistics = nnx.split(own)
+
+    def objective(params, batch, model_state):
+        norm = nnx.merge(graph, model_state)
+        loss = jnp.mean(params * norm(batch, use_running_average=False), axis=1)
+        return {"fit": lo.mean(loss)}, {"model_state": nnx.state(norm, nnx.BatchStat)}
+
+    options = {"mesh": lo.parallel.mesh(), "lowering": "shard_map", "has_aux": True}
+    init, step = lo.train_step(objective, REMEMBERS, **options)
+    batch = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    state, _ = step(init(np.ones(4, np.float32), statistics), batch)
+    mean = 0.01 * batch.mean(0, dtype=np.float64)
+    np.testing.assert_allclose(state.model_state["mean"][...], mean, atol=1e-7)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=[])
