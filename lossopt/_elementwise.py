@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.extend import core
 
-from lossopt import _jax
+from lossopt import _jax, _mesh
 from lossopt._culprits import culprit
 from lossopt._jaxprs import is_jaxpr, jaxprs, without_mere_effects
 from lossopt._typing import PyTree
@@ -202,14 +202,10 @@ def _by_shape(x, y):
 
 def _cut(x):
     """How an array is cut, in one form."""
-    spec = [() if entry is None else _mesh_axes(entry) for entry in x.sharding.spec]
+    spec = [_mesh.named(entry) for entry in x.sharding.spec]
     while not spec[-1]:
         spec.pop()
     return tuple(spec)
-
-
-def _mesh_axes(entry):
-    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _bare(program):

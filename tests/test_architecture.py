@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "_on_mesh": BASE | PARTS | {"_mesh", "_shardings", "_place"},
     "_grad": BASE | PARTS | {"_objective", "_programs", "_place"},
     "_culprits": BASE,
-    "_elementwise": BASE | {"_culprits"},
+    "_elementwise": BASE | {"_culprits", "_mesh"},
     "_audit": CORE,
     "checkpoint": BASE,
     "fused": CORE | {"losses"},

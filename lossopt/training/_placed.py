@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,6 +29,7 @@ from lossopt.training._step import (
     rule_of,
     step_in_place,
 )
+from lossopt.training._stream import owned
 
 _PROGRAMS = 16
 
@@ -199,10 +199,7 @@ def _put_all(tree, mesh, spec):
 
 
 def _moved(x, sharding):
-    """On its devices; what is there already, and numbers of Python, stay what they are.
-
-    On a CPU an array of jax may share the memory of one of numpy, into which a loader writes.
-    """
+    """On its devices; what is there already, and numbers of Python, stay what they are."""
     if not hasattr(x, "shape") or getattr(x, "sharding", None) == sharding:
         return x
-    return jax.device_put(x.copy() if isinstance(x, np.ndarray) else x, sharding)
+    return jax.device_put(owned(x), sharding)
