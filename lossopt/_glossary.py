@@ -126,6 +126,23 @@ TABLE = {
         "must divide: those of lossopt.train_step(mesh=) need not",
         "all gather": "lossopt.parallel.gathered",
     },
+    "lossopt.sweeps": {
+        "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
+        "uniform, linspace": "lossopt.sweeps.Linear",
+        "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
+        "lossopt.sweeps.Static where it sets a shape",
+        "categorical, suggest categorical": "lossopt.sweeps.Choice of numbers, or "
+        "lossopt.sweeps.Static of what changes the program",
+        "parameter grid, grid search, grid sampler": "lossopt.sweeps.grid",
+        "random search, parameter sampler, random sampler": "lossopt.sweeps.random",
+        "quasi-random, quasi Monte Carlo, QMC sampler, Latin hypercube, Halton": (
+            "lossopt.sweeps.sobol"
+        ),
+        "replicates, seeds, random restarts": "lossopt.sweeps.Trials.repeat",
+        "conditional, nested space, concatenate": "lossopt.sweeps.join of trials of unequal spaces",
+        "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
+        "lossopt.sweeps.Trials.repeat",
+    },
     "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {
         "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."
