@@ -131,10 +131,14 @@ def as_trials(trials: PyTree) -> Trials:
 
 def as_ids(ids: ArrayLike, shift: ArrayLike = 0) -> Int[np.ndarray, " trials"]:
     """Ids and how far they move, within int32."""
-    _checks.integers(ids=np.asarray(ids))
+    _checks.integers(ids=ids)
     moved = np.asarray(ids, np.int64) + shift
-    _checks.at_least(0, ids=moved.min(initial=0))
-    _checks.at_most(2**31 - 1, ids=moved.max(initial=0))
+    for end in (moved.min(initial=0), moved.max(initial=0)):
+        if not 0 <= end < 2**31:
+            raise ValueError(
+                f"Expected ids from 0 to 2**31 - 1, got {end}. Number the trials from 0; repeat or "
+                "join fewer."
+            )
     return moved.astype(np.int32)
 
 
@@ -176,12 +180,12 @@ def _column(trials, name):
 def _row(trials, row):
     options = dict(trials.options)
     held = {
-        name: x[row] for name, x in columns(trials.values).items() if not lacks(trials, name)[row]
+        name: x
+        for name, x in taken(columns(trials.values), row).items()
+        if name not in trials.present or trials.present[name][row]
     }
-    plain = lambda x: x if np.ndim(x) or is_key(x) else np.asarray(x).item()
-    return {
-        name: options[name][int(x)] if name in options else plain(x) for name, x in held.items()
-    }
+    plain = lambda x: x if np.ndim(x) or is_key(x) else x.item()
+    return {name: options[name][x] if name in options else plain(x) for name, x in held.items()}
 
 
 def _added(trials, name, values, count):
