@@ -8,6 +8,7 @@ from lossopt import parallel as parallel
 from lossopt import plots as plots
 from lossopt import regularizers as regularizers
 from lossopt import schedules as schedules
+from lossopt import sweeps as sweeps
 from lossopt import testing as testing
 from lossopt import training as training
 from lossopt import transforms as transforms
