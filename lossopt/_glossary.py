@@ -126,6 +126,9 @@ TABLE = {
         "must divide: those of lossopt.train_step(mesh=) need not",
         "all gather": "lossopt.parallel.gathered",
     },
+    "lossopt.sweeps": {
+        "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
+    },
     "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {
         "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."
