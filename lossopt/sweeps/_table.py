@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from lossopt.sweeps import _columns, _settings
+from lossopt.sweeps import _cells, _settings
 from lossopt.sweeps._importance import importance
 from lossopt.sweeps._interval import Interval, interval
 from lossopt.sweeps._told import told
@@ -50,8 +50,8 @@ class Table:
     state: Any = None
 
     def __post_init__(self):
-        _columns.check(self, FIXED)
-        guessed = {name: _columns.scale(self.columns[name]) for name in self.names}
+        _cells.check(self, FIXED)
+        guessed = {name: _cells.scale(self.columns[name]) for name in self.names}
         object.__setattr__(self, "scales", guessed | dict(self.scales))
 
     @overload
@@ -67,7 +67,7 @@ class Table:
                 raise KeyError(f"no column {at!r}; there are {', '.join(self.columns)}")
             return self.columns[at]
         if isinstance(at, int | np.integer):
-            return {name: _columns.plain(x[at]) for name, x in self.columns.items()}
+            return {name: _cells.plain(x[at]) for name, x in self.columns.items()}
         columns = {name: x[at] for name, x in self.columns.items()}
         return dataclasses.replace(self, columns=columns)
 
@@ -159,7 +159,7 @@ class Table:
         Args:
           path: of the file, which is replaced; `~` is your home.
         """
-        _report.to_csv(_columns.flat(self.columns), path)
+        _report.to_csv(_cells.flat(self.columns), path)
 
     def to_pandas(self) -> Any:
         """The table as a `pandas.DataFrame`, without hyperparameters that are arrays.

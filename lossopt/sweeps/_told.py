@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps import _columns
+from lossopt.sweeps import _cells
 
 ROWS = 5
 WIDTH = 96  # letters of a line
@@ -37,7 +37,7 @@ def _lines(table):
 
 def word(x: Any) -> str:
     """A number or an option, short; a hyphen for what is missing."""
-    x = _columns.option(_columns.plain(x))
+    x = _cells.option(_cells.plain(x))
     if isinstance(x, float):
         return f"{x:.4g}" if x == x else "-"
     return "-" if x is None else str(x)
