@@ -9,6 +9,7 @@ from lossopt import plots as plots
 from lossopt import regularizers as regularizers
 from lossopt import schedules as schedules
 from lossopt import sweeps as sweeps
+from lossopt import sweeps as sweeps
 from lossopt import testing as testing
 from lossopt import training as training
 from lossopt import transforms as transforms
@@ -19,6 +20,7 @@ from lossopt._mean import constant as constant
 from lossopt._mean import mean as mean
 from lossopt._mean import pool as pool
 from lossopt._mean import value as value
+from lossopt.sweeps._sweep import sweep as sweep
 from lossopt.training._fit import fit as fit
 from lossopt.training._train_step import train_step as train_step
 

@@ -76,6 +76,8 @@ class Host:
 
 def hosted(host: Host) -> Table:
     """Runs what has not run, and gives the table."""
+    for part in host.parts:
+        _settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = _Watch(host, asked, show)
@@ -173,9 +175,15 @@ def _called(host, calls, form, rows, left, within, watch):
 
 def _form(host: Host, part: Part, count: int, calls: Calls) -> Form:
     """The form of a group: the one that it had, or the one that is settled now."""
+    had = _settled_before(host, part)
+    return had or settled(host.wanted, part.trial, part.first, count, calls.tried)
+
+
+def _settled_before(host, part):
+    """The form that a group has in the checkpoint, if any; raises where another is asked for."""
     wanted, saves = host.wanted, host.saves
     if part.label not in saves.settled:
-        return settled(wanted, part.trial, part.first, count, calls.tried)
+        return None
     mode, chunk = saves.settled[part.label]
     had = {"mode": mode} | ({"chunk": chunk} if mode == "vmap" else {})
     now = {name: getattr(wanted, name) for name in had}

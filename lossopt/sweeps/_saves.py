@@ -102,9 +102,9 @@ class Saves:
         }
         told = {
             "facts": self._facts,
-            "settled": self.settled,
+            "settled": {name: list(how) for name, how in self.settled.items()},
             "count": len(rows),
-            "scores": list(ledger.scores),
+            "scores": {name: str(x.dtype) for name, x in ledger.scores.items()},
             "trials": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in table.items()},
             "kept": [int(ids[one.row]) for one in kept],
             "within": within
@@ -141,7 +141,7 @@ class Saves:
         under = told["within"]
         return {
             "ids": empty((), np.int32),
-            "scores": {name: empty((), float) for name in told["scores"]},
+            "scores": {name: empty((), dtype) for name, dtype in told["scores"].items()},
             "seconds": empty((), float),
             "trials": {name: empty(*of) for name, of in told["trials"].items()},
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
