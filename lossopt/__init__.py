@@ -9,10 +9,6 @@ from lossopt import plots as plots
 from lossopt import regularizers as regularizers
 from lossopt import schedules as schedules
 from lossopt import sweeps as sweeps
-<<<<<<< HEAD
-from lossopt import sweeps as sweeps
-=======
->>>>>>> spaces18
 from lossopt import testing as testing
 from lossopt import training as training
 from lossopt import transforms as transforms

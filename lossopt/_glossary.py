@@ -127,9 +127,7 @@ TABLE = {
         "all gather": "lossopt.parallel.gathered",
     },
     "lossopt.sweeps": {
-<<<<<<< HEAD
         "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
-=======
         "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
         "uniform, linspace": "lossopt.sweeps.Linear",
         "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
@@ -145,7 +143,6 @@ TABLE = {
         "conditional, nested space, concatenate": "lossopt.sweeps.join of trials of unequal spaces",
         "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
         "lossopt.sweeps.Trials.repeat",
->>>>>>> spaces18
     },
     "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {

@@ -51,11 +51,7 @@ MAY_IMPORT = {
     "plots": CORE | {"losses", "regularizers", "sweeps", "training"},
     "regularizers": BASE,
     "schedules": BASE,
-<<<<<<< HEAD
     "sweeps": CORE | {"checkpoint", "parallel", "training"},
-=======
-    "sweeps": CORE | {"training", "parallel", "checkpoint"},
->>>>>>> spaces18
     "testing": CORE | {"_audit"},
     "transforms": BASE | {"regularizers"},
     "training": CORE | {"_audit", "_elementwise", "checkpoint"},

@@ -111,9 +111,9 @@ class _Watch:
         """Seconds since the last save."""
         return self._host.clock() - self._saved
 
-    def save(self, *within: Any) -> None:
+    def save(self, under: Any = None) -> None:
         """Saves now."""
-        self._host.saves.now(*within)
+        self._host.saves.now(under)
         self._saved = self._host.clock()
 
     def show(self) -> None:
@@ -147,7 +147,9 @@ def _ran(host: Host, part: Part, watch: _Watch) -> bool:
         if not _called(host, calls, found, rows, left, within, watch):
             return False
         within = None
-        due = found.mode == "vmap" or (wanted.chunk != "auto" and (rows[-1] + 1) % every < found.width)
+        due = found.mode == "vmap" or (
+            wanted.chunk != "auto" and (rows[-1] + 1) % every < found.width
+        )
         if due or watch.passed() > EVERY:
             watch.save()
     return True
@@ -159,7 +161,7 @@ def _called(host, calls, form, rows, left, within, watch):
     def goes_on(under):
         under = under._replace(rows=left[under.rows])
         if watch.asked or watch.passed() > UNDER_WAY:
-            watch.save(under, form)
+            watch.save((form, under))
         return not watch.asked
 
     result = calls.run(form, rows, within, goes_on)

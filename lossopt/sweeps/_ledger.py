@@ -106,7 +106,7 @@ class Ledger:
         """Keeps states of settings that have not all run, and of the best one that has."""
         new = {}
         for place, row in enumerate(rows):
-            setting = self._settings[row]
+            setting = int(self._settings[row])
             had = self.kept.get(setting)
             if self._value(row) < (np.inf if had is None else self._value(had.row)):
                 self.kept[setting] = Kept(int(row), None)

@@ -151,7 +151,10 @@ def _parts(run, trials, key):
                 f"Expected all trials to return the same scores, got {', '.join(dtypes)} of "
                 f"{parts[0].label} and {', '.join(scores)} of {name}."
             )
-        dtypes |= {name: jnp.promote_types(x.dtype, dtypes.get(name, x.dtype)) for name, x in scores.items()}
+        dtypes |= {
+            name: jnp.promote_types(x.dtype, dtypes.get(name, x.dtype))
+            for name, x in scores.items()
+        }
         parts.append(Part(trial, np.asarray(group.rows), values, shapes, name))
     return parts, dtypes
 
