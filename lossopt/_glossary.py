@@ -127,6 +127,7 @@ TABLE = {
         "all gather": "lossopt.parallel.gathered",
     },
     "lossopt.sweeps": {
+        "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
         "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
         "uniform, linspace": "lossopt.sweeps.Linear",
         "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
