@@ -254,7 +254,7 @@ def _ends(space):
 
 
 def _mixed(low, high, fractions):
-    """What lies between two numbers, in float64, and exact at both, and at 0 in a grid around it."""
+    """What lies between two numbers, in float64, exact at both, and at 0 in a grid around it."""
     fractions = np.asarray(fractions, np.float64)
     return np.where(fractions == 1, high, low + (high - low) * fractions)
 

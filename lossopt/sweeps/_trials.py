@@ -64,9 +64,11 @@ class Trials:
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
             return _column(self, index)
-        if isinstance(index, list):
-            index = np.asarray(index, None if index else int)
+        if not isinstance(index, slice):
+            index = np.asarray(index, int if np.size(index) == 0 else None)
         rows = np.arange(len(self))[index]
+        if np.ndim(rows) > 1:
+            raise IndexError(f"Expected rows along one axis, got shape {rows.shape}. Flatten them.")
         return _at(self, rows) if np.ndim(rows) else _row(self, rows)
 
     def repeat(self, count: int, /, **values: ArrayLike) -> "Trials":
@@ -110,6 +112,7 @@ def as_trials(trials: PyTree) -> Trials:
         trials = Trials(values, np.arange(max(lengths.values())))
     else:
         lengths |= {"the ids": _length(trials.id), "the settings": _length(trials.setting)}
+        lengths |= {f"{name} present": _length(x) for name, x in trials.present.items()}
     if len(set(lengths.values())) > 1 or min(lengths.values()) < 0:
         raise ValueError(
             f"Expected hyperparameters of one leading axis, the trials, got lengths {lengths} (-1: "
@@ -126,7 +129,7 @@ def as_trials(trials: PyTree) -> Trials:
         )
     present = {name: np.asarray(x, bool) for name, x in trials.present.items()}
     host = {"id": as_ids(trials.id), "setting": as_ids(trials.setting)}
-    return dataclasses.replace(trials, values=values, present=present, **host)
+    return _chosen(dataclasses.replace(trials, values=values, present=present, **host))
 
 
 def as_ids(ids: ArrayLike, shift: ArrayLike = 0) -> Int[np.ndarray, " trials"]:
@@ -148,6 +151,22 @@ def lacks(trials: Trials, name: str) -> np.ndarray:
     return ~np.asarray(trials.present[name]) if name in trials.present else absent
 
 
+def _chosen(trials):
+    """Trials whose options are there, and whose names are those of columns."""
+    found = columns(trials.values)
+    for name in (*trials.present, *dict(trials.options)):
+        if name not in found:
+            raise ValueError(f"Expected {name!r} among the hyperparameters {list(found)}. Add it.")
+    for name, options in trials.options:
+        codes = found[name][~lacks(trials, name)]
+        if codes.dtype != np.int32 or not np.isin(codes, range(len(options))).all():
+            raise ValueError(
+                f"Expected the values of {name!r} as places among its {len(options)} options, got "
+                f"{codes}. Draw them from lossopt.sweeps.Static."
+            )
+    return trials
+
+
 def _length(x):
     return (*jnp.shape(x), -1)[0]
 
@@ -163,10 +182,10 @@ def _column(trials, name):
     if name not in trials:
         raise KeyError(f"{name!r} is none of the hyperparameters {list(trials.names)}.")
     x, missing = columns(trials.values)[name], lacks(trials, name)
-    if name in dict(trials.options):
+    if options := dict(trials.options).get(name):
         column = np.empty(len(trials), object)
         for row, code in enumerate(np.asarray(x)):
-            column[row] = np.nan if missing[row] else dict(trials.options)[name][code]
+            column[row] = np.nan if missing[row] else options[code]
         return column
     column = np.asarray(jax.random.key_data(x) if is_key(x) else x)
     if not missing.any():
