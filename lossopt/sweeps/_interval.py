@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lossopt import _checks
-from lossopt.sweeps._columns import FINISHED, WAITING, plain, word
+from lossopt.sweeps._cells import FINISHED, WAITING, plain, word
 
 
 @dataclasses.dataclass(frozen=True)

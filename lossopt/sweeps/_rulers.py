@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps import _columns
+from lossopt.sweeps import _cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ruler:
     def at(self, column: Any) -> np.ndarray:
         """Positions `[rows]`, NaN where a trial has no such name; the middle if all are equal."""
         if self.scale == "options":
-            missing = _columns.missing(np.asarray(column))
+            missing = _cells.missing(np.asarray(column))
             numbers = [np.nan if m else self.options.index(x) for x, m in zip(column, missing)]
             low, high, numbers = self.low, self.high, np.array(numbers, float)
         else:
@@ -45,7 +45,7 @@ class Ruler:
 def ruler(column: np.ndarray, scale: str) -> Ruler:
     """The ruler of a column; its ends are the lowest and the highest finite value."""
     if scale == "options":
-        missing = _columns.missing(column)
+        missing = _cells.missing(column)
         options = list(dict.fromkeys(x for x, m in zip(column.tolist(), missing) if not m))
         with contextlib.suppress(TypeError):  # of different kinds: in the order of the trials
             options = sorted(options)
@@ -63,6 +63,6 @@ def numbered(table: Any) -> list[str]:
 
 
 def _varies(column):
-    missing = _columns.missing(column)
+    missing = _cells.missing(column)
     values = [x for x, m in zip(column.tolist(), missing) if not m]
     return len(set(values)) > 1 or (0 < np.sum(missing) < len(column))

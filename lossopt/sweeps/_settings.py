@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps._columns import DIVERGED, FINISHED, WAITING
+from lossopt.sweeps._cells import DIVERGED, FINISHED, WAITING
 
 
 def mean(table: Any) -> Any:

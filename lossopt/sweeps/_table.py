@@ -7,8 +7,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from lossopt.sweeps import _columns, _settings
-from lossopt.sweeps._columns import DIVERGED, FINISHED, STATUSES, WAITING
+from lossopt.sweeps import _cells, _settings
+from lossopt.sweeps._cells import DIVERGED, FINISHED, STATUSES, WAITING
 from lossopt.sweeps._importance import importance
 from lossopt.sweeps._interval import Interval, interval
 from lossopt.sweeps._rulers import ruler
@@ -64,8 +64,8 @@ class Table:
     state: Any = None
 
     def __post_init__(self):
-        columns = _columns.completed(self.columns, self.score, self.names, self.scores)
-        guessed = {name: _columns.scale(columns[name]) for name in self.names}
+        columns = _cells.completed(self.columns, self.score, self.names, self.scores)
+        guessed = {name: _cells.scale(columns[name]) for name in self.names}
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "scales", guessed | dict(self.scales))
 
@@ -81,8 +81,8 @@ class Table:
                 raise KeyError(f"no column {at!r}; there are {', '.join(self.columns)}")
             return self.columns[at]
         if isinstance(at, int | np.integer):
-            lacks = {n for n in self.names if _columns.missing(self[n][at : at + 1 or None])[0]}
-            return {n: _columns.plain(x[at]) for n, x in self.columns.items() if n not in lacks}
+            lacks = {n for n in self.names if _cells.missing(self[n][at : at + 1 or None])[0]}
+            return {n: _cells.plain(x[at]) for n, x in self.columns.items() if n not in lacks}
         columns = {name: x[at] for name, x in self.columns.items()}
         return dataclasses.replace(self, columns=columns)
 
@@ -156,7 +156,7 @@ class Table:
         if by is None:
             return self[self.rank()]
         column = self[by]
-        places = ruler(column, _columns.scale(column)).at(column)
+        places = ruler(column, _cells.scale(column)).at(column)
         return self[np.lexsort((self["id"], places))]
 
     def mean(self) -> "Table":
@@ -237,7 +237,7 @@ class Table:
         Args:
           path: of the file, which is replaced; `~` is your home.
         """
-        _report.to_csv(_columns.flat(self.columns), path)
+        _report.to_csv(_cells.flat(self.columns), path)
 
     def to_pandas(self) -> Any:
         """The table as a `pandas.DataFrame`, without hyperparameters that are arrays.

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps import _columns
+from lossopt.sweeps import _cells
 
 ROWS = 5
 WIDTH = 96  # letters of a line
@@ -13,7 +13,7 @@ WIDTH = 96  # letters of a line
 def told(table: Any) -> str:
     """How many trials, how they ended, and the best rows."""
     statuses = table["status"]
-    counts = {s: int(np.sum(statuses == s)) for s in _columns.STATUSES}
+    counts = {s: int(np.sum(statuses == s)) for s in _cells.STATUSES}
     best = "highest" if table.maximize else "lowest"
     head = f"Table: {len(table)} trials, " + ", ".join(f"{n} {s}" for s, n in counts.items())
     head += f"; best is the {best} {table.score}"
@@ -26,7 +26,7 @@ def _lines(table):
     names = ["id", table.score, *[error] * (error in table.columns), *table.names]
     names += [name for name in table.scores if name != table.score] + ["status"]
     names = [name for name in names if table[name].ndim == 1]
-    cells = [[name, *map(_columns.word, table[name])] for name in names]
+    cells = [[name, *map(_cells.word, table[name])] for name in names]
     widths = [max(map(len, column)) for column in cells]
     kept = np.cumsum(np.add(widths, 2)) <= WIDTH
     kept[:2] = True
