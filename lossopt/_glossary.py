@@ -128,6 +128,21 @@ TABLE = {
     },
     "lossopt.sweeps": {
         "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
+        "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
+        "uniform, linspace": "lossopt.sweeps.Linear",
+        "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
+        "lossopt.sweeps.Static where it sets a shape",
+        "categorical, suggest categorical": "lossopt.sweeps.Choice of numbers, or "
+        "lossopt.sweeps.Static of what changes the program",
+        "parameter grid, grid search, grid sampler": "lossopt.sweeps.grid",
+        "random search, parameter sampler, random sampler": "lossopt.sweeps.random",
+        "quasi-random, quasi Monte Carlo, QMC sampler, Latin hypercube, Halton": (
+            "lossopt.sweeps.sobol"
+        ),
+        "replicates, seeds, random restarts": "lossopt.sweeps.Trials.repeat",
+        "conditional, nested space, concatenate": "lossopt.sweeps.join of trials of unequal spaces",
+        "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
+        "lossopt.sweeps.Trials.repeat",
     },
     "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {

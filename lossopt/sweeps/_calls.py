@@ -63,7 +63,9 @@ class Calls:
         rows = np.arange(len(self.ids))[: form.width]
         begun = self.clock()
         if not self.trial.steps:
-            self._tried[form] = self.run(form, rows, None, lambda within: True)
+            result = self.run(form, rows, None, lambda within: True)
+            if result is not None:
+                self._tried[form] = result
             return self.clock() - begun
         state = jax.block_until_ready(self.trial.begin(form, *self._given(form, rows)))
         steps, between = max(1, self.trial.steps // 8), self.clock()

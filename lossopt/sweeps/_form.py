@@ -69,7 +69,7 @@ class Form:
         return jax.tree.map(of_call, tree)
 
     def _spec(self, common):
-        return P() if common else P(self.mesh.axis_names)
+        return P() if common or self.mesh is None else P(self.mesh.axis_names)
 
     def _placed(self, each, common):
         def call(*args):

@@ -76,6 +76,8 @@ class Host:
 
 def hosted(host: Host) -> Table:
     """Runs what has not run, and gives the table."""
+    for part in host.parts:
+        _settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = _Watch(host, asked, show)
@@ -109,9 +111,9 @@ class _Watch:
         """Seconds since the last save."""
         return self._host.clock() - self._saved
 
-    def save(self, *within: Any) -> None:
+    def save(self, under: Any = None) -> None:
         """Saves now."""
-        self._host.saves.now(*within)
+        self._host.saves.now(under)
         self._saved = self._host.clock()
 
     def show(self) -> None:
@@ -145,7 +147,9 @@ def _ran(host: Host, part: Part, watch: _Watch) -> bool:
         if not _called(host, calls, found, rows, left, within, watch):
             return False
         within = None
-        due = found.mode == "vmap" or (wanted.chunk != "auto" and (rows[-1] + 1) % every < found.width)
+        due = found.mode == "vmap" or (
+            wanted.chunk != "auto" and (rows[-1] + 1) % every < found.width
+        )
         if due or watch.passed() > EVERY:
             watch.save()
     return True
@@ -157,7 +161,7 @@ def _called(host, calls, form, rows, left, within, watch):
     def goes_on(under):
         under = under._replace(rows=left[under.rows])
         if watch.asked or watch.passed() > UNDER_WAY:
-            watch.save(under, form)
+            watch.save((form, under))
         return not watch.asked
 
     result = calls.run(form, rows, within, goes_on)
@@ -173,9 +177,15 @@ def _called(host, calls, form, rows, left, within, watch):
 
 def _form(host: Host, part: Part, count: int, calls: Calls) -> Form:
     """The form of a group: the one that it had, or the one that is settled now."""
+    had = _settled_before(host, part)
+    return had or settled(host.wanted, part.trial, part.first, count, calls.tried)
+
+
+def _settled_before(host, part):
+    """The form that a group has in the checkpoint, if any; raises where another is asked for."""
     wanted, saves = host.wanted, host.saves
     if part.label not in saves.settled:
-        return settled(wanted, part.trial, part.first, count, calls.tried)
+        return None
     mode, chunk = saves.settled[part.label]
     had = {"mode": mode} | ({"chunk": chunk} if mode == "vmap" else {})
     now = {name: getattr(wanted, name) for name in had}

@@ -1,8 +1,9 @@
 """What has come of the trials so far, and the states that may still be the best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from lossopt._typing import PyTree
@@ -24,18 +25,18 @@ class Ledger:
 
     Args:
       trials: of the sweep.
-      names: of the scores.
+      dtypes: of the scores, by name.
       score: the one that ranks.
       maximize: whether the highest is the best.
       keeps: whether trials have states.
     """
 
     def __init__(
-        self, trials: Trials, names: Sequence[str], score: str, maximize: bool, keeps: bool
+        self, trials: Trials, dtypes: Mapping[str, Any], score: str, maximize: bool, keeps: bool
     ):
         self.trials, self.score, self.maximize, self.keeps = trials, score, maximize, keeps
         count = len(trials)
-        self.scores = {name: np.full(count, np.nan) for name in names}
+        self.scores = {name: np.full(count, np.nan, _real(x)) for name, x in dtypes.items()}
         self.seconds = np.full(count, np.nan)
         self.ran = np.zeros(count, bool)
         self.kept: dict[int, Kept] = {}
@@ -105,7 +106,7 @@ class Ledger:
         """Keeps states of settings that have not all run, and of the best one that has."""
         new = {}
         for place, row in enumerate(rows):
-            setting = self._settings[row]
+            setting = int(self._settings[row])
             had = self.kept.get(setting)
             if self._value(row) < (np.inf if had is None else self._value(had.row)):
                 self.kept[setting] = Kept(int(row), None)
@@ -116,3 +117,8 @@ class Ledger:
                 del self.kept[setting]
         for setting in new.keys() & self.kept.keys():
             self.kept[setting] = self.kept[setting]._replace(state=state_of(new[setting]))
+
+
+def _real(dtype):
+    """A dtype of numpy that holds such numbers, and NaN."""
+    return np.result_type(dtype, np.float32) if jnp.issubdtype(dtype, jnp.floating) else float

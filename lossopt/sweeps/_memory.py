@@ -3,8 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from lossopt._typing import PyTree
 from lossopt.sweeps._form import Form
@@ -19,7 +18,7 @@ def taken(trial: Trial, form: Form, values: PyTree) -> int:
     return max(map(_peak, trial.programs(form, values)))
 
 
-def free(device: jax.Device) -> int | None:
+def free(device: Any) -> int | None:
     """Bytes that a sweep may take there: half of what the CPU has left, or all of a device's.
 
     None where nobody says.

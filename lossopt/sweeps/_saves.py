@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lossopt._typing import PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.sweeps._calls import Within
-from lossopt.sweeps._form import Form
+from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._identity import known, places, rows_of, same_facts, same_trials
 from lossopt.sweeps._ledger import Kept, Ledger
 
@@ -46,7 +47,7 @@ class Saves:
         self._own = isinstance(place, str | os.PathLike)
         self._all = Checkpoints(place) if isinstance(place, str | os.PathLike) else place
         self._ledger, self._facts, self._step = ledger, dict(facts), 0
-        self.settled: dict[str, tuple[str, int]] = {}
+        self.settled: dict[str, tuple[Mode, int]] = {}
         self.within: tuple[Form, Within] | None = None
 
     def __bool__(self) -> bool:
@@ -55,7 +56,7 @@ class Saves:
     def __str__(self) -> str:
         return f"The checkpoint in {self._all.directory}" if self._all else "no checkpoint"
 
-    def take_up(self, state: Shapes, form: Callable[[int, str, int], Form]) -> None:
+    def take_up(self, state: Shapes, form: Callable[[int, Mode, int], Form]) -> None:
         """Reads what was saved, if something was; raises where it is another sweep.
 
         Args:
@@ -83,9 +84,9 @@ class Saves:
             shape = form(int(at[0]), *told["within"]["form"])
             self.within = shape, Within(at, told["within"]["done"], saved["within"])
 
-    def now(self, within: Within | None = None, form: Form | None = None) -> None:
-        """Saves in the background; `within` are trials under way, by row, in a form."""
-        if self._all is None:
+    def now(self, under: tuple[Form, Within] | None = None) -> None:
+        """Saves in the background, with the trials under way, by row, in their form."""
+        if (checkpoints := self._all) is None:
             return
         ledger, trials = self._ledger, self._ledger.trials
         rows = np.flatnonzero(ledger.ran)
@@ -98,23 +99,18 @@ class Saves:
             "seconds": ledger.seconds[rows],
             "trials": table,
             "kept": [one.state for one in kept],
-            "within": None if within is None else within.state,
+            "within": under and under[1].state,
         }
         told = {
             "facts": self._facts,
-            "settled": self.settled,
+            "settled": {name: list(how) for name, how in self.settled.items()},
             "count": len(rows),
-            "scores": list(ledger.scores),
+            "scores": {name: str(x.dtype) for name, x in ledger.scores.items()},
             "trials": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in table.items()},
             "kept": [int(ids[one.row]) for one in kept],
-            "within": within
-            and {
-                "ids": [int(ids[row]) for row in within.rows],
-                "done": within.done,
-                "form": [form.mode, form.chunk],
-            },
+            "within": under and _told(*under, ids),
         }
-        self._told(lambda: self._all.save(self._step + 1, state, note={"sweep": told}))
+        self._said(lambda: checkpoints.save(self._step + 1, state, note={"sweep": told}))
         self._step += 1
 
     def __enter__(self) -> "Saves":
@@ -127,7 +123,7 @@ class Saves:
         trace: TracebackType | None,
     ) -> None:
         if self._all is not None and (kind is None or issubclass(kind, Exception)):
-            self._told(self._all.close if self._own else self._all.wait)
+            self._said(self._all.close if self._own else self._all.wait)
 
     def _like(self, note, state, form):
         if "sweep" not in note:
@@ -141,14 +137,14 @@ class Saves:
         under = told["within"]
         return {
             "ids": empty((), np.int32),
-            "scores": {name: empty((), float) for name in told["scores"]},
+            "scores": {name: empty((), dtype) for name, dtype in told["scores"].items()},
             "seconds": empty((), float),
             "trials": {name: empty(*of) for name, of in told["trials"].items()},
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
             "within": under and _of_call(rows(under["ids"])[0], under["form"], state, form),
         }
 
-    def _told(self, do):
+    def _said(self, do):
         """Does it; a save that fails is said, and ends nothing."""
         try:
             do()
@@ -156,9 +152,14 @@ class Saves:
             warnings.warn(f"{error}\nThe sweep itself goes on.", stacklevel=4)
 
 
+def _told(form, within, ids):
+    rows = [int(ids[row]) for row in within.rows]
+    return {"ids": rows, "done": within.done, "form": [form.mode, form.chunk]}
+
+
 def _of_call(row, how, state, form):
     return form(row, *how).like(state(row))
 
 
 def _on_host(x: Any) -> Any:
-    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype)
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype)

@@ -1,7 +1,6 @@
 """In which form a group of trials runs: read from its programs, and measured where it matters."""
 
 import dataclasses
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _checks, _jax, _keys
@@ -95,8 +96,8 @@ def sweep(
         limit = time.perf_counter() + timeout
     _checks.functions(on_row=on_row)
     found = as_trials(trials)
-    parts, names = _parts(run, found, key, score)
-    ledger = Ledger(found, names, _judge(names, score), maximize, isinstance(run, Task))
+    parts, dtypes = _parts(run, found, key)
+    ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, isinstance(run, Task))
     facts = {}
     if checkpoint is not None:
         facts = general(key) | {p.label: program(p.trial, p.first) for p in parts}
@@ -125,7 +126,7 @@ def _wanted(run, key, mode, chunk, memory, mesh):
             f"{run!r}."
         )
     _checks.given_key(key)
-    _checks.one_of(("auto", "vmap", "sequential"), mode=mode)
+    _checks.one_of(mode=(mode, Literal["auto", "vmap", "sequential"]))
     if chunk != "auto":
         chunk = _checks.count("chunk", chunk, 1)
     if memory is not None:
@@ -135,9 +136,9 @@ def _wanted(run, key, mode, chunk, memory, mesh):
     return Wanted(mode, chunk, memory, mesh)
 
 
-def _parts(run, trials, key, score):
-    """The groups of trials, and the names of all scores."""
-    parts, names = [], {}
+def _parts(run, trials, key):
+    """The groups of trials, and the dtypes of all scores."""
+    parts, dtypes = [], {}
     for group in groups(trials):
         trial = Trial(run, group.statics, key)
         values = jax.tree.map(_host, row_values(trials, group))
@@ -145,11 +146,17 @@ def _parts(run, trials, key, score):
         name = label(group.statics, group.names)
         if any(name == part.label for part in parts):
             name += f" ({len(parts)})"
-        if parts and score is not None and score in names and score not in scores:
-            raise ValueError(f"Expected each trial to return {score!r}, and {name} do not.")
-        names |= dict.fromkeys(scores)
+        if parts and scores.keys() != dtypes.keys():
+            raise ValueError(
+                f"Expected all trials to return the same scores, got {', '.join(dtypes)} of "
+                f"{parts[0].label} and {', '.join(scores)} of {name}."
+            )
+        dtypes |= {
+            name: jnp.promote_types(x.dtype, dtypes.get(name, x.dtype))
+            for name, x in scores.items()
+        }
         parts.append(Part(trial, np.asarray(group.rows), values, shapes, name))
-    return parts, tuple(names)
+    return parts, dtypes
 
 
 def _judge(names, score):

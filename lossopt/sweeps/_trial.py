@@ -85,7 +85,7 @@ def scores_of(tree: PyTree) -> dict[str, Array]:
     """The scalars of a tree by path; one without a name is the loss."""
     named = dict(zip(paths(tree), map(jnp.asarray, jax.tree.leaves(tree))))
     for name, x in named.items():
-        real = jnp.issubdtype(x.dtype, jnp.number) and not jnp.iscomplexobj(x) or x.dtype == bool
+        real = (jnp.issubdtype(x.dtype, jnp.number) and not jnp.iscomplexobj(x)) or x.dtype == bool
         if x.shape or not real:
             raise ValueError(
                 f"Expected run to return real scalars, got {name or 'the result'} of dtype "
