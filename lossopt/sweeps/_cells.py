@@ -42,7 +42,8 @@ def scale(column: np.ndarray) -> str:
         return "linear"
     ratios = values[1:] / values[:-1]
     geometric = values.size > 2 and np.ptp(ratios) < 1e-3 * ratios[0]
-    return "log" if geometric or values[-1] >= SPAN * values[0] else "linear"
+    wide = values[-1] >= max(SPAN * values[0], 4 * np.median(values))  # those of a Linear are not
+    return "log" if geometric or wide else "linear"
 
 
 def plain(x: Any) -> Any:
