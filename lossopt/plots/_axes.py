@@ -14,7 +14,7 @@ DASHES = "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3))
 MARKERS = "o", "s", "^", "D", "v", "P", "X"
 GREY = "0.45"
 # From the best rank to the worst: of viridis, whose brightness rises, too.
-RAMP = "#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#dde318"
+RAMP = "#450155", "#46327f", "#365c8e", "#277f8f", "#1fa188", "#4ac16e", "#a0da3a", "#d4d920"
 BEST, LOST = COLORS[6], "#999999"
 SPAN = 10  # from the lowest to the highest number, from which on the axis is logarithmic
 MARKED = 12  # markers of a curve

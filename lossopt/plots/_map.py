@@ -83,14 +83,14 @@ def _dots_of(axis, places, values, look):
     axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
     axis.set_axisbelow(True)
     axis.grid(color="0.9", linewidth=0.6)
-    return axis.scatter(x, y, c=values, **look, s=46, edgecolors="white", linewidths=0.6, zorder=3)
+    return axis.scatter(x, y, c=values, **look, s=46, edgecolors="0.6", linewidths=0.5, zorder=3)
 
 
 def _every(on, column, at):
     """A tick for each value of a grid, or for some of them where they are many."""
     first = np.unique(at, return_index=True)[1]
     first = first[:: -(-len(first) // TICKS)]
-    word = _ticks.option if on.scale == "options" else _ticks.number
+    word = _ticks.option if on.scale == "options" else _cells.number
     return at[first], [word(x) for x in column[first]]
 
 
@@ -99,9 +99,9 @@ def _written(axis, places, values, look):
     for (x, y), value in zip(places, values):
         if np.isfinite(value):
             red, green, blue, _ = look["cmap"](look["norm"](value))
-            ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
+            ink = "#010101" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "#fefefe"
             text = {"ha": "center", "va": "center", "fontsize": 8, "color": ink}
-            axis.annotate(_ticks.number(value), (x, y), **text)
+            axis.annotate(_cells.number(value), (x, y), **text)
 
 
 def _marks(axis, table, places, finished):
@@ -110,7 +110,7 @@ def _marks(axis, table, places, finished):
     cross = {"marker": "x", "color": _axes.GREY, "linestyle": ""}
     if finished[0]:
         axis.plot(*places[:1].T, **ring, markersize=19, markeredgewidth=2.5, zorder=5)
-        told = f"best: {_ticks.number(table[table.score][0])}"
+        told = f"best: {_cells.number(table[table.score][0])}"
         axis.plot([], [], **ring, markersize=9, markeredgewidth=2, label=told)
     if lost := int(np.sum(~finished)):
         axis.plot(*places[~finished].T, **cross, markersize=7, zorder=2, label=f"diverged: {lost}")
@@ -136,7 +136,7 @@ def _bar(axis, drawn, table, scores, values, others):
     side = "highest" if table.maximize else "lowest"
     told = f"{table.score} ({side} is best{', and shown, of the others' * others})"
     places = _ticks.nice(scores)
-    bar.set_ticks(places, labels=[_ticks.number(x) for x in places])
+    bar.set_ticks(places, labels=[_cells.number(x) for x in places])
     bar.set_ticks([], minor=True)
     bar.set_label(told)
     bar.ax.yaxis.label.set_parse_math(False)

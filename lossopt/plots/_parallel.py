@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lossopt.plots import _axes, _ticks
+from lossopt.sweeps import _cells
 from lossopt.sweeps._table import Table
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _legend(table, axis, finished, lost):
 
     keys = []
     if finished:
-        told = f"best: {table.score} {_ticks.number(table[table.score][0])}"
+        told = f"best: {table.score} {_cells.number(table[table.score][0])}"
         keys.append(Line2D([], [], color=_axes.BEST, linewidth=3, marker="o", label=told))
     if finished > 2:
         first, last = _axes.ranked(finished)[[0, -1]]

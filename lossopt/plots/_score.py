@@ -36,8 +36,8 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
     good = _interval(table, name, within, axis) if np.any(finished) else None
     _dots(table[finished], values[finished], scores, axis, numbered(table) == [name])
     if np.any(finished):
-        best = _ticks.number(table[table.score][0])
-        at = _ticks.option(table[name][0]) if on.scale == "options" else _ticks.number(values[0])
+        best = _cells.number(table[table.score][0])
+        at = _ticks.option(table[name][0]) if on.scale == "options" else _cells.number(values[0])
         score, look = float(table[table.score][0]), {**_axes.STAR, "zorder": 6}
         axis.plot([values[0]], [score], **look, color=_axes.BEST, label=f"best: {best} at {at}")
     if good is not None:
@@ -104,5 +104,5 @@ def _interval(table, name, within, axis):
 def _told(good):
     """The interval in a line of the legend."""
     bound = "least" if good.maximize else "most"
-    low, high = _ticks.number(good.low), _ticks.number(good.high)
-    return f"good, at {bound} {_ticks.number(good.limit)}: {low} to {high}"
+    low, high = _cells.number(good.low), _cells.number(good.high)
+    return f"good, at {bound} {_cells.number(good.limit)}: {low} to {high}"

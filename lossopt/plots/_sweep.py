@@ -38,9 +38,10 @@ def sweep(
         hyperparameters to its score; colors tell ranks, and the best is drawn last. `"map"` draws
         scores over two hyperparameters: cells of one size where at least half of the pairs of
         values were tried, as in a grid, else dots, between which nothing is interpolated; where
-        others differ too, it shows the best trial at each place. `"score"` draws the score over one hyperparameter, bars of one
-        standard error where settings were repeated, and the interval of good values, shaded.
-        `"auto"` takes `"score"` of one hyperparameter, `"map"` of two and `"parallel"` of more.
+        others differ too, it shows the best trial at each place. `"score"` draws the score over
+        one hyperparameter, bars of one standard error where settings were repeated, and the
+        interval of good values, shaded. `"auto"` takes `"score"` of one hyperparameter, `"map"` of
+        two and `"parallel"` of more.
       within: what is good, see `sweeps.Table.interval`.
       axis: where to draw. None makes a figure of pyplot.
 

@@ -13,14 +13,6 @@ FAR = 2  # times as far from the best score as the upper quartile: there a scale
 LETTERS = 16  # of an option
 
 
-def number(x: float) -> str:
-    """A number in few letters: 0.003, 1024, 3e-5."""
-    if x == 0 or 1e-3 <= abs(x) < 1e5:
-        return f"{x:.3g}" if abs(x) < 100 else f"{x:.6g}"
-    mantissa, exponent = f"{x:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
 def option(x: object) -> str:
     """An option in few letters."""
     text = str(_cells.option(_cells.plain(x)))
@@ -54,7 +46,7 @@ def ticks(on: Ruler, values: np.ndarray | None = None) -> tuple[np.ndarray, list
     if on.scale == "options":
         return on.at(np.array([*on.options, None], object)[:-1]), [option(x) for x in on.options]
     places = nice(on, values)
-    return on.at(places), [number(x) for x in places]
+    return on.at(places), [_cells.number(x) for x in places]
 
 
 def nice(on: Ruler, values: np.ndarray | None = None) -> np.ndarray:
