@@ -54,17 +54,19 @@ def rows_of(trials: Trials) -> dict[str, np.ndarray]:
 def same_trials(had: dict[str, np.ndarray], ids: Sequence[int], trials: Trials, where: str) -> None:
     """Raises where trials of these ids are not there, or are others."""
     rows = known(ids, trials, where)
-    now = {name: x[rows] for name, x in rows_of(trials).items()}
+    if not len(rows):
+        return
+    had, now = _held(had), _held({name: x[rows] for name, x in rows_of(trials).items()})
     if had.keys() != now.keys():
         named = lambda table: ", ".join(name.partition("/")[2] or name for name in table)
         raise _another(where, [f"hyperparameters: were {named(had)}, are {named(now)}"])
-    for name, old in had.items():
+    for name, old in sorted(had.items()):  # what is present before values, fillers among them
         new = now[name]
         same = old.shape == new.shape and old.dtype == new.dtype
         differs = [i for i in range(len(ids)) if not same or old[i].tobytes() != new[i].tobytes()]
         if differs:
             at = differs[0]
-            told = name.partition("/")[2] or name
+            told = name.removeprefix("values/").replace("present/", "presence of ")
             values = f" was {old[at]}, is {new[at] if same else new.dtype}" if old.ndim == 1 else ""
             raise _another(where, [f"trial {ids[at]}: {told}{values or ' is another'}"])
 
@@ -97,6 +99,15 @@ def option_text(option: Any) -> str:
     if named:
         return f"{getattr(option, '__module__', '')}.{named}"
     return re.sub(" at 0x[0-9a-f]+", "", repr(option))
+
+
+def _held(table):
+    """Without names that none of these trials has, such as those of others joined to them."""
+    for name in [name for name in table if name.startswith("present/")]:
+        held = table[name]
+        dropped = {name} if held.all() else set() if held.any() else {name, f"values{name[7:]}"}
+        table = {column: x for column, x in table.items() if column not in dropped}
+    return table
 
 
 def _another(where, lines):
