@@ -131,7 +131,7 @@ def _strong(tree):
 
 
 def _shape(x):
-    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+    return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x))
 
 
 def _same_form(before, after):

@@ -255,6 +255,7 @@ BAD = {
     "Choice beyond int32": (lambda: Choice([2**40]), ValueError, "within 32 bits"),
     "Static of none": (lambda: Static(()), ValueError, "at least one option"),
     "Static of a text": (lambda: Static("adam"), TypeError, "options as a sequence, got 'adam'"),
+    "Static of bytes": (lambda: Static(b"adam"), TypeError, "options as a sequence"),
     "Static of a number": (lambda: Static(3), TypeError, "options as a sequence"),
     "Static of lists": (lambda: Static([[8, 8]]), TypeError, "Write a list as a tuple"),
     "Static of arrays": (lambda: Static(jnp.ones(2)), TypeError, "lossopt.sweeps.Choice"),

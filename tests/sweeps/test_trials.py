@@ -248,6 +248,14 @@ def test_rows_are_numbers_of_python():
     assert kinds == {"rate": float, "b2": float, "warmup": int, "nesterov": bool, "rule": str}
 
 
+@pytest.mark.parametrize(("mode", "chunk"), [("vmap", 2), ("sequential", 2)])
+def test_typed_keys_may_be_swept(mode, chunk):
+    keys = jax.random.split(KEY, 3)
+    run = lambda hyperparameters, key: jax.random.uniform(hyperparameters["key"])
+    table = lo.sweep(run, {"key": keys}, KEY, mode=mode, chunk=chunk, progress=False)
+    np.testing.assert_array_equal(table["loss"], [jax.random.uniform(key) for key in keys])
+
+
 TRIALS = lo.sweeps.grid({"rate": Linear(0, 1)}, 3)
 NESTED = as_trials({"a": {"b": np.arange(3)}})
 LARGE = Trials({"x": np.arange(2)}, np.array([0, 2**30]))
