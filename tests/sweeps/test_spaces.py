@@ -224,6 +224,7 @@ def test_choices_are_numbers_rows_or_keys():
 def test_static_options_differ_by_type_too():
     options = (1, True, 1.0, None, "1")
     assert lo.sweeps.grid({"x": Static(options)}, {})["x"].tolist() == list(options)
+    assert Static(iter([8, 16])).options == (8, 16)
     rules = Static([optimizer := lo.transforms.adam, lo.transforms.sgd])
     assert lo.sweeps.grid({"rule": rules}, 1)[0] == {"rule": optimizer}
 
