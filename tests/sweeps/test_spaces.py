@@ -78,6 +78,14 @@ def test_what_a_logarithm_takes_beyond_an_end_comes_back():
         assert Log(end, 2.0).at(0.0) >= np.float32(end)
 
 
+def test_ends_of_numpy_and_jax_are_numbers_of_python():
+    for space in (Log, Linear):
+        assert space(np.float32(0.5), jnp.float32(4)) == space(0.5, 4)
+        assert space(np.int8(1), 100).at(1.0) == 100
+    narrow = Linear(np.float16(0.1), np.float16(0.3))
+    assert narrow.at(0.37) == Linear(float(narrow.low), float(narrow.high)).at(0.37)
+
+
 def test_in_float64_the_ends_are_exact():
     with jax.enable_x64(True):
         values = Log(1e-5, 0.3).at([0, 0.5, 1])
