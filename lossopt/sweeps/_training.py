@@ -187,8 +187,8 @@ def _steps(given, until):
         return until.number * each
     if until.unit == "epochs":
         raise ValueError(
-            "batch_size is a function, so that epochs differ in steps, and all trials take as many: "
-            "give steps=."
+            "batch_size is a function, so that epochs differ in steps, and all trials take equally "
+            "many: give steps=."
         )
     return until.number
 
@@ -259,7 +259,8 @@ def _made(init, informed, passes, hyperparameters, key):
 def _planned(given: _Given, hyperparameters: PyTree, key: Key[Array, ""]) -> tuple[Plan, Data]:
     """What the loop of `training` is given."""
     objective, optimizer = given.objective, given.optimizer
-    size, taken = given.batch_size, callable(optimizer) or names(objective, "hyperparameters")
+    taken = callable(optimizer) or names(objective, "hyperparameters")
+    size: Any = given.batch_size
     if callable(size):
         size = size(_opened(hyperparameters))
         if isinstance(size, Tracer):
