@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "plots": CORE | {"losses", "regularizers", "training"},
     "regularizers": BASE,
     "schedules": BASE,
-    "sweeps": CORE | {"training"},
+    "sweeps": CORE | {"checkpoint", "parallel", "training"},
     "testing": CORE | {"_audit"},
     "transforms": BASE | {"regularizers"},
     "training": CORE | {"_audit", "_elementwise", "checkpoint"},
