@@ -19,6 +19,7 @@ from lossopt._mean import constant as constant
 from lossopt._mean import mean as mean
 from lossopt._mean import pool as pool
 from lossopt._mean import value as value
+from lossopt.sweeps._sweep import sweep as sweep
 from lossopt.training._fit import fit as fit
 from lossopt.training._train_step import train_step as train_step
 

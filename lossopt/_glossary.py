@@ -32,8 +32,7 @@ TABLE = {
         "predict, inference": "lossopt.training.predict (docs/models.md#predictions)",
         "minimize, scipy.optimize, curve fit": "optax.lbfgs "
         "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
-        "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
-        "(docs/recipes.md#sweeping-by-vmap)",
+        "hyperparameter search, grid search, tuner, Optuna, Ray Tune": "lossopt.sweep",
         "float64, double precision": "jax.enable_x64 (docs/recipes.md#float64)",
     },
     "lossopt.losses": LOSSES,
@@ -125,6 +124,24 @@ TABLE = {
         "pad, pad shard unpad, drop remainder, drop last": "lossopt.parallel.pad_batch, where rows "
         "must divide: those of lossopt.train_step(mesh=) need not",
         "all gather": "lossopt.parallel.gathered",
+    },
+    "lossopt.sweeps": {
+        "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
+        "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
+        "uniform, linspace": "lossopt.sweeps.Linear",
+        "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
+        "lossopt.sweeps.Static where it sets a shape",
+        "categorical, suggest categorical": "lossopt.sweeps.Choice of numbers, or "
+        "lossopt.sweeps.Static of what changes the program",
+        "parameter grid, grid search, grid sampler": "lossopt.sweeps.grid",
+        "random search, parameter sampler, random sampler": "lossopt.sweeps.random",
+        "quasi-random, quasi Monte Carlo, QMC sampler, Latin hypercube, Halton": (
+            "lossopt.sweeps.sobol"
+        ),
+        "replicates, seeds, random restarts": "lossopt.sweeps.Trials.repeat",
+        "conditional, nested space, concatenate": "lossopt.sweeps.join of trials of unequal spaces",
+        "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
+        "lossopt.sweeps.Trials.repeat",
     },
     "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
     "lossopt.checkpoint": {

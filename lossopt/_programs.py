@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import threading
 import types
 from collections import OrderedDict
@@ -24,12 +25,21 @@ _PROGRAMS = 16
 _SHARED = 64
 
 
-class _Program(NamedTuple):
+class Program(NamedTuple):
+    """A compiled program, apart from the arrays that its functions closed over.
+
+    Attributes:
+      run: from `(arrays, *args)` to what the function returned.
+      arrays: those that it closed over.
+      digest: of its text, without addresses.
+    """
+
     run: Callable[..., PyTree]
     arrays: tuple[Array, ...]
+    digest: bytes
 
 
-_programs: OrderedDict[Hashable, OrderedDict[Hashable, _Program]] = OrderedDict()
+_programs: OrderedDict[Hashable, OrderedDict[Hashable, Program]] = OrderedDict()
 _shared: OrderedDict[Hashable, Callable[..., PyTree]] = OrderedDict()
 _lock = threading.RLock()
 
@@ -47,13 +57,19 @@ def call(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
         objectives are kept.
       *args: trees of arrays and numbers.
     """
-    leaves, structure = jax.tree.flatten(args)
-    kinds = set(map(type, leaves))
-    traced = any(issubclass(kind, Tracer) for kind in kinds)
+    leaves = jax.tree.leaves(args)
+    traced = any(issubclass(kind, Tracer) for kind in set(map(type, leaves)))
     if traced or not _jax.compiles():
         return fn(*plan, *args)
+    program = made(fn, plan, *args)
+    return program.run(program.arrays, *args)
+
+
+def made(fn: Callable, plan: tuple, *args: PyTree) -> Program:
+    """The program of `call` for arguments, or for `jax.ShapeDtypeStruct`s of them."""
+    leaves, structure = jax.tree.flatten(args)
     context = _jax.context()
-    arrays = all(hasattr(kind, "aval") for kind in kinds)
+    arrays = all(hasattr(kind, "aval") for kind in set(map(type, leaves)))
     avals = map(attrgetter("aval"), leaves) if arrays else (_aval(x, context) for x in leaves)
     owner = _identity(_objective(plan))
     key = fn, _identity(plan), structure, tuple(avals), context
@@ -64,7 +80,7 @@ def call(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
         with _lock:
             kept = _kept(_programs, owner, OrderedDict(), _OBJECTIVES)
             program = _kept(kept, key, program, _PROGRAMS)
-    return program.run(program.arrays, *args)
+    return program
 
 
 def clear() -> None:
@@ -78,9 +94,9 @@ def _made(fn, plan, args):
     """A program, which another objective may have left behind: one of equal text is the same."""
     hoisted = hoist(partial(fn, *plan), *args)
     run = jax.jit(hoisted.fn)
-    if not hoisted.pure:
-        return _Program(run, hoisted.arrays)
     traced = run.trace(hoisted.arrays, *args)
+    if not hoisted.pure:
+        return Program(run, hoisted.arrays, hashlib.sha256(_named(traced)).digest())
     lowered = traced.lower()
     digest = hashlib.sha256(lowered.as_text().encode()).digest()
     jaxpr = traced.jaxpr.jaxpr
@@ -89,7 +105,12 @@ def _made(fn, plan, args):
     settings = tuple(jax.config.values.values())
     key = digest, trees, avals, _jax.context(), settings
     with _lock:
-        return _Program(_kept(_shared, key, run, _SHARED), hoisted.arrays)
+        return Program(_kept(_shared, key, run, _SHARED), hoisted.arrays, digest)
+
+
+def _named(traced):
+    """What calls the host, without the addresses of what it calls."""
+    return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)).encode()
 
 
 def _aval(x, context):

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "fused": CORE | {"losses"},
     "losses": BASE,
     "parallel": CORE | {"_elementwise", "training"},
-    "plots": CORE | {"losses", "regularizers", "training"},
+    "plots": CORE | {"losses", "regularizers", "sweeps", "training"},
     "regularizers": BASE,
     "schedules": BASE,
     "sweeps": CORE | {"checkpoint", "parallel", "training"},

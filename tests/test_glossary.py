@@ -28,6 +28,7 @@ TITLES = {
     "lossopt.transforms": "Optimizers",
     "lossopt.training": "Training",
     "lossopt.parallel": "Devices",
+    "lossopt.sweeps": "Sweeps",
     "lossopt.plots": "Pictures",
     "lossopt.checkpoint": "Checkpoints",
     "lossopt.testing": "Testing",

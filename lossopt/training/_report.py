@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lossopt._paths import paths
-from lossopt._typing import Array, PyTree
+from lossopt._typing import ArrayLike, PyTree
 
 SHOWN = 8  # leaves
 MANY = 100  # leaves, in a note
@@ -51,14 +51,14 @@ def told(run: Any) -> str:
     return "\n".join(lines)
 
 
-def to_csv(history: Mapping[str, Array], path: str | os.PathLike) -> None:
+def to_csv(history: Mapping[str, ArrayLike], path: str | os.PathLike) -> None:
     """A line of names, and one for each row."""
     names, rows = _rows(history)
     with open(os.path.expanduser(path), "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([names, *rows])
 
 
-def to_jsonl(history: Mapping[str, Array], path: str | os.PathLike) -> None:
+def to_jsonl(history: Mapping[str, ArrayLike], path: str | os.PathLike) -> None:
     """An object for each row; JSON has no NaN and no infinity, which are null."""
     names, rows = _rows(history)
     with open(os.path.expanduser(path), "w", encoding="utf-8") as file:
@@ -67,7 +67,7 @@ def to_jsonl(history: Mapping[str, Array], path: str | os.PathLike) -> None:
             file.write(json.dumps(known) + "\n")
 
 
-def to_pandas(history: Mapping[str, Array]) -> Any:
+def to_pandas(history: Mapping[str, ArrayLike]) -> Any:
     """A data frame."""
     try:
         pandas = importlib.import_module("pandas")

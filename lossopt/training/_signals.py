@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-TOLD = b"\nlossopt.fit ends after this call of the program; once more ends it at once.\n"
+TOLD = "\nlossopt.{} ends after this call of the program; once more ends it at once.\n"
 
 
 class Asked:
@@ -18,11 +18,14 @@ class Asked:
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Asked]:
+def noted(verb: str = "fit") -> Iterator[Asked]:
     """Notes SIGINT and SIGTERM instead of acting on them; a second one acts at once.
 
     It does so in the main thread alone, and not where a signal is ignored or another than Python
     handles it. Handlers are put back at the end.
+
+    Args:
+      verb: what ends, for whoever asked.
     """
     asked = Asked()
     before: dict[int, Any] = {}
@@ -34,7 +37,7 @@ def noted() -> Iterator[Asked]:
             return
         asked.signal = number
         with contextlib.suppress(OSError):  # nobody listens
-            os.write(2, TOLD)
+            os.write(2, TOLD.format(verb).encode())
 
     def put_back():
         for number, handler in before.items():

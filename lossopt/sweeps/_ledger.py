@@ -1,0 +1,124 @@
+"""What has come of the trials so far, and the states that may still be the best."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt._typing import PyTree
+from lossopt.sweeps._table import Table
+from lossopt.sweeps._trials import Trials
+
+FINISHED, DIVERGED, WAITING = "finished", "diverged", "waiting"
+
+
+class Kept(NamedTuple):
+    """The best repetition of a setting so far, and its state on the host."""
+
+    row: int
+    state: PyTree
+
+
+class Ledger:
+    """Scores by row, `[trials]`, NaN where a trial has not run.
+
+    Args:
+      trials: of the sweep.
+      dtypes: of the scores, by name.
+      score: the one that ranks.
+      maximize: whether the highest is the best.
+      keeps: whether trials have states.
+    """
+
+    def __init__(
+        self, trials: Trials, dtypes: Mapping[str, Any], score: str, maximize: bool, keeps: bool
+    ):
+        self.trials, self.score, self.maximize, self.keeps = trials, score, maximize, keeps
+        count = len(trials)
+        self.scores = {name: np.full(count, np.nan, _real(x)) for name, x in dtypes.items()}
+        self.seconds = np.full(count, np.nan)
+        self.ran = np.zeros(count, bool)
+        self.kept: dict[int, Kept] = {}
+        self._settings = np.asarray(trials.setting)
+
+    def put(
+        self,
+        rows: np.ndarray,
+        scores: dict[str, np.ndarray],
+        seconds: Any,
+        state_of: Callable[[int], PyTree],
+    ) -> None:
+        """Writes the results of some rows; `state_of(place)` is the state of one of them."""
+        for name, values in scores.items():
+            self.scores[name][rows] = values
+        self.seconds[rows], self.ran[rows] = seconds, True
+        if self.keeps:
+            self._look(rows, state_of)
+
+    def table(self) -> Table:
+        """The table so far."""
+        trials, ranking = self.trials, self.scores[self.score]
+        status = np.where(np.isfinite(ranking), FINISHED, DIVERGED).astype(object)
+        status[~self.ran] = WAITING
+        columns = {"id": np.asarray(trials.id)}
+        if len(set(self._settings)) < len(trials):
+            columns["setting"] = self._settings
+        columns |= {name: trials[name] for name in trials.names}
+        columns |= self.scores | {"status": status, "seconds": self.seconds}
+        best = self._best()
+        return Table(
+            columns,
+            self.score,
+            tuple(trials.names),
+            tuple(self.scores),
+            self.maximize,
+            state=None if best is None else self.kept[best].state,
+        )
+
+    def row(self, row: int) -> dict[str, Any]:
+        """One row, as the table has it."""
+        return self.table()[int(row)]
+
+    @property
+    def best(self) -> float:
+        """The best score so far, NaN where none is finite."""
+        values = self.scores[self.score]
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return np.nan
+        return float(values.max() if self.maximize else values.min())
+
+    def _value(self, rows):
+        """What ranks, lowest first, infinite where it is not finite."""
+        values = self.scores[self.score][rows]
+        return np.where(np.isfinite(values), -values if self.maximize else values, np.inf)
+
+    def _best(self):
+        """The best setting, among those of which all repetitions have run."""
+        rows = {setting: np.flatnonzero(self._settings == setting) for setting in self.kept}
+        whole = [setting for setting, mine in rows.items() if self.ran[mine].all()]
+        means = {setting: np.mean(self._value(rows[setting])) for setting in whole}
+        finite = [setting for setting in whole if np.isfinite(means[setting])]
+        return min(finite, key=lambda setting: (means[setting], setting), default=None)
+
+    def _look(self, rows, state_of):
+        """Keeps states of settings that have not all run, and of the best one that has."""
+        new = {}
+        for place, row in enumerate(rows):
+            setting = int(self._settings[row])
+            had = self.kept.get(setting)
+            if self._value(row) < (np.inf if had is None else self._value(had.row)):
+                self.kept[setting] = Kept(int(row), None)
+                new[setting] = place
+        best = self._best()
+        for setting in list(self.kept):
+            if setting != best and self.ran[self._settings == setting].all():
+                del self.kept[setting]
+        for setting in new.keys() & self.kept.keys():
+            self.kept[setting] = self.kept[setting]._replace(state=state_of(new[setting]))
+
+
+def _real(dtype):
+    """A dtype of numpy that holds such numbers, and NaN."""
+    return np.result_type(dtype, np.float32) if jnp.issubdtype(dtype, jnp.floating) else float

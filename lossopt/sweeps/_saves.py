@@ -1,0 +1,165 @@
+"""The checkpoint of a sweep: what came of its trials, and those that are under way."""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt._typing import PyTree
+from lossopt.checkpoint import Checkpoints
+from lossopt.sweeps._calls import Within
+from lossopt.sweeps._form import Form, Mode
+from lossopt.sweeps._identity import known, places, rows_of, same_facts, same_trials
+from lossopt.sweeps._ledger import Kept, Ledger
+
+Shapes = Callable[[int], PyTree]
+
+
+class Saves:
+    """The checkpoint of a sweep; without a place there is none.
+
+    Args:
+      place: a directory, or `Checkpoints`, which stay open; or None.
+      ledger: what has come of the trials.
+      facts: what makes it the same sweep, by name.
+
+    Attributes:
+      settled: of each group its mode and chunk, by label.
+      within: trials under way, from an earlier call, and their form.
+    """
+
+    def __init__(
+        self,
+        place: str | os.PathLike[str] | Checkpoints | None,
+        ledger: Ledger,
+        facts: Mapping[str, str],
+    ):
+        if not isinstance(place, str | os.PathLike | Checkpoints | None):
+            raise TypeError(
+                f"Expected checkpoint as a directory or a lossopt.checkpoint.Checkpoints, got "
+                f"{place!r}."
+            )
+        self._own = isinstance(place, str | os.PathLike)
+        self._all = Checkpoints(place) if isinstance(place, str | os.PathLike) else place
+        self._ledger, self._facts, self._step = ledger, dict(facts), 0
+        self.settled: dict[str, tuple[Mode, int]] = {}
+        self.within: tuple[Form, Within] | None = None
+
+    def __bool__(self) -> bool:
+        return self._all is not None
+
+    def __str__(self) -> str:
+        return f"The checkpoint in {self._all.directory}" if self._all else "no checkpoint"
+
+    def take_up(self, state: Shapes, form: Callable[[int, Mode, int], Form]) -> None:
+        """Reads what was saved, if something was; raises where it is another sweep.
+
+        Args:
+          state: the shapes of the state of one trial, by row.
+          form: that of a call, by row, mode and chunk.
+        """
+        if self._all is None or self._all.latest() is None:
+            return
+        found = self._all.restore(lambda note: self._like(note, state, form))
+        told, saved = found.note["sweep"], found.state
+        ledger, trials = self._ledger, self._ledger.trials
+        same_trials(saved["trials"], saved["ids"], trials, str(self))
+        rows = places(saved["ids"], trials)
+        ledger.put(rows, saved["scores"], saved["seconds"], lambda place: None)
+        kept = places(told["kept"], trials)
+        settings = np.asarray(trials.setting)[kept]
+        ledger.kept = {
+            int(setting): Kept(int(row), state)
+            for setting, row, state in zip(settings, kept, saved["kept"])
+        }
+        self.settled = {name: (mode, chunk) for name, (mode, chunk) in told["settled"].items()}
+        self._step = found.step
+        if told["within"]:
+            at = places(told["within"]["ids"], trials)
+            shape = form(int(at[0]), *told["within"]["form"])
+            self.within = shape, Within(at, told["within"]["done"], saved["within"])
+
+    def now(self, under: tuple[Form, Within] | None = None) -> None:
+        """Saves in the background, with the trials under way, by row, in their form."""
+        if (checkpoints := self._all) is None:
+            return
+        ledger, trials = self._ledger, self._ledger.trials
+        rows = np.flatnonzero(ledger.ran)
+        ids = np.asarray(trials.id)
+        table = {name: x[rows] for name, x in rows_of(trials).items()}
+        kept = list(ledger.kept.values())
+        state = {
+            "ids": ids[rows],
+            "scores": {name: x[rows] for name, x in ledger.scores.items()},
+            "seconds": ledger.seconds[rows],
+            "trials": table,
+            "kept": [one.state for one in kept],
+            "within": under and under[1].state,
+        }
+        told = {
+            "facts": self._facts,
+            "settled": {name: list(how) for name, how in self.settled.items()},
+            "count": len(rows),
+            "scores": {name: str(x.dtype) for name, x in ledger.scores.items()},
+            "trials": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in table.items()},
+            "kept": [int(ids[one.row]) for one in kept],
+            "within": under and _told(*under, ids),
+        }
+        self._said(lambda: checkpoints.save(self._step + 1, state, note={"sweep": told}))
+        self._step += 1
+
+    def __enter__(self) -> "Saves":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._all is not None and (kind is None or issubclass(kind, Exception)):
+            self._said(self._all.close if self._own else self._all.wait)
+
+    def _like(self, note, state, form):
+        if "sweep" not in note:
+            raise ValueError(
+                f"{self} holds steps that sweep has not saved: name another directory."
+            )
+        told, trials = note["sweep"], self._ledger.trials
+        same_facts(told["facts"], self._facts, str(self))
+        rows = lambda ids: [int(row) for row in known(ids, trials, str(self))]
+        empty = lambda shape, dtype: np.zeros((told["count"], *shape), dtype)
+        under = told["within"]
+        return {
+            "ids": empty((), np.int32),
+            "scores": {name: empty((), dtype) for name, dtype in told["scores"].items()},
+            "seconds": empty((), float),
+            "trials": {name: empty(*of) for name, of in told["trials"].items()},
+            "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
+            "within": under and _of_call(rows(under["ids"])[0], under["form"], state, form),
+        }
+
+    def _said(self, do):
+        """Does it; a save that fails is said, and ends nothing."""
+        try:
+            do()
+        except RuntimeError as error:
+            warnings.warn(f"{error}\nThe sweep itself goes on.", stacklevel=4)
+
+
+def _told(form, within, ids):
+    rows = [int(ids[row]) for row in within.rows]
+    return {"ids": rows, "done": within.done, "form": [form.mode, form.chunk]}
+
+
+def _of_call(row, how, state, form):
+    return form(row, *how).like(state(row))
+
+
+def _on_host(x: Any) -> Any:
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.zeros(x.shape, x.dtype)

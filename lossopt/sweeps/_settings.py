@@ -1,0 +1,55 @@
+"""Repetitions of settings, pooled."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lossopt.sweeps._cells import DIVERGED, FINISHED, WAITING
+
+
+def mean(table: Any) -> Any:
+    """One row for each setting; see `Table.mean`."""
+    settings = table.columns.get("setting", table["id"])
+    ids, first, which = np.unique(settings, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    groups = [np.flatnonzero(which == setting) for setting in order]
+    first = first[order]
+    ran = table["status"] != WAITING
+    names = [name for name in table.names if _shared(table[name], groups)]
+    columns = {"id": ids[order]} | {name: table[name][first] for name in names}
+    for score in table.scores:
+        values = np.asarray(table[score], float)
+        pooled = [_mean(values[rows[ran[rows]]]) for rows in groups]
+        columns[score], columns[f"{score}/error"] = np.array(pooled, float).reshape(-1, 2).T
+    columns["repeats"] = np.array([np.sum(ran[rows]) for rows in groups], int)
+    columns["status"] = np.array([_status(table["status"][rows]) for rows in groups], object)
+    columns["seconds"] = np.array([_sum(table["seconds"][rows[ran[rows]]]) for rows in groups])
+    scales = {name: table.scales[name] for name in names}
+    return dataclasses.replace(table, columns=columns, names=tuple(names), scales=scales)
+
+
+def _mean(values):
+    """The mean and its standard error."""
+    count = len(values)
+    with np.errstate(invalid="ignore"):
+        error = np.std(values, ddof=1) / np.sqrt(count) if count > 1 else np.nan
+        return (np.mean(values) if count else np.nan), error
+
+
+def _sum(seconds):
+    return np.sum(seconds) if len(seconds) else np.nan
+
+
+def _status(statuses):
+    """One that diverged decides, then one that waits."""
+    return next((s for s in (DIVERGED, WAITING) if s in statuses), FINISHED)
+
+
+def _shared(column, groups):
+    """Whether all repetitions of each setting have one value."""
+    return all(all(_same(column[row], column[rows[0]]) for row in rows[1:]) for rows in groups)
+
+
+def _same(a, b):
+    return a is b or bool(np.all((a == b) | ((a != a) & (b != b))))

@@ -1,0 +1,142 @@
+"""In which form a group of trials runs: read from its programs, and measured where it matters."""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from lossopt._typing import PyTree
+from lossopt.sweeps._form import Form, Mode
+from lossopt.sweeps._memory import free, shown, taken
+from lossopt.sweeps._trial import Trial
+
+CROSSOVER = 3e6  # flops of a step, up to which trials side by side may be faster on a CPU
+SIDE_BY_SIDE = 32  # trials on a CPU, from where more are not faster
+SHORT = 0.2  # seconds, below which a time is taken twice
+_KNOWN = 256
+
+_measured: OrderedDict[Any, bool] = OrderedDict()
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What the caller asks for.
+
+    Attributes:
+      mode: of the trials.
+      chunk: trials side by side on a device, or, one after the other, between two saves.
+      memory: bytes that a call may take on a device; None takes what is free.
+      mesh: the devices, or None.
+    """
+
+    mode: Mode | Literal["auto"]
+    chunk: int | Literal["auto"]
+    memory: int | None
+    mesh: jax.sharding.Mesh | None
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of a device, or None where nobody says."""
+        if self.memory is not None:
+            return self.memory
+        return free(jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0])
+
+
+def settled(
+    wanted: Wanted, trial: Trial, values: PyTree, count: int, timed: Callable[[Form], float]
+) -> Form:
+    """The form of a group; raises where not even one trial fits.
+
+    Args:
+      wanted: what the caller asks for.
+      trial: of the group.
+      values: of one of its trials.
+      count: trials that are to run.
+      timed: seconds that a call takes in a form, by trying; the second time without compiling.
+    """
+    alone = Form("sequential", 1, wanted.mesh)
+    if wanted.mode == "sequential":
+        return _fitting(wanted, trial, values, alone)
+    on_cpu = _platform(wanted.mesh) == "cpu"
+    if wanted.mode == "auto" and on_cpu:
+        if count <= alone.width or _flops(trial, alone, values) > CROSSOVER:
+            return _fitting(wanted, trial, values, alone)
+        return _faster(wanted, trial, values, count, timed, alone)
+    return _side_by_side(wanted, trial, values, count)
+
+
+def _faster(wanted, trial, values, count, timed, alone):
+    """The faster of the two forms, measured once in a process for the same programs."""
+    programs = [program.digest for program, _ in trial.programs(alone, values)]
+    known = *programs, wanted, count
+    if known not in _measured:
+        compiling, each = _compiling_and_each(timed, alone)
+        rest = each * count / alone.width
+        _measured[known] = False
+        if rest > 2 * compiling:
+            beside = _side_by_side(wanted, trial, values, count)
+            _measured[known] = _seconds(timed, beside) / beside.width < each / alone.width
+        while len(_measured) > _KNOWN:
+            _measured.popitem(last=False)
+    if _measured[known]:
+        return _side_by_side(wanted, trial, values, count)
+    return _fitting(wanted, trial, values, alone)
+
+
+def _compiling_and_each(timed, form):
+    """Seconds of the first call beyond those of the next, and these."""
+    first = timed(form)
+    each = _seconds(timed, form)
+    return max(first - each, 0.0), each
+
+
+def _seconds(timed, form):
+    seconds = timed(form)
+    return seconds if seconds > SHORT else min(seconds, timed(form))
+
+
+def _side_by_side(wanted, trial, values, count):
+    """As many trials beside each other as fit, in chunks of equal size."""
+    share = lambda most: -(-count // -(-count // most))  # of as few chunks
+    devices = 1 if wanted.mesh is None else wanted.mesh.size
+    of = lambda chunk: Form("vmap", chunk, wanted.mesh)
+    if wanted.chunk != "auto":
+        return _fitting(wanted, trial, values, of(wanted.chunk))
+    count = -(-count // devices)
+    most = min(count, SIDE_BY_SIDE) if _platform(wanted.mesh) == "cpu" else count
+    form, limit = of(share(most)), wanted.limit
+    if limit is None or (large := taken(trial, form, values)) <= limit:
+        return form
+    small = taken(trial, of(1), values)
+    each = (large - small) / (form.chunk - 1) if form.chunk > 1 else large
+    chunk = max(1, int(1 + (limit - small) / each))
+    while chunk > 1 and taken(trial, of(chunk), values) > limit:
+        chunk -= -(-chunk // 16)
+    return _fitting(wanted, trial, values, of(min(chunk, share(chunk))))
+
+
+def _fitting(wanted, trial, values, form):
+    """The form; raises where it takes more memory than there is."""
+    if wanted.memory is None:
+        return form
+    if (size := taken(trial, form, values)) <= wanted.memory:
+        return form
+    trials = "one trial needs" if form.chunk == 1 else f"{form.chunk} trials need"
+    raise ValueError(
+        f"Expected memory to hold a call, got {shown(wanted.memory)}: {trials} {shown(size)}. "
+        f"Give at least {size} bytes" + (", or a smaller chunk." if form.chunk > 1 else ".")
+    )
+
+
+def _flops(trial, form, values):
+    """Of a step, the loops of which count once; infinite where nobody says."""
+    program, shapes = trial.programs(form, values)[-2 if trial.steps else 0]
+    found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
+    return found.get("flops", np.inf)
+
+
+def _platform(mesh):
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

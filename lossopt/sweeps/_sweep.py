@@ -1,0 +1,182 @@
+"""`lossopt.sweep`: many runs, compiled once, in one table."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt import _checks, _jax, _keys
+from lossopt._typing import Array, Key, PyTree
+from lossopt.checkpoint import Checkpoints
+from lossopt.sweeps._form import Form, Mode
+from lossopt.sweeps._groups import groups, row_values
+from lossopt.sweeps._host import Host, Part, hosted
+from lossopt.sweeps._identity import general, label, program
+from lossopt.sweeps._ledger import Ledger
+from lossopt.sweeps._saves import Saves
+from lossopt.sweeps._settled import Wanted
+from lossopt.sweeps._table import Table
+from lossopt.sweeps._task import Task
+from lossopt.sweeps._trial import Trial
+from lossopt.sweeps._trials import Trials, as_trials
+
+
+def sweep(
+    run: Callable[[PyTree, Key[Array, ""]], PyTree] | Task,
+    trials: Trials | PyTree,
+    key: Key[Array, ""],
+    *,
+    score: str | None = None,
+    maximize: bool = False,
+    mode: Mode | Literal["auto"] = "auto",
+    chunk: int | Literal["auto"] = "auto",
+    memory: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    timeout: float | None = None,
+    on_row: Callable[[dict[str, Any]], Any] | None = None,
+    progress: bool | Literal["auto"] = "auto",
+) -> Table:
+    """Runs all trials, compiled once, and gives a table with a row for each.
+
+    Trials that differ in numbers share a program, those that differ in an option of `Static` do
+    not. A trial alone gives the bits that it has in a sweep of sequential mode, and at chunk 1;
+    side by side, trials give the same bits at the same chunk.
+
+    Args:
+      run: a pure function of hyperparameters and a typed PRNG key, which returns a tree of
+        scalars; or a `sweeps.Task`, of which the best state is kept and whose trials go on in the
+        middle after an interruption.
+      trials: `sweeps.Trials`, from `grid`, `random` or `sobol`; or a tree of arrays that share a
+        leading axis of trials.
+      key: typed PRNG key; that of a trial is `jax.random.fold_in(key, id)`.
+      score: the scalar that ranks. None takes the only one, or that of the name `"loss"`.
+      maximize: whether the highest score is the best. What is not finite ranks last either way.
+      mode: `"vmap"` runs trials side by side, `"sequential"` one after the other; `"auto"` takes
+        the first on accelerators, on a CPU what is faster, by trying where models are tiny.
+      chunk: trials side by side on a device, at least 1; `"auto"` takes as many as fit. One after
+        the other, it is how many run between two saves.
+      memory: bytes of a device that a call may take; None takes what is free there, half of it on
+        a CPU.
+      mesh: devices, over all axes of which trials are spread. They do not speak to each other.
+      checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
+        chunk. If it holds the sweep already, the call goes on there, with the same table at its
+        end; it may have more trials then. It is refused if trials, key, programs, constants, mode,
+        chunk or versions of jax and lossopt are others.
+      timeout: seconds, above 0, after which no further chunk begins.
+      on_row: called with each row as it comes, a dict.
+      progress: whether to show how it goes, as in `fit`.
+
+    Returns:
+      A `sweeps.Table` in the order of the trials. So it does after Ctrl-C; what has not run is
+      `"waiting"`. A second Ctrl-C raises `KeyboardInterrupt` at once.
+
+    Raises:
+      ValueError: if there are no trials, their axes are unequal, `run` does not return scalars,
+        there is no such score, not one trial fits into `memory`, or `checkpoint` holds another
+        sweep.
+      TypeError: if `key` is not typed, `run` cannot be called, or inside of `jit`, `vmap`, `grad`.
+
+    Examples:
+      >>> run = lambda numbers, key: (numbers["rate"] - 0.3) ** 2
+      >>> trials = lo.sweeps.grid({"rate": lo.sweeps.Linear(0.0, 1.0)}, 11)
+      >>> table = lo.sweep(run, trials, jax.random.key(0))
+      >>> print(f"{table.best['rate']:.1f}")
+      0.3
+    """
+    wanted = _wanted(run, key, mode, chunk, memory, mesh)
+    limit = math.inf
+    if timeout is not None:
+        _checks.above(0, timeout=timeout)
+        limit = time.perf_counter() + timeout
+    _checks.functions(on_row=on_row)
+    found = as_trials(trials)
+    parts, dtypes = _parts(run, found, key)
+    ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, isinstance(run, Task))
+    facts = {}
+    if checkpoint is not None:
+        facts = general(key) | {p.label: program(p.trial, p.first) for p in parts}
+    saves = Saves(checkpoint, ledger, facts)
+    part_of = {int(row): part for part in parts for row in part.rows}
+    saves.take_up(
+        lambda row: part_of[row].shapes,
+        lambda row, mode, chunk: Form(mode, chunk, mesh),
+    )
+    ledger.table()  # names that clash are said before anything runs
+    if isinstance(run, Task) and run.check:
+        _checked(run, parts, found, key)
+    return hosted(Host(parts, ledger, saves, wanted, limit, on_row, progress))
+
+
+def _wanted(run, key, mode, chunk, memory, mesh):
+    """What is asked for; refuses what is no mode, number, mesh, key or run."""
+    if _jax.traced():
+        raise TypeError(
+            "sweep is the host's loop, and the call is traced by jit, vmap or grad: take jax.vmap "
+            "of the run itself there."
+        )
+    if not isinstance(run, Task) and not callable(run):
+        raise TypeError(
+            f"Expected run as a function of hyperparameters and key, or a lossopt.sweeps.Task, got "
+            f"{run!r}."
+        )
+    _checks.given_key(key)
+    _checks.one_of(mode=(mode, Literal["auto", "vmap", "sequential"]))
+    if chunk != "auto":
+        chunk = _checks.count("chunk", chunk, 1)
+    if memory is not None:
+        memory = _checks.count("memory", memory, 1)
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(f"Expected mesh as a jax.sharding.Mesh, got {mesh!r}.")
+    return Wanted(mode, chunk, memory, mesh)
+
+
+def _parts(run, trials, key):
+    """The groups of trials, and the dtypes of all scores."""
+    parts, dtypes = [], {}
+    for group in groups(trials):
+        trial = Trial(run, group.statics, key)
+        values = jax.tree.map(_host, row_values(trials, group))
+        shapes, scores = trial.shapes(jax.tree.map(lambda x: x[0], values))
+        name = label(group.statics, group.names)
+        if any(name == part.label for part in parts):
+            name += f" ({len(parts)})"
+        if parts and scores.keys() != dtypes.keys():
+            raise ValueError(
+                f"Expected all trials to return the same scores, got {', '.join(dtypes)} of "
+                f"{parts[0].label} and {', '.join(scores)} of {name}."
+            )
+        dtypes |= {
+            name: jnp.promote_types(x.dtype, dtypes.get(name, x.dtype))
+            for name, x in scores.items()
+        }
+        parts.append(Part(trial, np.asarray(group.rows), values, shapes, name))
+    return parts, dtypes
+
+
+def _judge(names, score):
+    """The score that ranks."""
+    if score is None:
+        score = names[0] if len(names) == 1 else "loss"
+    if score not in names:
+        raise ValueError(
+            f"Expected score as one of {', '.join(map(repr, names))}, which run returns, got "
+            f"{score!r}."
+        )
+    return score
+
+
+def _checked(task, parts, trials, key):
+    """Lets the task look at the first trial of each group, outside of any trace."""
+    for part in parts:
+        values = part.first | dict(part.trial.statics) if part.trial.statics else part.first
+        task.check(values, jax.random.fold_in(key, np.asarray(trials.id)[part.rows[0]]))
+
+
+def _host(x):
+    return x if _keys.is_key(x) else np.asarray(x)
