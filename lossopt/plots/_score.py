@@ -34,7 +34,6 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
         values = np.asarray(table[name], float)
     _scales(table, name, on, scores, axis)
     good = _interval(table, name, within, axis) if np.any(finished) else None
-    _dots(table[finished], values[finished], scores, axis, numbered(table) == [name])
     if np.any(finished):
         best = _cells.number(table[table.score][0])
         at = _ticks.option(table[name][0]) if on.scale == "options" else _cells.number(values[0])
@@ -42,6 +41,7 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
         axis.plot([values[0]], [score], **look, color=_axes.BEST, label=f"best: {best} at {at}")
     if good is not None:
         axis.axvspan(good.low, good.high, **SHADE, label=_told(good))
+    _dots(table[finished], values[finished], scores, axis, numbered(table) == [name])
     if lost := int(np.sum(~finished)):
         edge = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 5}
         look = {"marker": "x", "linestyle": "", "color": _axes.GREY}
