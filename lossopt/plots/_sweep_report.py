@@ -119,7 +119,8 @@ def _hyperparameters(ran, names):
     best, bound = ran.best, "least" if ran.maximize else "most"
     limit = _cells.word(limit_of(ran, WITHIN))
     caption = (
-        f"Good is a {ran.score} of at {bound} {limit}, within {WITHIN:.0%} of the best; from the "
+        f"Good is a {ran.score} of at {bound} {limit}, within {WITHIN:.0%} of the best; where "
+        "not all have a hyperparameter, of those that do. From the "
         "lowest such value to the highest, and how many of the trials between them are good."
     )
     weights, why = _importance(ran)
@@ -162,14 +163,13 @@ def _importance(ran):
 
 def _good(ran, name):
     """The interval of good values, or the good options."""
-    scores = np.asarray(ran[ran.score], float)
+    scores, limit = np.asarray(ran[ran.score], float), limit_of(ran, WITHIN)
     if ran.scales[name] == "options":
-        limit = limit_of(ran, WITHIN)
         near = (scores >= limit if ran.maximize else scores <= limit) & ~_cells.missing(ran[name])
         return ", ".join(dict.fromkeys(_ticks.option(x) for x in ran[name][near])) or "none"
     try:
         good = ran.interval(name, within=WITHIN)
-    except ValueError:  # the good ones have no such hyperparameter
+    except ValueError:  # those that have it diverged
         return "none"
     told = f"{_cells.word(good.low)} to {_cells.word(good.high)}"
     return f"{told}, {good.good} of {good.inside}"
