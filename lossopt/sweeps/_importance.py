@@ -1,5 +1,6 @@
 """How much each hyperparameter matters."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -17,28 +18,21 @@ def importance(
     table: Any, score: str | None, repeats: int, key: int
 ) -> dict[str, tuple[float, float]]:
     """See `Table.importance`."""
-    score = table.score if score is None else score
-    if score not in table.scores:
+    explained: str = table.score if score is None else score
+    if explained not in table.scores:
         known = ", ".join(map(repr, table.scores))
-        raise ValueError(f"Expected score as one of {known}, got {score!r}. Choose one.")
+        raise ValueError(f"Expected score as one of {known}, got {explained!r}. Choose one.")
     repeats = _checks.count("repeats", repeats, 1)
-    try:
-        from sklearn.ensemble import RandomForestRegressor
-        from sklearn.model_selection import KFold
-    except ImportError as error:
-        raise ImportError(
-            "importance() needs scikit-learn, which is not installed. Install it with "
-            "pip install 'lossopt[sweeps]'."
-        ) from error
+    ensemble, selection = map(_sklearn, ("ensemble", "model_selection"))
     table = table.mean() if table.repeated else table
     table = table[table["status"] != "waiting"]
-    finite = int(np.sum(np.isfinite(np.asarray(table[score], float))))
+    finite = int(np.sum(np.isfinite(np.asarray(table[explained], float))))
     if finite < LEAST:
         raise ValueError(
-            f"Expected at least {LEAST} trials with a finite {score}, got {finite}. Run more of "
-            "them: a model of fewer says nothing."
+            f"Expected at least {LEAST} trials with a finite {explained}, got {finite}. Run more "
+            "of them: a model of fewer says nothing."
         )
-    places, names = _places(table, score), numbered(table)
+    places, names = ranks(table, explained), numbered(table)
     if not names:
         raise ValueError(
             "Expected a hyperparameter that differs among the trials, and none does: there is "
@@ -50,8 +44,9 @@ def importance(
     features = np.nan_to_num(np.stack(features, 1), nan=ABSENT)
     draws = np.random.default_rng(key)
     drops = np.zeros((len(names), repeats))
-    for seen, held in KFold(FOLDS, shuffle=True, random_state=key).split(places):
-        forest = RandomForestRegressor(TREES, random_state=key).fit(features[seen], places[seen])
+    for seen, held in selection.KFold(FOLDS, shuffle=True, random_state=key).split(places):
+        forest = ensemble.RandomForestRegressor(TREES, random_state=key)
+        forest.fit(features[seen], places[seen])
         shuffled = _shuffled(features[held], repeats, draws)
         whole = np.concatenate([features[None, held], shuffled.reshape(-1, *shuffled.shape[2:])])
         guessed = forest.predict(whole.reshape(-1, len(names))).reshape(len(whole), -1)
@@ -59,6 +54,17 @@ def importance(
         drops += (errors[1:] - errors[0]).reshape(drops.shape) / (len(places) * np.var(places))
     told = {name: (float(np.mean(x)), float(np.std(x))) for name, x in zip(names, drops)}
     return dict(sorted(told.items(), key=lambda item: -item[1][0]))
+
+
+def _sklearn(name):
+    """A module of scikit-learn; says which extra has it."""
+    try:
+        return importlib.import_module(f"sklearn.{name}")
+    except ImportError as error:
+        raise ImportError(
+            "importance() needs scikit-learn, which is not installed. Install it with "
+            "pip install 'lossopt[sweeps]'."
+        ) from error
 
 
 def _shuffled(features, repeats, draws):
@@ -70,7 +76,7 @@ def _shuffled(features, repeats, draws):
     return copies
 
 
-def _places(table, score):
+def ranks(table: Any, score: str) -> np.ndarray:
     """The rank of each trial by its score, which no single huge value rules; equals share one."""
     values = np.asarray(table[score], float)
     worst = np.inf if score != table.score or not table.maximize else -np.inf
