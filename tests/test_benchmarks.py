@@ -23,8 +23,9 @@ VERDICTS = {
     "parallel": 12,
     "scaling": 3,
     "sparsity": 2,
+    "sweeps": 5,
 }
-COMPILING = {"fit", "optax_rules", "scaling"}  # for longer than they run, if XLA does what it can
+COMPILING = {"fit", "optax_rules", "scaling", "sweeps"}  # for longer than they run, if XLA does what it can
 
 SEVERAL = {"parallel"}  # of devices, in programs of their own
 

@@ -19,6 +19,7 @@ SHORT = 0.2  # seconds, below which a time is taken twice
 _KNOWN = 256
 
 _measured: OrderedDict[Any, bool] = OrderedDict()
+_counted: OrderedDict[bytes, float] = OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,7 @@ def _faster(wanted, trial, values, count, timed, alone):
         if rest > 2 * compiling:
             beside = _side_by_side(wanted, trial, values, count)
             _measured[known] = _seconds(timed, beside) / beside.width < each / alone.width
-        while len(_measured) > _KNOWN:
-            _measured.popitem(last=False)
+        _forget(_measured)
     if _measured[known]:
         return _side_by_side(wanted, trial, values, count)
     return _fitting(wanted, trial, values, alone)
@@ -134,8 +134,16 @@ def _fitting(wanted, trial, values, form):
 def _flops(trial, form, values):
     """Of a step, the loops of which count once; infinite where nobody says."""
     program, shapes = trial.programs(form, values)[-2 if trial.steps else 0]
-    found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
-    return found.get("flops", np.inf)
+    if program.digest not in _counted:
+        found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
+        _counted[program.digest] = found.get("flops", np.inf)
+        _forget(_counted)
+    return _counted[program.digest]
+
+
+def _forget(known):
+    while len(known) > _KNOWN:
+        known.popitem(last=False)
 
 
 def _platform(mesh):
