@@ -61,8 +61,11 @@ def modes(console, models, count, rounds, judged):
         claims += [
             Claim(f"{name}: programs that a second sweep compiles", again, 0),
             Claim(f"{name}: warm, auto / {better}", warm, 1.1, judged=judged),
-            Claim(f"{name}: first, auto / better + a compilation", first, 1.0, judged=judged),
         ]
+        if judged:  # else they are not cold
+            claims.append(
+                Claim(f"{name}: first, auto / better + a compilation", first, 1.0, judged=judged)
+            )
     console.print(out)
     return claims, spent
 
@@ -73,11 +76,11 @@ def in_modes(model, count, rounds, cold):
     if cold:
         fresh()
     first = {"auto": seconds(lambda: sweep(model.task(), "auto"))}
-    again = compiled(lambda: sweep(model.task(), "auto"))
+    task = model.task()
+    again = compiled(lambda: sweep(task, "auto"))
     if cold:
         fresh()
-    first |= {mode: seconds(lambda mode=mode: sweep(model.task(), mode)) for mode in MODES[1:]}
-    task = model.task()
+    first |= {mode: seconds(lambda mode=mode: sweep(task, mode)) for mode in MODES[1:]}
     ready = {mode: lambda _, mode=mode: functools.partial(sweep, task, mode) for mode in MODES}
     warm = take_turns(ready, rounds=rounds)
     return first, {mode: turns.seconds for mode, turns in warm.items()}, again
