@@ -23,8 +23,10 @@ VERDICTS = {
     "parallel": 12,
     "scaling": 3,
     "sparsity": 2,
+    "sweeps": 5,
 }
-COMPILING = {"fit", "optax_rules", "scaling"}  # for longer than they run, if XLA does what it can
+# For longer than they run, if XLA does what it can.
+COMPILING = {"fit", "optax_rules", "scaling", "sweeps"}
 
 SEVERAL = {"parallel"}  # of devices, in programs of their own
 

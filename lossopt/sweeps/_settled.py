@@ -15,10 +15,12 @@ from lossopt.sweeps._trial import Trial
 
 CROSSOVER = 3e6  # flops of a step, up to which trials side by side may be faster on a CPU
 SIDE_BY_SIDE = 32  # trials on a CPU, from where more are not faster
-SHORT = 0.2  # seconds, below which a time is taken twice
+SHORT = 1.0  # seconds, below which a time is taken twice
 _KNOWN = 256
 
 _measured: OrderedDict[Any, bool] = OrderedDict()
+_compiling: OrderedDict[Any, float] = OrderedDict()
+_counted: OrderedDict[bytes, float] = OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +72,18 @@ def settled(
 
 def _faster(wanted, trial, values, count, timed, alone):
     """The faster of the two forms, measured once in a process for the same programs."""
-    programs = [program.digest for program, _ in trial.programs(alone, values)]
-    known = *programs, wanted, count
+    programs = tuple(program.digest for program, _ in trial.programs(alone, values))
+    known = programs, wanted, count, trial.steps
     if known not in _measured:
         compiling, each = _compiling_and_each(timed, alone)
+        _compiling[programs] = compiling = max(compiling, _compiling.get(programs, 0.0))
         rest = each * count / alone.width
         _measured[known] = False
         if rest > 2 * compiling:
             beside = _side_by_side(wanted, trial, values, count)
             _measured[known] = _seconds(timed, beside) / beside.width < each / alone.width
-        while len(_measured) > _KNOWN:
-            _measured.popitem(last=False)
+        _forget(_measured)
+        _forget(_compiling)
     if _measured[known]:
         return _side_by_side(wanted, trial, values, count)
     return _fitting(wanted, trial, values, alone)
@@ -134,8 +137,16 @@ def _fitting(wanted, trial, values, form):
 def _flops(trial, form, values):
     """Of a step, the loops of which count once; infinite where nobody says."""
     program, shapes = trial.programs(form, values)[-2 if trial.steps else 0]
-    found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
-    return found.get("flops", np.inf)
+    if program.digest not in _counted:
+        found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
+        _counted[program.digest] = found.get("flops", np.inf)
+        _forget(_counted)
+    return _counted[program.digest]
+
+
+def _forget(known):
+    while len(known) > _KNOWN:
+        known.popitem(last=False)
 
 
 def _platform(mesh):

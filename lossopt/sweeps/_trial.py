@@ -31,6 +31,9 @@ class Trial:
     run: Callable | Task
     statics: Statics
     key: Key[Array, ""]
+    _known: dict[str, Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def steps(self) -> int:
@@ -57,13 +60,10 @@ class Trial:
 
     def shapes(self, values: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """State and scores of one trial, as `jax.eval_shape` says; refuses what are no scores."""
-        plan, id = self._plan(Form("sequential", 1)), np.int32(0)
-        if not self.steps:
-            return None, jax.eval_shape(partial(_run, *plan), values, id, self.key)
-        state = jax.eval_shape(partial(_begun, *plan), values, id, self.key)
-        after = jax.eval_shape(partial(_advanced, *plan), state, np.int32(0))
-        _same_form(state, after)
-        return state, jax.eval_shape(partial(_scored, *plan), state)
+        asked = str(jax.tree.map(_shape, values))
+        if asked not in self._known:
+            self._known[asked] = self._traced(values)
+        return self._known[asked]
 
     def programs(self, form: Form, values: PyTree) -> list[tuple[_programs.Program, tuple]]:
         """The programs of a call and the shapes they are for; the last but one, or only, steps."""
@@ -76,6 +76,15 @@ class Trial:
         moves = state, form.place(np.int32(0), True)
         calls = (_begun, begins), (_advanced, moves), (_scored, (state,))
         return [(_programs.made(fn, plan, *args), args) for fn, args in calls]
+
+    def _traced(self, values):
+        plan, id = self._plan(Form("sequential", 1)), np.int32(0)
+        if not self.steps:
+            return None, jax.eval_shape(partial(_run, *plan), values, id, self.key)
+        state = jax.eval_shape(partial(_begun, *plan), values, id, self.key)
+        after = jax.eval_shape(partial(_advanced, *plan), state, np.int32(0))
+        _same_form(state, after)
+        return state, jax.eval_shape(partial(_scored, *plan), state)
 
     def _plan(self, form):
         return self.run, self.statics, form
