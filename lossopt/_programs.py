@@ -120,10 +120,10 @@ def clear() -> None:
 def _made(fn, plan, args):
     """A program, which another objective may have left behind: one of equal text is the same."""
     hoisted = hoist(partial(fn, *plan), *args)
-    run = jax.jit(hoisted.fn)
-    traced = run.trace(hoisted.arrays, *args)
+    run, arrays = jax.jit(hoisted.fn), _jax.beside(args, hoisted.arrays)
+    traced = run.trace(arrays, *args)
     if not hoisted.pure:
-        return Program(run, hoisted.arrays, hashlib.sha256(_named(traced)).digest())
+        return Program(run, arrays, hashlib.sha256(_named(traced)).digest())
     lowered = traced.lower()
     digest = hashlib.sha256(lowered.as_text().encode()).digest()
     jaxpr = traced.jaxpr.jaxpr
@@ -132,7 +132,7 @@ def _made(fn, plan, args):
     settings = tuple(jax.config.values.values())
     key = digest, trees, avals, _jax.context(), settings
     with _lock:
-        return Program(_kept(_shared, key, run, _SHARED), hoisted.arrays, digest)
+        return Program(_kept(_shared, key, run, _SHARED), arrays, digest)
 
 
 def _outlined(fn, plan, args):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lossopt import _keys
+from lossopt import _jax, _keys
 from lossopt._typing import PyTree
 from lossopt.sweeps._form import Form
 from lossopt.sweeps._trial import Bound, Trial
@@ -138,7 +138,8 @@ class Calls:
 
 def state_of(form: Form, result: Result, place: int) -> Any:
     """The state of one of the trials of a call, on the host."""
-    one = result.state if form.alone else jax.tree.map(lambda x: _row(x, place), result.state)
+    with _jax.undisturbed():
+        one = result.state if form.alone else jax.tree.map(lambda x: _row(x, place), result.state)
     return jax.tree.map(lambda x: x if _keys.is_key(x) else np.asarray(x), one)
 
 

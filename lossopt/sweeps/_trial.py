@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _programs
+from lossopt import _keys, _programs
 from lossopt._paths import paths
 from lossopt._typing import Array, Key, PyTree
 from lossopt.sweeps._form import Form
@@ -144,7 +144,8 @@ def _strong(tree):
 
 
 def _shape(x):
-    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+    dtype = x.dtype if _keys.is_key(x) else jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype)
 
 
 def _same_form(before, after):
