@@ -75,9 +75,8 @@ class Ledger:
 
     def row(self, row: int) -> dict[str, Any]:
         """One row, as the table has it."""
-        return {
-            name: _cells.plain(x[row]) for name, x in self._columns(slice(row, row + 1)).items()
-        }
+        columns = self._columns(slice(row, row + 1))
+        return {name: _cells.plain(x[0]) for name, x in columns.items()}
 
     @property
     def best(self) -> float:
