@@ -16,7 +16,7 @@ from lossopt.sweeps._trial import Trial
 CROSSOVER = 3e6  # flops of a step, up to which trials side by side may be faster on a CPU
 SIDE_BY_SIDE = 32  # trials on a CPU, from where more are not faster
 SHORT = 1.0  # seconds, below which a time is taken twice
-_KNOWN = 256
+_KNOWN = 1024
 
 _measured: OrderedDict[Any, bool] = OrderedDict()
 _compiling: OrderedDict[Any, float] = OrderedDict()
@@ -38,6 +38,11 @@ class Wanted:
     chunk: int | Literal["auto"]
     memory: int | None
     mesh: jax.sharding.Mesh | None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing is left to settle."""
+        return self.mode == "sequential" or (self.mode == "vmap" and self.chunk != "auto")
 
     @property
     def limit(self) -> int | None:
@@ -75,15 +80,13 @@ def _faster(wanted, trial, values, count, timed, alone):
     programs = tuple(program.digest for program, _ in trial.programs(alone, values))
     known = programs, wanted, count, trial.steps
     if known not in _measured:
+        beside = None
         compiling, each = _compiling_and_each(timed, alone)
-        _compiling[programs] = compiling = max(compiling, _compiling.get(programs, 0.0))
-        rest = each * count / alone.width
-        _measured[known] = False
-        if rest > 2 * compiling:
+        _remember(_compiling, programs, max(compiling, _compiling.get(programs, 0.0)))
+        if each * count / alone.width > 2 * _compiling[programs]:
             beside = _side_by_side(wanted, trial, values, count)
-            _measured[known] = _seconds(timed, beside) / beside.width < each / alone.width
-        _forget(_measured)
-        _forget(_compiling)
+        faster = beside and _seconds(timed, beside) / beside.width < each / alone.width
+        _remember(_measured, known, bool(faster))
     if _measured[known]:
         return _side_by_side(wanted, trial, values, count)
     return _fitting(wanted, trial, values, alone)
@@ -139,12 +142,12 @@ def _flops(trial, form, values):
     program, shapes = trial.programs(form, values)[-2 if trial.steps else 0]
     if program.digest not in _counted:
         found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
-        _counted[program.digest] = found.get("flops", np.inf)
-        _forget(_counted)
+        _remember(_counted, program.digest, found.get("flops", np.inf))
     return _counted[program.digest]
 
 
-def _forget(known):
+def _remember(known, key, value):
+    known[key] = value
     while len(known) > _KNOWN:
         known.popitem(last=False)
 
