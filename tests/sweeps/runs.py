@@ -1,5 +1,6 @@
 """A run and a task of all kinds of state, and the trials that they are swept over."""
 
+from typing import Any
 from unittest import mock
 
 import jax
@@ -7,20 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import lossopt as lo
-from lossopt import sweeps
+from lossopt import _keys, sweeps
 from lossopt.sweeps import _host
 
 KEY = jax.random.key(5)
 STEPS = 12
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype(np.float32)
-Y = X @ np.float32([1, -2, 0.5]) + RNG.normal(size=8).astype(np.float32)
+Y = X @ np.array([1, -2, 0.5], np.float32) + RNG.normal(size=8).astype(np.float32)
 VALUES = {
-    "rate": np.float32([1e9, *np.geomspace(1e-3, 0.2, 9), 1e9, 0.05, 1e9]),  # three diverge
+    "rate": np.array(
+        [1e9, *np.geomspace(1e-3, 0.2, 9), 1e9, 0.05, 1e9], np.float32
+    ),  # three diverge
     "decay": np.linspace(0, 0.5, 13, dtype=np.float32),
     "mask": RNG.random((13, 8)) < 0.8,
 }
-TRIALS = sweeps.Trials(VALUES, np.arange(13))
+IDS = np.arange(13)
+TRIALS = sweeps.Trials(VALUES, IDS)
 
 
 def task(x=X, steps=STEPS, extra=0.0):
@@ -61,9 +65,9 @@ TASK = task()
 RUN = function(TASK)
 
 
-def sweep(run=TASK, trials=TRIALS, key=KEY, **options):
+def sweep(run: Any = TASK, trials: Any = TRIALS, key: Any = KEY, **options: Any):
     """The sweep without a bar."""
-    return lo.sweep(run, trials, key, **{"progress": False} | options)
+    return lo.sweep(run, trials, key, **{"progress": False, **options})
 
 
 def same(got, want, but=("seconds",)):
@@ -79,7 +83,7 @@ def same(got, want, but=("seconds",)):
 
 def bits(x):
     """What an array is, to the bit."""
-    x = np.asarray(jax.random.key_data(x) if lo._keys.is_key(x) else x)
+    x = np.asarray(jax.random.key_data(x) if _keys.is_key(x) else x)
     return x.dtype, x.shape, x.tobytes()
 
 

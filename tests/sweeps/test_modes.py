@@ -20,7 +20,7 @@ from lossopt.sweeps._form import Form
 from lossopt.sweeps._host import hosted
 from lossopt.sweeps._settled import Wanted, settled
 from lossopt.sweeps._trial import Trial
-from tests.sweeps.runs import KEY, RUN, TASK, TRIALS, VALUES, bits, same, sweep
+from tests.sweeps.runs import IDS, KEY, RUN, TASK, TRIALS, VALUES, bits, same, sweep
 
 ALONE = Form("sequential", 1)
 ONE = {name: x[0] for name, x in VALUES.items()}
@@ -45,23 +45,25 @@ RATE = {"rate": np.float32(1)}
 class TestCuts:
     @pytest.mark.parametrize("pace", [None, 5.0, 1.1, 0.6])
     def test_any_cut_of_the_steps_gives_the_same_bits(self, pace):
-        calls = Calls(Trial(TASK, (), KEY), VALUES, TRIALS.id, _clock())
+        calls = Calls(Trial(TASK, (), KEY), VALUES, IDS, _clock())
         calls._pace = pace
         calls._learn = lambda steps, seconds: None
         seen = []
         result = calls.run(ALONE, np.array([4]), None, lambda under: seen.append(under) or True)
         whole = sweep(trials=TRIALS[[4]], mode="sequential")
         assert len(seen) == {None: 11, 5.0: 11, 1.1: 2, 0.6: 1}[pace]
+        assert result is not None
         assert result.scores["loss"].tobytes() == whole["loss"].tobytes()
         middle = seen[0]
-        calls = Calls(Trial(TASK, (), KEY), VALUES, TRIALS.id, _clock())
+        calls = Calls(Trial(TASK, (), KEY), VALUES, IDS, _clock())
         again = calls.run(ALONE, np.array([4]), middle, lambda under: True)
+        assert again is not None
         assert [*map(bits, jax.tree.leaves(again.state))] == [
             *map(bits, jax.tree.leaves(result.state))
         ]
 
     def test_a_pace_is_learned(self):
-        calls = Calls(Trial(TASK, (), KEY), VALUES, TRIALS.id, _clock(1.0))
+        calls = Calls(Trial(TASK, (), KEY), VALUES, IDS, _clock(1.0))
         done = []
         calls.run(ALONE, np.array([0]), None, lambda under: done.append(under.done) or True)
         assert done == [1, 9], "one step, then as many as a guess allows, then the rest"
@@ -108,7 +110,7 @@ class TestMode:
         assert form == Form("vmap", 17)
 
     def test_a_plain_run_is_timed_for_what_it_takes(self):
-        calls = Calls(Trial(RUN, (), KEY), VALUES, TRIALS.id, clock := _clock(1.0))
+        calls = Calls(Trial(RUN, (), KEY), VALUES, IDS, clock := _clock(1.0))
         assert [calls.tried(ALONE) for _ in range(3)] == [3.0] * 3
         assert clock() == 12
 
@@ -185,7 +187,7 @@ class TestScores:
         def run(x, key):
             return {"loss": x.astype(jnp.bfloat16), "count": jnp.int32(x), "high": x > 1}
 
-        table = sweep(run, np.float32([0.1, 2.3]))
+        table = sweep(run, np.array([0.1, 2.3], np.float32))
         assert table["loss"].tolist() == [np.float32(ml_dtypes.bfloat16(x)) for x in (0.1, 2.3)]
         assert (table["count"].tolist(), table["high"].tolist()) == ([0, 2], [0, 1])
 
@@ -249,7 +251,7 @@ class TestEnd:
             sweep(on_row=twice, mode="sequential")
 
     def test_large_closures_are_let_go(self):
-        seen = []
+        seen, held = [], None
         for scale in range(6):
             held = jnp.full(100, float(scale))
             seen.append(weakref.ref(held))

@@ -13,7 +13,20 @@ import lossopt as lo
 from lossopt import sweeps
 from lossopt.sweeps import _host, _identity
 from lossopt.sweeps._calls import Calls
-from tests.sweeps.runs import KEY, RUN, TASK, TRIALS, VALUES, always, function, same, sweep, task
+from lossopt.sweeps._trial import Bound
+from tests.sweeps.runs import (
+    IDS,
+    KEY,
+    RUN,
+    TASK,
+    TRIALS,
+    VALUES,
+    always,
+    function,
+    same,
+    sweep,
+    task,
+)
 
 WAYS = {"sequential": {"mode": "sequential"}, "vmap": {"mode": "vmap", "chunk": 4}}
 RUNS = {"run": RUN, "task": TASK}
@@ -109,10 +122,10 @@ class TestGoesOn:
     @pytest.mark.parametrize("way", WAYS)
     def test_within_a_trial(self, whole, way, tmp_path):
         begun = []
-        begin = lo.sweeps._trial.Bound.begin
+        begin = Bound.begin
         spy = lambda self, values, ids: begun.append(ids) or begin(self, values, ids)
         options = {"checkpoint": tmp_path, **WAYS[way]}
-        with mock.patch.object(lo.sweeps._trial.Bound, "begin", spy):
+        with mock.patch.object(Bound, "begin", spy):
             for step in (3, 9):
                 table = _cut(step, **options)
                 assert table["status"][2] == "waiting"
@@ -209,7 +222,7 @@ class TestRefused:
                 "trial 2: rate was",
                 {
                     "trials": sweeps.Trials(
-                        {**VALUES, "rate": VALUES["rate"] * 2 ** (TRIALS.id == 2)}, TRIALS.id
+                        {**VALUES, "rate": VALUES["rate"] * 2 ** (IDS == 2)}, IDS
                     )
                 },
             ),
@@ -217,18 +230,18 @@ class TestRefused:
                 "trial 3: mask is another",
                 {
                     "trials": sweeps.Trials(
-                        {**VALUES, "mask": VALUES["mask"] ^ (TRIALS.id == 3)[:, None]}, TRIALS.id
+                        {**VALUES, "mask": VALUES["mask"] ^ (IDS == 3)[:, None]}, IDS
                     )
                 },
             ),
             ("trial 0: there is none of this id now", {"trials": TRIALS[1:]}),
             (
                 "trial 1: setting was 1, is 0",
-                {"trials": dataclasses.replace(TRIALS, setting=TRIALS.id // 2)},
+                {"trials": dataclasses.replace(TRIALS, setting=IDS // 2)},
             ),
             (
                 "hyperparameters|trials of",
-                {"trials": sweeps.Trials({**VALUES, "more": VALUES["rate"]}, TRIALS.id)},
+                {"trials": sweeps.Trials({**VALUES, "more": VALUES["rate"]}, IDS)},
             ),
             ("program", {"run": lambda numbers, key: 2 * RUN(numbers, key)["loss"]}),
             (
