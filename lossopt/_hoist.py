@@ -15,7 +15,7 @@ from lossopt import _jax
 from lossopt._jaxprs import is_jaxpr, jaxprs
 from lossopt._typing import Array, PyTree
 
-_CUSTOM = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p}
+_CUSTOM = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p, _jax.custom_vmap_p}
 _CALLS = {primitives.jit_p, primitives.remat_p}
 _GENERATOR = type(threefry_prng_impl)
 _COPIED = _CUSTOM | _CALLS | {primitives.scan_p, primitives.while_p, primitives.cond_p}
@@ -40,7 +40,8 @@ def hoist(fn: Callable, *args: PyTree) -> Hoisted:
     """Traces `fn(*args)` and makes arguments of the arrays that it closes over, at any depth.
 
     Conditions of `checkify.debug_check`, whose numbers no two traces share, are deleted together
-    with what they alone need; so are the rules of custom derivatives, which nobody asks for.
+    with what they alone need; so are the rules of custom derivatives and of `custom_vmap`, which
+    nobody asks for.
     Where the host is called, nothing is deleted, and arrays may stay inside.
     """
     traced, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)

@@ -9,6 +9,7 @@ from types import CodeType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src.config import (
     disable_jit,
@@ -17,13 +18,14 @@ from jax._src.config import (
 )
 from jax._src.core import NamedAxisEffect as NamedAxisEffect
 from jax._src.core import extend_axis_env_nd, trace_state_clean
+from jax._src.custom_batching import custom_vmap_p as custom_vmap_p
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.source_info_util import is_user_filename
 from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 from jaxlib import xla_client
 
-from lossopt._typing import PyTree
+from lossopt._typing import Array, ArrayLike, PyTree
 
 
 def varying(tree: PyTree, axes: tuple[Hashable, ...]) -> PyTree:
@@ -43,6 +45,24 @@ def alike(tree: PyTree) -> PyTree:
     """Marks all leaves as per-device along every axis along which one of them is."""
     axes = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(tree)))
     return varying(tree, tuple(axes))
+
+
+def common(x: ArrayLike) -> Array:
+    """What all members of a `vmap` hold alike, taken from the first, as one for all of them.
+
+    Where it bounds a loop or decides a `cond`, these stay one for all members, too.
+    """
+    return _common(x)
+
+
+@jax.custom_batching.custom_vmap
+def _common(x):
+    return jnp.asarray(x)
+
+
+@_common.def_vmap
+def _(size, batched, x):
+    return _common(x[0]), False
 
 
 def traced() -> bool:

@@ -63,9 +63,24 @@ def outline(plan: Plan, data: Data, state: State) -> Outline:
 
 def _row(plan, data, state, sums, sizes):
     """One number for each column."""
+    others = sizes | learning_rate(state.opt_state, data.hyperparameters)
+    return measures(plan, data, state, sums, others) | {"step": state.count}
+
+
+def measures(
+    plan: Plan, data: Data, state: State, sums: tuple[Means, Means], others: dict[str, Array]
+) -> dict[str, Array]:
+    """The columns of what was pooled in training, and of what is measured now.
+
+    Args:
+      plan: of the run.
+      data: what it reads.
+      state: where it stands.
+      sums: means and metrics of the steps.
+      others: further columns of training.
+    """
     given = state.model_state, data.hyperparameters
     fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards
-    others = sizes | learning_rate(state.opt_state, data.hyperparameters)
     parts = {"train": columns(sums[0], sums[1], others)}
     if isinstance(data.validation, Pooled):
         parts["validation"] = columns(*data.validation)
@@ -73,5 +88,4 @@ def _row(plan, data, state, sums, sizes):
         parts["validation"] = evaluated(*fixed, plan.judged(state), data.validation, *given)
     if plan.measures_training:
         parts["trained"] = evaluated(*fixed, plan.judged(state), data.train, *given)
-    named = {f"{part}/{name}": x for part, row in parts.items() for name, x in row.items()}
-    return named | {"step": state.count}
+    return {f"{part}/{name}": x for part, row in parts.items() for name, x in row.items()}

@@ -5,13 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lossopt import _jax
 from lossopt._typing import ArrayLike, PyTree
 from lossopt.training._best import finite, first
 from lossopt.training._history import close, outline
 from lossopt.training._norms import norms
 from lossopt.training._plan import Data, Plan, Progress
-from lossopt.training._pool import empty, pooled
-from lossopt.training._step import begin, take_step
+from lossopt.training._pool import Pool, empty, pooled
+from lossopt.training._step import State, begin, take_step
 from lossopt.training._stop import Stopped
 
 
@@ -70,6 +71,39 @@ def advance_whole(plan: Plan, data: Data, progress: Progress, epochs: int) -> Pr
     return _repeat(plan, epoch, 0, epochs, progress)
 
 
+def take_steps(
+    plan: Plan, data: Data, state: State, pool: Pool, steps: ArrayLike
+) -> tuple[State, Pool]:
+    """So many further steps without rows of history, the same however they are cut.
+
+    Under `vmap` all members stand at the same step: loops and branches are one for all of them. No
+    guard looks at the numbers.
+
+    Args:
+      plan: of the run.
+      data: what it reads.
+      state: what the steps go on from.
+      pool: sums over the steps of the epoch that the last of them belongs to.
+      steps: how many, perhaps traced.
+    """
+    plan = plan._replace(guard=None)
+    zero = jnp.zeros((), jnp.int32)
+    begun = Progress(state, None, None, zero, pool, {}, zero, {})
+    first = _jax.common(state.count)
+
+    def stretch(carry):
+        at, progress = carry
+        epoch, number, left = plan.source.place(data.train, at)
+        upto = jnp.minimum(end, at + left)
+        anew = partial(jnp.where, number == 0, 0)
+        progress = progress._replace(pool=jax.tree.map(anew, progress.pool))
+        return upto, _steps(plan, data, epoch, number, number + upto - at, progress)
+
+    end = first + jnp.asarray(steps, jnp.int32)
+    progress = jax.lax.while_loop(lambda carry: carry[0] < end, stretch, (first, begun))[1]
+    return progress.state, progress.pool
+
+
 def _runs(progress):
     return progress.status == Stopped.FINISHED.code
 
@@ -113,7 +147,10 @@ def _steps(plan, data, epoch, low, high, progress):
         return progress
     if whole and plan.guard is None:
         return rest(progress)
-    return jax.lax.cond((high > source.full) & _runs(progress), rest, lambda p: p, progress)
+    due = high > source.full
+    if plan.guard is not None:
+        due &= _runs(progress)
+    return jax.lax.cond(due, rest, lambda p: p, progress)
 
 
 def _step(plan, data, batch, key, progress):
@@ -121,7 +158,9 @@ def _step(plan, data, batch, key, progress):
     before = progress.state
     state, measured, slopes = take_step(plan.recipe, before, batch, key, data.hyperparameters)
     pool = pooled(progress.pool, (measured.terms, measured.metrics))
-    progress = progress._replace(pool=pool, trail=jax.lax.stop_gradient((slopes, before.params)))
+    progress = progress._replace(pool=pool)
+    if progress.trail is not None:
+        progress = progress._replace(trail=jax.lax.stop_gradient((slopes, before.params)))
     if plan.guard is None:
         return progress._replace(state=state)
     loss = jnp.isfinite(measured.value)
