@@ -1,42 +1,40 @@
 """Columns of a table: what they may hold, and how they are told."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+FIXED = "id", "setting", "repeats", "status", "seconds"
+FINISHED, DIVERGED, WAITING = STATUSES = "finished", "diverged", "waiting"
 SPAN = 100  # from the lowest to the highest value, from which on a scale is logarithmic
 
 
-def check(table: Any, fixed: Iterable[str]) -> None:
-    """Raises where the columns are not those of a table."""
-    columns, names, scores = table.columns, table.names, table.scores
-    for which, taken in (("hyperparameter", names), ("score", scores)):
-        if clash := [name for name in taken if name in fixed]:
-            raise ValueError(
-                f"Expected another name than {clash[0]!r} of a {which}: the table has a column of "
-                "its own of this name. Rename it."
-            )
-    if clash := [name for name in scores if name in names]:
-        raise ValueError(
-            f"Expected scores and hyperparameters of different names, got {clash[0]!r} as both. "
-            "Rename one of them."
-        )
-    wanted = ["id", *names, *scores, "status", "seconds"]
-    if missing := [name for name in wanted if name not in columns]:
-        raise ValueError(f"Expected columns {', '.join(wanted)}, and {missing[0]!r} is missing.")
-    if table.score not in scores:
-        raise ValueError(
-            f"Expected score as one of {', '.join(map(repr, scores))}, got {table.score!r}."
-        )
-    sizes = {name: np.shape(x)[:1] for name, x in columns.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"Expected columns of one length, got {sizes}.")
+def completed(
+    columns: Mapping[str, np.ndarray], score: str, names: tuple[str, ...], scores: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """The columns in their order, with ids, statuses and seconds; raises where they do not fit."""
+    _refuse(columns, score, names, scores)
+    columns = {name: np.asarray(x) for name, x in columns.items()}
+    sizes = {name: x.shape[:1] for name, x in columns.items()}
+    if len(set(sizes.values())) > 1 or () in sizes.values():
+        told = ", ".join(f"{name} {x.shape}" for name, x in columns.items())
+        raise ValueError(f"Expected columns with one entry for each trial, got {told}.")
+    finite = np.isfinite(np.asarray(columns[score], float))
+    count = len(finite)
+    filled = {
+        "id": np.arange(count),
+        "status": np.where(finite, FINISHED, DIVERGED).astype(object),
+        "seconds": np.full(count, np.nan),
+    } | columns
+    of_scores = [name for s in scores for name in (s, f"{s}/error")]
+    order = ["id", "setting", *names, *of_scores, "repeats", "status", "seconds"]
+    return {name: filled[name] for name in order if name in filled}
 
 
 def scale(column: np.ndarray) -> str:
     """Whether numbers stand on a logarithmic scale, on a linear one, or are options."""
-    if column.dtype == object or column.ndim > 1:
+    if column.ndim > 1 or not np.issubdtype(column.dtype, np.number):
         return "options"
     values = np.unique(np.asarray(column, float))
     values = values[np.isfinite(values)]
@@ -49,18 +47,24 @@ def scale(column: np.ndarray) -> str:
 
 def plain(x: Any) -> Any:
     """A Python number of the fewest digits that round to it; all else as it is."""
-    if not isinstance(x, np.generic):
-        return x
     if isinstance(x, np.floating):
         return float(str(x))  # 0.1 in float32 is 0.1
-    return x.item()
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def option(x: Any) -> Any:
     """An option in a word: a function or a class by its name."""
-    if x is None or isinstance(x, bool | int | float | str):
+    if isinstance(x, bool | int | float | str):
         return x
     return getattr(x, "__name__", None) or str(x)
+
+
+def word(x: Any) -> str:
+    """A number or an option, short; a hyphen for what is missing."""
+    x = option(plain(x))
+    if isinstance(x, float):
+        return f"{x:.4g}" if x == x else "-"
+    return str(x)
 
 
 def flat(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -70,9 +74,9 @@ def flat(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def missing(column: np.ndarray) -> np.ndarray:
-    """Where a trial has no such name, bool `[rows]`; an array of several axes is always there."""
+    """Where a trial has no such name, bool `[rows]`."""
     if column.dtype == object:
-        return np.array([x is None or (isinstance(x, float) and x != x) for x in column], bool)
+        return np.array([isinstance(x, float) and x != x for x in column], bool)
     if column.ndim > 1 or not np.issubdtype(column.dtype, np.floating):
         return np.zeros(len(column), bool)
     return np.isnan(column)
@@ -82,3 +86,29 @@ def _objects(values):
     column = np.empty(len(values), object)
     column[:] = values
     return column
+
+
+def _refuse(columns, score, names, scores):
+    for which, taken in (("hyperparameter", names), ("score", scores)):
+        if clash := [name for name in taken if name in FIXED]:
+            raise ValueError(
+                f"Expected another name than {clash[0]!r} of a {which}: the table has a column of "
+                "its own of this name. Rename it."
+            )
+    if clash := [name for name in scores if name in names]:
+        raise ValueError(
+            f"Expected scores and hyperparameters of different names, got {clash[0]!r} as both. "
+            "Rename one of them."
+        )
+    if score not in scores:
+        raise ValueError(
+            f"Expected score as one of {', '.join(map(repr, scores))}, got {score!r}. Choose one."
+        )
+    if lost := [name for name in (*names, *scores) if name not in columns]:
+        raise ValueError(f"Expected a column {lost[0]!r}; there are {', '.join(columns)}.")
+    known = {*FIXED, *names, *scores, *(f"{name}/error" for name in scores)}
+    if more := [name for name in columns if name not in known]:
+        raise ValueError(
+            f"Expected the column {more[0]!r} among names or scores. Name it there, or leave "
+            "it out."
+        )

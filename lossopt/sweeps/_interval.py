@@ -5,27 +5,35 @@ from typing import Any
 
 import numpy as np
 
+from lossopt import _checks
+from lossopt.sweeps._cells import FINISHED, WAITING, plain, word
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Between which values of a hyperparameter the good settings lie.
+    """Between which values of a hyperparameter the good settings lie; see `Table.interval`.
 
     Attributes:
       name: of the hyperparameter.
       low: the lowest value of a good setting.
       high: the highest value of a good setting.
+      score: the column that ranks.
       limit: the worst score that is good.
+      maximize: whether the highest score is the best.
       good: how many settings are good.
-      inside: how many settings lie between `low` and `high`, good or not.
-      below: the next value below `low` that was tried; NaN where there is none, so that the
-        interval may be wider than the space.
-      above: the next value above `high` that was tried; NaN where there is none.
+      inside: how many that ran lie from `low` to `high`, good or not.
+      below: the next lower value that was tried; NaN where there is none: the interval may go on.
+      above: the next higher value that was tried; NaN where there is none.
+
+    `print(interval)` tells it in a sentence.
     """
 
     name: str
     low: float
     high: float
+    score: str
     limit: float
+    maximize: bool
     good: int
     inside: int
     below: float
@@ -36,26 +44,52 @@ class Interval:
         """The logarithm to the base 10 of `high / low`; NaN where `low` is not above 0."""
         return float(np.log10(self.high / self.low)) if self.low > 0 else float("nan")
 
+    def __str__(self) -> str:
+        wide = f"{self.decades:.2g}" if self.low > 0 else ""
+        wide = f", {wide} decade{'s' * (wide != '1')}" if wide else ""
+        ends = {"least": self.below, "most": self.above}
+        open_ends = [f"the {end}" for end, x in ends.items() if x != x]
+        tried = f" ({' and '.join(open_ends)} that was tried)" if open_ends else ""
+        return (
+            f"{self.name} {word(self.low)} to {word(self.high)}{wide}{tried}: {self.good} of "
+            f"{self.inside} settings there have a {self.score} of at "
+            f"{'least' if self.maximize else 'most'} {word(self.limit)}"
+        )
+
 
 def interval(table: Any, name: str, within: float, limit: float | None) -> Interval:
     """See `Table.interval`."""
+    if name not in table.names or table.scales[name] == "options":
+        numbers = [n for n in table.names if table.scales[n] != "options"]
+        raise ValueError(
+            f"Expected the name of a hyperparameter that is a number, got {name!r}. There are "
+            f"{', '.join(numbers) or 'none'}. Of options take a part of the table each, "
+            "table[table[name] == option]."
+        )
+    _checks.at_least(0, within=within)
     table = table.mean() if table.repeated else table
-    values = np.asarray(table[name], float)
-    best = table.best[table.score]
     sign = -1 if table.maximize else 1
+    best = table.best[table.score]
     worst = best + sign * within * abs(best) if limit is None else float(limit)
-    known = np.isfinite(values)
-    good = known & (table["status"] == "finished")
-    good &= sign * np.asarray(table[table.score], float) <= sign * worst
+    values, scores = table[name], np.asarray(table[table.score], float)
+    known = np.isfinite(np.asarray(values, float)) & (table["status"] != WAITING)
+    good = known & (table["status"] == FINISHED) & (sign * scores <= sign * worst)
+    if not np.any(good):
+        raise ValueError(
+            f"Expected a setting of {name} with a {table.score} of {worst:.6g} or better, and none "
+            f"is: the best of the table is {best:.6g}. Choose another limit."
+        )
     low, high = np.min(values[good]), np.max(values[good])
-    beyond = values[known & (values < low)], values[known & (values > high)]
+    lower, higher = values[known & (values < low)], values[known & (values > high)]
     return Interval(
-        name,
-        float(low),
-        float(high),
-        worst,
-        int(np.sum(good)),
-        int(np.sum((values >= low) & (values <= high) & (table["status"] != "waiting"))),
-        float(np.max(beyond[0])) if beyond[0].size else float("nan"),
-        float(np.min(beyond[1])) if beyond[1].size else float("nan"),
+        name=name,
+        low=float(plain(low)),
+        high=float(plain(high)),
+        score=table.score,
+        limit=worst,
+        maximize=table.maximize,
+        good=int(np.sum(good)),
+        inside=int(np.sum(known & (values >= low) & (values <= high))),
+        below=float(plain(np.max(lower))) if lower.size else float("nan"),
+        above=float(plain(np.min(higher))) if higher.size else float("nan"),
     )

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from lossopt.sweeps._cells import DIVERGED, FINISHED, WAITING
+
 
 def mean(table: Any) -> Any:
     """One row for each setting; see `Table.mean`."""
@@ -13,7 +15,7 @@ def mean(table: Any) -> Any:
     order = np.argsort(first)
     groups = [np.flatnonzero(which == setting) for setting in order]
     first = first[order]
-    ran = table["status"] != "waiting"
+    ran = table["status"] != WAITING
     names = [name for name in table.names if _shared(table[name], groups)]
     columns = {"id": ids[order]} | {name: table[name][first] for name in names}
     for score in table.scores:
@@ -41,7 +43,7 @@ def _sum(seconds):
 
 def _status(statuses):
     """One that diverged decides, then one that waits."""
-    return next((s for s in ("diverged", "waiting") if s in statuses), "finished")
+    return next((s for s in (DIVERGED, WAITING) if s in statuses), FINISHED)
 
 
 def _shared(column, groups):

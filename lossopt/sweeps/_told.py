@@ -13,7 +13,7 @@ WIDTH = 96  # letters of a line
 def told(table: Any) -> str:
     """How many trials, how they ended, and the best rows."""
     statuses = table["status"]
-    counts = {s: int(np.sum(statuses == s)) for s in ("finished", "diverged", "waiting")}
+    counts = {s: int(np.sum(statuses == s)) for s in _cells.STATUSES}
     best = "highest" if table.maximize else "lowest"
     head = f"Table: {len(table)} trials, " + ", ".join(f"{n} {s}" for s, n in counts.items())
     head += f"; best is the {best} {table.score}"
@@ -26,18 +26,10 @@ def _lines(table):
     names = ["id", table.score, *[error] * (error in table.columns), *table.names]
     names += [name for name in table.scores if name != table.score] + ["status"]
     names = [name for name in names if table[name].ndim == 1]
-    cells = [[name, *map(word, table[name])] for name in names]
+    cells = [[name, *map(_cells.word, table[name])] for name in names]
     widths = [max(map(len, column)) for column in cells]
     kept = np.cumsum(np.add(widths, 2)) <= WIDTH
     kept[:2] = True
     lines = zip(*([c.rjust(w) for c in col] for col, w, k in zip(cells, widths, kept) if k))
     left = [name for name, k in zip(names, kept) if not k]
     return ["  ".join(line) for line in lines] + ([f"and {', '.join(left)}"] if left else [])
-
-
-def word(x: Any) -> str:
-    """A number or an option, short; a hyphen for what is missing."""
-    x = _cells.option(_cells.plain(x))
-    if isinstance(x, float):
-        return f"{x:.4g}" if x == x else "-"
-    return "-" if x is None else str(x)
