@@ -32,8 +32,7 @@ TABLE = {
         "predict, inference": "lossopt.training.predict (docs/models.md#predictions)",
         "minimize, scipy.optimize, curve fit": "optax.lbfgs "
         "(docs/recipes.md#l-bfgs-for-a-curve-fit)",
-        "hyperparameter search, grid search, sweep": "jax.vmap over lossopt.training.run "
-        "(docs/recipes.md#sweeping-by-vmap)",
+        "hyperparameter search, grid search, tuner, Optuna, Ray Tune": "lossopt.sweep",
         "float64, double precision": "jax.enable_x64 (docs/recipes.md#float64)",
     },
     "lossopt.losses": LOSSES,

@@ -1,4 +1,4 @@
-"""Pictures of runs, losses, schedules, regularizers and decisions, by matplotlib.
+"""Pictures of runs, sweeps, losses, schedules, regularizers and decisions, by matplotlib.
 
 Each function draws on an axis of matplotlib and returns it: the one that is given, or one of a new
 figure of pyplot. Curves differ in color, dashes and markers, so that they are told apart in grey
@@ -13,6 +13,7 @@ from lossopt.plots._decisions import decision as decision
 from lossopt.plots._rates import learning_rates as learning_rates
 from lossopt.plots._regularizers import regularizers as regularizers
 from lossopt.plots._report import report as report
+from lossopt.plots._sweep import sweep as sweep
 from lossopt.plots._teaching import losses as losses
 from lossopt.plots._teaching import schedules as schedules
 

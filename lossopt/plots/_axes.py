@@ -13,6 +13,9 @@ COLORS = "#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#D55
 DASHES = "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3))
 MARKERS = "o", "s", "^", "D", "v", "P", "X"
 GREY = "0.45"
+# From the best rank to the worst: of viridis, whose brightness rises, too.
+RAMP = "#450155", "#46327f", "#365c8e", "#277f8f", "#1fa188", "#4ac16e", "#a0da3a", "#d4d920"
+BEST, LOST = COLORS[6], "#999999"
 SPAN = 10  # from the lowest to the highest number, from which on the axis is logarithmic
 MARKED = 12  # markers of a curve
 STAR = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "linestyle": "", "zorder": 3}
@@ -50,6 +53,11 @@ def style(number: int, dash: int | None = None, points: int = 0) -> dict[str, An
         "markersize": 4,
         "markevery": (number * every // len(MARKERS) % every, every),  # not all at one place
     }
+
+
+def ranked(count: int) -> np.ndarray:
+    """The colors of so many ranks, the best first."""
+    return np.array(RAMP)[np.arange(count) * len(RAMP) // max(count, 1)]
 
 
 def named(things: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.plots import _page
+from lossopt.plots import _axes, _page
 from lossopt.plots._curves import history, loss_curves
 from lossopt.training._run import Run
 
@@ -22,7 +22,7 @@ INKS = {  # of the pictures, and what the page has in their places, on white and
     "#e6e6e6": "var(--line)",
     "#cccccc": "var(--line)",
     "#ffffff": "var(--paper)",
-}
+} | {color: f"var(--rank-{rank})" for rank, color in enumerate(_axes.RAMP)}
 UNDATED = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -43,19 +43,22 @@ def drawn(run: Run, rows: Mapping[str, np.ndarray]) -> str:
     return _page.figures(pictures) + (_page.paragraph(f"Not drawn: {left}.") if left else "")
 
 
-def picture(name: str, draw: Callable[..., Any], prefix: str) -> str:
+def picture(
+    name: str, draw: Callable[..., Any], prefix: str, size: tuple[float, float] = SIZE
+) -> str:
     """What is drawn on an axis, as SVG.
 
     Args:
       name: of the picture, for those who do not see it.
       draw: `draw(axis=axis)` draws on an axis of matplotlib.
       prefix: what the identifiers of this picture begin with, and of no other on the page.
+      size: in inches.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", LETTERS]):
-        figure = Figure(SIZE, layout="constrained")
+        figure = Figure(size, layout="constrained")
         axis = figure.subplots()
         draw(axis=axis)
         axis.spines[["top", "right"]].set_visible(False)

@@ -6,9 +6,13 @@ from typing import NamedTuple
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59626c; --line: #d9dde2;
-  --paper: #ffffff; --wash: #f5f6f8; --alarm: #b42318; }
+  --paper: #ffffff; --wash: #f5f6f8; --alarm: #b42318;
+  --rank-0: #440154; --rank-1: #46327e; --rank-2: #365c8d; --rank-3: #277f8e; --rank-4: #1fa187;
+  --rank-5: #4ac16d; --rank-6: #a0da39; --rank-7: #d3d81f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e6ea; --soft: #9ba4ae; --line: #363c44;
-  --paper: #16191d; --wash: #1e2227; --alarm: #ff8f85; } }
+  --paper: #16191d; --wash: #1e2227; --alarm: #ff8f85;
+  --rank-0: #fde725; --rank-1: #b5de2b; --rank-2: #6ece58; --rank-3: #35b779; --rank-4: #1f9e89;
+  --rank-5: #26828e; --rank-6: #456ba0; --rank-7: #5c5796; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -47,6 +51,11 @@ tbody th { width: 38%; padding-right: 1rem; }
   font-variant-numeric: tabular-nums; }
 .numbers td { white-space: nowrap; }
 .numbers thead th { overflow-wrap: normal; }
+.scroll { overflow-x: auto; }
+.grid { font-size: .85rem; }
+.grid td, .grid th { text-align: right; white-space: nowrap; padding: .32rem 0 .32rem 1rem;
+  font-variant-numeric: tabular-nums; }
+.grid tbody th, .grid thead th:first-child { width: 1%; padding-left: 0; }
 .judge th, .judge td { font-weight: 650; color: var(--ink); }
 pre { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--wash); border-radius: 6px;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.5 ui-monospace, SFMono-Regular,
@@ -54,7 +63,9 @@ pre { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--wash); border-ra
 footer { margin-top: 2.5rem; font-size: .85rem; color: var(--soft); }
 @page { margin: 15mm; }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #ccc;
-  --paper: #fff; --wash: #f5f6f8; --alarm: #9b1c12; font-size: 9pt; }
+  --paper: #fff; --wash: #f5f6f8; --alarm: #9b1c12; font-size: 9pt;
+  --rank-0: #440154; --rank-1: #46327e; --rank-2: #365c8d; --rank-3: #277f8e; --rank-4: #1fa187;
+  --rank-5: #4ac16d; --rank-6: #a0da39; --rank-7: #d3d81f; }
   main { max-width: none; padding: 0; }
   .figures, .sections { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem 2rem; }
   h2, caption { break-after: avoid; } tr, dl, pre { break-inside: avoid; } }
@@ -141,6 +152,7 @@ def table(
     *,
     caption: str = "",
     numbers: bool = False,
+    grid: bool = False,
     bold: object = None,
 ) -> str:
     """A table of text whose first column names the rows.
@@ -150,9 +162,11 @@ def table(
       names: of the columns.
       caption: what it shows.
       numbers: whether the other columns are numbers, which stand below each other.
+      grid: whether there are many columns, all of them short.
       bold: the name of a row that stands out.
     """
-    kind, judge = ' class="numbers"' if numbers else "", ' class="judge"'
+    kind = ' class="numbers"' if numbers else ' class="grid"' if grid else ""
+    judge, around = ' class="judge"', ('<div class="scroll">', "</div>\n") if grid else ("", "")
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     lines = [
         f'<tr{judge if first == bold else ""}><th scope="row">{_breakable(first)}</th>'
@@ -161,11 +175,16 @@ def table(
         for first, *cells in rows
     ]
     return (
-        f"<table{kind}>"
+        f"{around[0]}<table{kind}>"
         + (f"<caption>{text(caption)}</caption>\n" if caption else "")
         + (f"<thead><tr>{head}</tr></thead>\n" if names else "")
-        + f"<tbody>\n{''.join(lines)}</tbody></table>\n"
+        + f"<tbody>\n{''.join(lines)}</tbody></table>\n{around[1]}"
     )
+
+
+def wide_figure(svg: str) -> str:
+    """A picture as wide as the page."""
+    return f"<figure>{svg}</figure>\n"
 
 
 def figures(drawn: Iterable[tuple[str, str]]) -> str:

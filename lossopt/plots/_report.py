@@ -1,4 +1,4 @@
-"""One page for a run: how it went, why it ended, and what it takes to run it again."""
+"""One page for a run or a sweep: how it went, why it ended, and what it takes to run it again."""
 
 import math
 import os
@@ -13,10 +13,11 @@ import numpy as np
 from jax.core import Tracer
 
 from lossopt._paths import paths
-from lossopt.plots import _page
+from lossopt.plots import _page, _sweep_report
 from lossopt.plots._drawn import drawn
 from lossopt.plots._origin import batches, command, environment, key, written
 from lossopt.plots._page import Section
+from lossopt.sweeps._table import Table
 from lossopt.training._resume import rows_of
 from lossopt.training._run import BROKEN, Run
 from lossopt.training._stop import Stopped
@@ -26,32 +27,37 @@ UNDONE = {Stopped.INTERRUPTED, Stopped.TIME}
 
 
 def report(
-    run: Run,
+    run: Run | Table,
     path: str | os.PathLike[str],
     *,
-    title: str = "Training run",
+    title: str | None = None,
     notes: str = "",
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes one page of HTML about a run, which can be mailed, printed and read offline.
+    """Writes one page of HTML about a run or a sweep, to be mailed, printed and read offline.
 
-    It holds the curves, the best row of history and the last, why the run ended and where,
+    Of a run it holds the curves, the best row of history and the last, why the run ended and where,
     hyperparameters, shapes and number of the parameters, and what it takes to run it again:
-    the command, the key, the batches, a digest of the data, versions and devices. The page loads
-    nothing: no script, no font, no picture. Without matplotlib it has no curves, and says so.
+    the command, the key, the batches, a digest of the data, versions and devices. Of a sweep it
+    holds all trials and the score over each hyperparameter in pictures, the best trials, the
+    interval of good values and the importance of each hyperparameter, and the trials that diverged
+    or wait. The page loads nothing: no script, no font, no picture. Without matplotlib it has no
+    curves, without scikit-learn no importance, and says so.
 
     Command, versions and devices are those of the process that writes the page. The command stands
     there as it was typed: pass secrets another way.
 
     Args:
-      run: of `fit` or `training.run`. Only one of `fit` knows its hyperparameters, key and data.
+      run: of `fit` or `training.run`; only one of `fit` knows its hyperparameters, key and data.
+        Or the `sweeps.Table` of a sweep.
       path: of the file, which is replaced; `~` is your home.
-      title: of the page.
+      title: of the page. None calls it a training run, or a sweep.
       notes: what you want to say about it, text.
-      hyperparameters: more of them than `fit` was given, such as the width of a model, by name.
+      hyperparameters: more of them than `fit` was given, such as the width of a model, by name;
+        of a sweep those that all trials share.
 
     Raises:
-      TypeError: for what is no run.
+      TypeError: for what is neither.
       ValueError: for several runs at once, and for a run that is traced.
       FileNotFoundError: if the folder does not exist.
 
@@ -65,13 +71,27 @@ def report(
       >>> print("<h1>A mean</h1>" in page.read_text())
       True
     """
-    _one(run)
+    swept = isinstance(run, Table)
+    if not swept:
+        _one(run)
     file = pathlib.Path(os.path.expanduser(path))
     if not file.parent.is_dir():
         raise FileNotFoundError(
             f"Expected path in a folder that exists, got {str(path)!r}: make {str(file.parent)!r} "
             "first, or choose another."
         )
+    if swept:
+        head, sections = _sweep_report.head(run), _sweep_report.sections(run, hyperparameters or {})
+    else:
+        head, sections = _of_run(run, hyperparameters)
+    head += _page.paragraph(notes, "notes") if notes else ""
+    title = ("Sweep" if swept else "Training run") if title is None else title
+    page = _page.page(title, head, sections, written())
+    file.write_text(page, encoding="utf-8", errors="replace")  # of names of files that are no text
+
+
+def _of_run(run, hyperparameters):
+    """What the page of a run says, and its parts."""
     rows = rows_of(run)
     sections = [
         Section("Curves", drawn(run, rows), wide=True),
@@ -81,10 +101,7 @@ def report(
         Section("To run it again", command() + key(run) + batches(run)),
         Section("Environment", environment()),
     ]
-    head = _ending(run) + _facts(run, rows)
-    head += _page.paragraph(notes, "notes") if notes else ""
-    page = _page.page(title, head, sections, written())
-    file.write_text(page, encoding="utf-8", errors="replace")  # of names of files that are no text
+    return _ending(run) + _facts(run, rows), sections
 
 
 def _one(run):
@@ -92,7 +109,7 @@ def _one(run):
     if not isinstance(run, Run):
         raise TypeError(
             f"Expected run as a lossopt.training.Run, got {type(run).__name__}. Take what "
-            "lossopt.fit or lossopt.training.run returns."
+            "lossopt.fit or lossopt.training.run returns, or the table of lossopt.sweep."
         )
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(run)):
         raise ValueError(

@@ -42,7 +42,8 @@ def scale(column: np.ndarray) -> str:
         return "linear"
     ratios = values[1:] / values[:-1]
     geometric = values.size > 2 and np.ptp(ratios) < 1e-3 * ratios[0]
-    return "log" if geometric or values[-1] >= SPAN * values[0] else "linear"
+    wide = values[-1] >= max(SPAN * values[0], 4 * np.median(values))  # those of a Linear are not
+    return "log" if geometric or wide else "linear"
 
 
 def plain(x: Any) -> Any:
@@ -59,12 +60,24 @@ def option(x: Any) -> Any:
     return getattr(x, "__name__", None) or str(x)
 
 
+def number(x: float, digits: int = 3) -> str:
+    """A number in few letters: 0.003, 1024, 3e-5; a hyphen for NaN."""
+    if not np.isfinite(x):
+        return "-" if np.isnan(x) else str(x)
+    if x == int(x) and abs(x) < 1e6:
+        return f"{x:.0f}"
+    if 1e-3 <= abs(x) < 1e6:
+        return f"{x:.{max(digits, len(str(int(abs(x)))))}g}"
+    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
 def word(x: Any) -> str:
     """A number or an option, short; a hyphen for what is missing."""
     x = option(plain(x))
-    if isinstance(x, float):
-        return f"{x:.4g}" if x == x else "-"
-    return str(x)
+    if isinstance(x, bool | str):
+        return str(x)
+    return str(x) if isinstance(x, int) else number(x, 4)
 
 
 def flat(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

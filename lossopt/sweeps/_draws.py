@@ -28,7 +28,8 @@ def grid(space: Space, points: int | Mapping[str, int]) -> Trials:
       The trials, with ids 0, 1, ...
 
     Raises:
-      ValueError: if the space is empty, or `points` lacks a range or names what is none.
+      ValueError: if the space is empty, or `points` lacks a range, is below 1, names what the space
+        lacks, or is not the number of all options.
       TypeError: if the space holds something else.
 
     Examples:

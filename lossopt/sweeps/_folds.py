@@ -13,7 +13,8 @@ def folds(
     """Masks of the rows that train, of which each leaves out its share to validate.
 
     Each row validates exactly once; shares differ by one row at most. Rows that belong together,
-    such as those of one patient, may come into several: make masks of your own for these.
+    such as those of one patient, may be torn apart, and rare classes missing in a share: make masks
+    of your own for such data.
 
     Args:
       train: tree of arrays that share a leading axis of rows.

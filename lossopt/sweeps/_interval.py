@@ -57,6 +57,12 @@ class Interval:
         )
 
 
+def limit_of(table: Any, within: float) -> float:
+    """The worst score that is good."""
+    best = table.best[table.score]
+    return best + (-1 if table.maximize else 1) * within * abs(best)
+
+
 def interval(table: Any, name: str, within: float, limit: float | None) -> Interval:
     """See `Table.interval`."""
     if name not in table.names or table.scales[name] == "options":
@@ -70,7 +76,7 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
     table = table.mean() if table.repeated else table
     sign = -1 if table.maximize else 1
     best = table.best[table.score]
-    worst = best + sign * within * abs(best) if limit is None else float(limit)
+    worst = limit_of(table, within) if limit is None else float(limit)
     values, scores = table[name], np.asarray(table[table.score], float)
     known = np.isfinite(np.asarray(values, float)) & (table["status"] != WAITING)
     good = known & (table["status"] == FINISHED) & (sign * scores <= sign * worst)

@@ -254,9 +254,9 @@ def _ends(space):
 
 
 def _mixed(low, high, fractions):
-    """What lies between two numbers, in float64, and exact at both."""
+    """What lies between two numbers, in float64, exact at both, and at 0 in a grid around it."""
     fractions = np.asarray(fractions, np.float64)
-    return low * (1 - fractions) + high * fractions
+    return np.where(fractions == 1, high, low + (high - low) * fractions)
 
 
 def _even(count):

@@ -35,8 +35,8 @@ class Table:
       scores: the columns that `run` returned.
       maximize: whether the highest score is the best.
       scales: of each hyperparameter `"log"`, `"linear"` or `"options"`, for pictures. What is not
-        given is guessed: logarithmic where all values are above 0 and the highest is at least 100
-        times the lowest, or where they are a geometric series.
+        given is guessed: logarithmic where all values are above 0, and the highest is at least 100
+        times the lowest and 4 times the one in the middle; or where they are a geometric series.
       state: what `best_state` gives; None where `run` was a plain function.
 
     A status is `"finished"`; `"diverged"` where the score that ranks is not finite; or `"waiting"`

@@ -64,9 +64,11 @@ class Trials:
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
             return _column(self, index)
-        if isinstance(index, list):
-            index = np.asarray(index, None if index else int)
+        if not isinstance(index, slice):
+            index = np.asarray(index, int if np.size(index) == 0 else None)
         rows = np.arange(len(self))[index]
+        if np.ndim(rows) > 1:
+            raise IndexError(f"Expected rows along one axis, got shape {rows.shape}. Flatten them.")
         return _at(self, rows) if np.ndim(rows) else _row(self, rows)
 
     def repeat(self, count: int, /, **values: ArrayLike) -> "Trials":
@@ -110,6 +112,7 @@ def as_trials(trials: PyTree) -> Trials:
         trials = Trials(values, np.arange(max(lengths.values())))
     else:
         lengths |= {"the ids": _length(trials.id), "the settings": _length(trials.setting)}
+        lengths |= {f"{name} present": _length(x) for name, x in trials.present.items()}
     if len(set(lengths.values())) > 1 or min(lengths.values()) < 0:
         raise ValueError(
             f"Expected hyperparameters of one leading axis, the trials, got lengths {lengths} (-1: "
@@ -126,15 +129,19 @@ def as_trials(trials: PyTree) -> Trials:
         )
     present = {name: np.asarray(x, bool) for name, x in trials.present.items()}
     host = {"id": as_ids(trials.id), "setting": as_ids(trials.setting)}
-    return dataclasses.replace(trials, values=values, present=present, **host)
+    return _chosen(dataclasses.replace(trials, values=values, present=present, **host))
 
 
 def as_ids(ids: ArrayLike, shift: ArrayLike = 0) -> Int[np.ndarray, " trials"]:
     """Ids and how far they move, within int32."""
-    _checks.integers(ids=np.asarray(ids))
+    _checks.integers(ids=ids)
     moved = np.asarray(ids, np.int64) + shift
-    _checks.at_least(0, ids=moved.min(initial=0))
-    _checks.at_most(2**31 - 1, ids=moved.max(initial=0))
+    for end in (moved.min(initial=0), moved.max(initial=0)):
+        if not 0 <= end < 2**31:
+            raise ValueError(
+                f"Expected ids from 0 to 2**31 - 1, got {end}. Number the trials from 0; repeat or "
+                "join fewer."
+            )
     return moved.astype(np.int32)
 
 
@@ -142,6 +149,22 @@ def lacks(trials: Trials, name: str) -> np.ndarray:
     """Which trials lack a hyperparameter."""
     absent = np.full(len(trials), name not in trials)
     return ~np.asarray(trials.present[name]) if name in trials.present else absent
+
+
+def _chosen(trials):
+    """Trials whose options are there, and whose names are those of columns."""
+    found = columns(trials.values)
+    for name in (*trials.present, *dict(trials.options)):
+        if name not in found:
+            raise ValueError(f"Expected {name!r} among the hyperparameters {list(found)}. Add it.")
+    for name, options in trials.options:
+        codes = found[name][~lacks(trials, name)]
+        if codes.dtype != np.int32 or not np.isin(codes, range(len(options))).all():
+            raise ValueError(
+                f"Expected the values of {name!r} as places among its {len(options)} options, got "
+                f"{codes}. Draw them from lossopt.sweeps.Static."
+            )
+    return trials
 
 
 def _length(x):
@@ -159,10 +182,10 @@ def _column(trials, name):
     if name not in trials:
         raise KeyError(f"{name!r} is none of the hyperparameters {list(trials.names)}.")
     x, missing = columns(trials.values)[name], lacks(trials, name)
-    if name in dict(trials.options):
+    if options := dict(trials.options).get(name):
         column = np.empty(len(trials), object)
         for row, code in enumerate(np.asarray(x)):
-            column[row] = np.nan if missing[row] else dict(trials.options)[name][code]
+            column[row] = np.nan if missing[row] else options[code]
         return column
     column = np.asarray(jax.random.key_data(x) if is_key(x) else x)
     if not missing.any():
@@ -176,12 +199,12 @@ def _column(trials, name):
 def _row(trials, row):
     options = dict(trials.options)
     held = {
-        name: x[row] for name, x in columns(trials.values).items() if not lacks(trials, name)[row]
+        name: x
+        for name, x in taken(columns(trials.values), row).items()
+        if name not in trials.present or trials.present[name][row]
     }
-    plain = lambda x: x if np.ndim(x) or is_key(x) else np.asarray(x).item()
-    return {
-        name: options[name][int(x)] if name in options else plain(x) for name, x in held.items()
-    }
+    plain = lambda x: x if np.ndim(x) or is_key(x) else x.item()
+    return {name: options[name][x] if name in options else plain(x) for name, x in held.items()}
 
 
 def _added(trials, name, values, count):
