@@ -89,8 +89,12 @@ TABLE = {
         "EMA, exponential moving average, Polyak averaging, SWA, AveragedModel": (
             "lossopt.transforms.average; optax.ema is one of the updates"
         ),
-        "parameter groups, layer-wise learning rates": "optax.partition",
-        "freeze layers, frozen": "optax.partition, with optax.set_to_zero for what is frozen",
+        "parameter groups": "lossopt.transforms.scale_by_path for rates that differ by a factor, "
+        "optax.partition for rules that differ",
+        "layer-wise learning rates, discriminative learning rates, learning rate multiplier, LLRD, "
+        "muP": "lossopt.transforms.scale_by_path (docs/transforms.md#rates-by-layer)",
+        "freeze layers, frozen": "lossopt.transforms.scale_by_path with a factor of 0; "
+        "optax.partition with optax.set_to_zero keeps no state for them",
         "L-BFGS, BFGS": "optax.lbfgs (docs/recipes.md#l-bfgs-for-a-curve-fit)",
         "Muon": "optax.contrib.muon",
         "Prodigy": "optax.contrib.prodigy",

@@ -119,7 +119,15 @@ LOW_PRECISION = {
     "kahan": Transform(_around_adam(lo.transforms.kahan), {"learning_rate": 0.1}, wide=True),
 }
 
-TRANSFORMS = RULES | GUARDS | LOW_PRECISION
+
+def _slower(learning_rate, factor):
+    rule = lo.transforms.adam(learning_rate, regularizer=lo.regularizers.L1(0.01))
+    return lo.transforms.scale_by_path(rule, {"w": factor})
+
+
+BY_PATH = {"scale_by_path": Transform(_slower, {"learning_rate": 0.1, "factor": 0.5})}
+
+TRANSFORMS = RULES | GUARDS | LOW_PRECISION | BY_PATH
 
 FORMS = {  # further ones of a member above, with other numbers
     "average, of a tail": Transform(_read(AVERAGE), {"start": 1, "every": 2}),

@@ -9,6 +9,8 @@ from lossopt.transforms._adaptive import RmspropState as RmspropState
 from lossopt.transforms._adaptive import adagrad as adagrad
 from lossopt.transforms._adaptive import adam as adam
 from lossopt.transforms._adaptive import rmsprop as rmsprop
+from lossopt.transforms._by_path import ScaleByPathState as ScaleByPathState
+from lossopt.transforms._by_path import scale_by_path as scale_by_path
 from lossopt.transforms._clipping import ClipByGlobalNormState as ClipByGlobalNormState
 from lossopt.transforms._clipping import clip_by_global_norm as clip_by_global_norm
 from lossopt.transforms._iterates import AverageState as AverageState

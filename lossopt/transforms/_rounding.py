@@ -177,5 +177,5 @@ def _narrow(x):
 
 
 def _between(start, end):
-    """The difference; 0 where there is none, even between infinities."""
-    return jnp.where(start == end, 0, end - start)
+    """The difference; 0 where there is none, even between infinities, that leaves -0.0 as it is."""
+    return jnp.where(start == end, jnp.copysign(0, start), end - start)

@@ -12,6 +12,7 @@ from lossopt import _checks, _jaxprs, _paths
 from lossopt._typing import Array, Params, PyTree
 from lossopt.regularizers import Regularizer
 from lossopt.transforms._codes import together, widen
+from lossopt.transforms._factors import around, bare, take
 from lossopt.transforms._numbers import at, known
 from lossopt.transforms._quantized import Moments, with_moments
 
@@ -87,11 +88,13 @@ def rule(
                 "weight_decay=0.0: name it in static_args.)"
             )
         gradients, point = together(_floating(updates), _floating(params))
-        rate = at(state.count, learning_rate)
-        direction, metric, inner = move(gradients, state.inner, state.count, point, extra)
+        rate, held = at(state.count, learning_rate), state.inner
+        direction, metric, inner = move(gradients, bare(held), state.count, point, extra)
         if decays:
             strength = at(state.count, weight_decay)
             direction = _decay(direction, point, strength, _named(weight_decay_where, point))
+        if regularizer is not None:
+            held, direction, metric = take(held, point, direction, metric)
         change = jax.tree.map(lambda d: -like(d, rate) * d, direction)
         if regularizer is not None:
             steps = jax.tree.map(lambda d: rate * d, metric)
@@ -100,7 +103,7 @@ def rule(
         narrow = lambda u, x: u.astype(jnp.result_type(x))
         change = jax.tree.map(narrow, change, updates if params is None else params)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return change, state._replace(count=count, inner=inner)
+        return change, state._replace(count=count, inner=around(held, inner))
 
     stored = with_moments(optax.GradientTransformationExtraArgs(init, update), moments)
     return stored if regularizer is None else _told_apart(stored, regularizer)

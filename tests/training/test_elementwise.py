@@ -141,6 +141,7 @@ MAKERS = {name: partial(maker, 0.1) for name, maker in WITH_A_RATE.items()} | {
     "ours.average": lambda: T.average(T.adam(0.1), decay=0.9),
     "ours.reduce_on_plateau": lambda: T.reduce_on_plateau(patience=1),
     "ours.skip_spikes": lambda: T.skip_spikes(optax.sgd(0.1), warmup=1),
+    "ours.scale_by_path": lambda: T.scale_by_path(T.adam(0.1, regularizer=L1), {"w": 0.5}),
     "ours.kahan": lambda: T.kahan(T.adam(0.1)),
     "ours.stochastic_rounding": lambda: T.stochastic_rounding(T.adam(0.1), KEY),
     "smooth": lambda: tree_rule(smooth),

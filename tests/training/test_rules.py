@@ -90,6 +90,7 @@ HELD = {
     "skip_spikes": lo.transforms.skip_spikes(proximal),
     "average": lo.transforms.average(proximal, decay=0.9),
     "quantized": lo.transforms.quantized(proximal),
+    "scale_by_path": lo.transforms.scale_by_path(proximal, {"w": 0.5}),
     "kahan": lo.transforms.kahan(proximal),
     "stochastic_rounding": lo.transforms.stochastic_rounding(proximal, jax.random.key(0)),
     "8 bits": lo.transforms.momentum(0.1, regularizer=L1, moments="int8"),
