@@ -111,7 +111,7 @@ def main():
         "rate": lo.sweeps.Log(1e-4, 1e-1),
         "strength": lo.sweeps.Log(1e-6, 1e-2),
         "warmup": lo.sweeps.Linear(0, 0.5),
-        "clip": lo.sweeps.Log(0.1, 10),
+        "clip": lo.sweeps.Log(0.03, 30),
     }
     trials = lo.sweeps.sobol(space, 64, jax.random.key(1))
     sweep = lo.sweep(task, trials, jax.random.key(2), score="validation/fit")
@@ -119,12 +119,13 @@ def main():
     print(sweep.interval("rate", within=0.25))
 
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(13, 4.5), width_ratios=(2, 3), layout="constrained"
+        1, 2, figsize=(13, 5), width_ratios=(2, 3), layout="constrained"
     )
     lo.plots.loss_curves(run, "fit", axis=left)
     left.set(ylabel="cross entropy", title=f"Digits: best after {run.best_epoch + 1} epochs")
     lo.plots.sweep(sweep, axis=right)
-    right.set_title(f"{len(sweep)} trials: the {next(iter(sweep.importance()))} matters most")
+    most = next(iter(sweep.importance()))
+    right.set_title(f"{len(sweep)} trials: the {most} matters most", pad=24)
     pathlib.Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/digits.png", dpi=150)
     lo.plots.report(run, "figures/digits.html", title="Handwritten digits")
