@@ -261,6 +261,50 @@ def rates(axis):
     lo.plots.learning_rates(grid, axis=axis)
 
 
+@cache
+def swept():
+    """Rates, strengths of a penalty and two rules, by the validation error after 40 epochs."""
+    train, validation = _setting()
+    rules = {"adam": optax.adam, "momentum": partial(optax.sgd, momentum=0.9)}
+
+    def trial(hyperparameters, key):
+        rate, rule = hyperparameters["rate"], rules[hyperparameters["rule"]]
+        options = {"epochs": 40, "batch_size": 5, "validation": validation, "key": key}
+        numbers = {"strength": hyperparameters["strength"]}
+        given = _objective, jnp.zeros(10), train, rule(rate)
+        run = lo.training.run(*given, **options, hyperparameters=numbers)
+        return run.history["validation/fit"][-1]
+
+    space = {
+        "rate": lo.sweeps.Log(1e-3, 1.0),
+        "strength": lo.sweeps.Log(1e-5, 1.0),
+        "rule": lo.sweeps.Static(["adam", "momentum"]),
+    }
+    key = jax.random.key(0)
+    return lo.sweep(trial, lo.sweeps.sobol(space, 64, key), key, mode="sequential")
+
+
+def trials(axis):
+    """A line for each trial through its hyperparameters, to its score."""
+    axis.figure.set_size_inches(7.0, 3.6)
+    axis.figure.subplots_adjust(left=0.05, right=0.99, bottom=0.13, top=0.9)
+    lo.plots.sweep(swept(), axis=axis)
+
+
+def good_rates(axis):
+    """The score over the rates of one rule, and which are good."""
+    axis.figure.subplots_adjust(top=0.86)
+    table = swept()
+    lo.plots.sweep(table[table["rule"] == "adam"], "rate", axis=axis)
+
+
+def score_map(axis):
+    """The score over two hyperparameters of one rule."""
+    axis.figure.subplots_adjust(right=0.9, top=0.9)
+    table = swept()
+    lo.plots.sweep(table[table["rule"] == "adam"], ["rate", "strength"], axis=axis)
+
+
 def decision(axis):
     """What a missed fraud costs, what a false alarm, and what a question to the customer."""
     logits = np.random.default_rng(0).normal([1.5, -1.5], 1.0, (60, 2))
@@ -274,6 +318,9 @@ PICTURES = {
         _run(), ["train/gradient_norm", "train/update_ratio"], axis=axis
     ),
     "rates": rates,
+    "trials": trials,
+    "good_rates": good_rates,
+    "score_map": score_map,
     "decision": decision,
 }
 for name, family in FAMILIES.items():

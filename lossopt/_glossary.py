@@ -131,6 +131,9 @@ TABLE = {
     },
     "lossopt.sweeps": {
         "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
+        "hyperparameter importance, permutation importance, feature importance": "lossopt.sweeps."
+        "Table.importance",
+        "robustness, sensitivity": "lossopt.sweeps.Table.interval",
         "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
         "uniform, linspace": "lossopt.sweeps.Linear",
         "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
@@ -147,7 +150,11 @@ TABLE = {
         "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
         "lossopt.sweeps.Trials.repeat",
     },
-    "lossopt.plots": {"learning curve, training curve": "lossopt.plots.loss_curves"},
+    "lossopt.plots": {
+        "learning curve, training curve": "lossopt.plots.loss_curves",
+        "parallel coordinates, heat map, slice, contour, optimization history": "lossopt.plots."
+        "sweep",
+    },
     "lossopt.checkpoint": {
         "save, load, restore, checkpoint manager, model checkpoint, Orbax": "lossopt.checkpoint."
         "Checkpoints",

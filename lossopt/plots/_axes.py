@@ -98,8 +98,19 @@ def explained(axis: "Axes", x: str, y: str) -> None:
     axis.set(xlabel=x, ylabel=y)
     axis.grid(color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
-    words = [axis.xaxis.label, axis.yaxis.label]
+    as_text(axis.xaxis.label, axis.yaxis.label)
     if axis.get_legend_handles_labels()[0]:
-        words += axis.legend(fontsize="small").get_texts()
+        as_text(*axis.legend(fontsize="small").get_texts())
+
+
+def above(axis: "Axes", columns: int = 1, **options: Any) -> None:
+    """A legend above the picture, where it hides nothing."""
+    look = {"frameon": False, "fontsize": "small", "borderaxespad": 0.3}
+    legend = axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **look, **options)
+    as_text(*legend.get_texts())
+
+
+def as_text(*words: Any) -> None:
+    """Names are the user's, and so are their dollars."""
     for text in words:
-        text.set_parse_math(False)  # names are the user's, and so are their dollars
+        text.set_parse_math(False)

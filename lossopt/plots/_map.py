@@ -114,16 +114,14 @@ def _marks(axis, table, places, finished):
         axis.plot([], [], **ring, markersize=9, markeredgewidth=2, label=told)
     if lost := int(np.sum(~finished)):
         axis.plot(*places[~finished].T, **cross, markersize=7, zorder=2, label=f"diverged: {lost}")
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": "small"}
-    axis.legend(**place, ncols=3)
+    _axes.above(axis, columns=3)
 
 
 def _frame(side, name, places, words):
     """The name of a hyperparameter, and its values."""
     side.set_ticks(places, words)
     side.set_label_text(name)
-    for text in (side.label, *side.get_ticklabels()):
-        text.set_parse_math(False)
+    _axes.as_text(side.label, *side.get_ticklabels())
 
 
 def _bar(axis, drawn, table, scores, values, others):
@@ -139,5 +137,5 @@ def _bar(axis, drawn, table, scores, values, others):
     bar.set_ticks(places, labels=[_cells.number(x) for x in places])
     bar.set_ticks([], minor=True)
     bar.set_label(told)
-    bar.ax.yaxis.label.set_parse_math(False)
+    _axes.as_text(bar.ax.yaxis.label)
     bar.outline.set_visible(False)

@@ -80,8 +80,7 @@ def _rulers(table, names, axis, places):
             marks.append((ABSENT, "not set"))
         for y, word in marks:
             side = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-            text = axis.annotate(word, (at, y), **side, **NOTE, bbox=box)
-            text.set_parse_math(False)
+            _axes.as_text(axis.annotate(word, (at, y), **side, **NOTE, bbox=box))
             axis.plot([at], [y], marker="_", markersize=5, color="black", zorder=3)
 
 
@@ -92,9 +91,9 @@ def _words(table, names, axis, places):
     axis.set_xticks(range(len(labels)), labels)
     inches = axis.get_figure(root=True).get_figwidth() / (len(labels) + 0.5)
     turned = max(map(len, names)) * INCH > inches
-    for label in axis.get_xticklabels():
-        label.set_parse_math(False)
-        if turned:
+    _axes.as_text(*axis.get_xticklabels())
+    if turned:
+        for label in axis.get_xticklabels():
             label.set(rotation=25, ha="right", rotation_mode="anchor")
     axis.tick_params(length=0)
     axis.set_yticks([])
@@ -118,6 +117,4 @@ def _legend(table, axis, finished, lost):
     if lost:
         told = f"diverged: {lost}"
         keys.append(Line2D([], [], color=_axes.LOST, linestyle="--", marker="x", label=told))
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": "small"}
-    for text in axis.legend(handles=keys, ncols=4, **place).get_texts():
-        text.set_parse_math(False)
+    _axes.above(axis, columns=4, handles=keys)

@@ -49,6 +49,7 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
         axis.plot(values[~finished], [y] * lost, **look, **edge, label=f"diverged: {lost}")
     side = "highest" if table.maximize else "lowest"
     _axes.explained(axis, name, f"{table.score} ({side} is best)")
+    _axes.above(axis)
 
 
 def _scales(table, name, on, scores, axis):
@@ -56,8 +57,7 @@ def _scales(table, name, on, scores, axis):
     if on.scale == "options":
         axis.set_xticks(range(len(on.options)), [_ticks.option(x) for x in on.options])
         axis.set_xlim(-0.5, len(on.options) - 0.5)
-        for label in axis.get_xticklabels():
-            label.set_parse_math(False)
+        _axes.as_text(*axis.get_xticklabels())
     else:
         axis.set_xscale(on.scale)
     axis.set_yscale(scores.scale)

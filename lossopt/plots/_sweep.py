@@ -14,14 +14,14 @@ from lossopt.sweeps._table import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Kind = Literal["auto", "parallel", "map", "score"]
+Picture = Literal["auto", "parallel", "map", "score"]
 
 
 def sweep(
     table: Table,
     names: str | Sequence[str] | None = None,
     *,
-    kind: Kind = "auto",
+    kind: Picture = "auto",
     within: float = 0.1,
     axis: "Axes | None" = None,
 ) -> "Axes":
@@ -64,7 +64,7 @@ def sweep(
       >>> print(axis.get_xscale(), *axis.get_legend_handles_labels()[1], sep="; ")
       log; best: 0.2 at 1; good, at most 0.22: 0.1 to 1; diverged: 1
     """
-    _checks.one_of(kind=(kind, Kind))
+    _checks.one_of(kind=(kind, Picture))
     table, names = _drawable(table, names)
     chosen = _kind(kind, names)
     axis = _axes.given(axis)

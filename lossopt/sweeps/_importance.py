@@ -1,5 +1,6 @@
 """How much each hyperparameter matters."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,7 @@ def importance(
         known = ", ".join(map(repr, table.scores))
         raise ValueError(f"Expected score as one of {known}, got {score!r}. Choose one.")
     repeats = _checks.count("repeats", repeats, 1)
-    try:
-        from sklearn.ensemble import RandomForestRegressor
-        from sklearn.model_selection import KFold
-    except ImportError as error:
-        raise ImportError(
-            "importance() needs scikit-learn, which is not installed. Install it with "
-            "pip install 'lossopt[sweeps]'."
-        ) from error
+    ensemble, selection = map(_sklearn, ("ensemble", "model_selection"))
     table = table.mean() if table.repeated else table
     table = table[table["status"] != "waiting"]
     finite = int(np.sum(np.isfinite(np.asarray(table[score], float))))
@@ -50,8 +44,9 @@ def importance(
     features = np.nan_to_num(np.stack(features, 1), nan=ABSENT)
     draws = np.random.default_rng(key)
     drops = np.zeros((len(names), repeats))
-    for seen, held in KFold(FOLDS, shuffle=True, random_state=key).split(places):
-        forest = RandomForestRegressor(TREES, random_state=key).fit(features[seen], places[seen])
+    for seen, held in selection.KFold(FOLDS, shuffle=True, random_state=key).split(places):
+        forest = ensemble.RandomForestRegressor(TREES, random_state=key)
+        forest.fit(features[seen], places[seen])
         shuffled = _shuffled(features[held], repeats, draws)
         whole = np.concatenate([features[None, held], shuffled.reshape(-1, *shuffled.shape[2:])])
         guessed = forest.predict(whole.reshape(-1, len(names))).reshape(len(whole), -1)
@@ -59,6 +54,17 @@ def importance(
         drops += (errors[1:] - errors[0]).reshape(drops.shape) / (len(places) * np.var(places))
     told = {name: (float(np.mean(x)), float(np.std(x))) for name, x in zip(names, drops)}
     return dict(sorted(told.items(), key=lambda item: -item[1][0]))
+
+
+def _sklearn(name):
+    """A module of scikit-learn; says which extra has it."""
+    try:
+        return importlib.import_module(f"sklearn.{name}")
+    except ImportError as error:
+        raise ImportError(
+            "importance() needs scikit-learn, which is not installed. Install it with "
+            "pip install 'lossopt[sweeps]'."
+        ) from error
 
 
 def _shuffled(features, repeats, draws):

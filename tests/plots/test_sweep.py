@@ -143,11 +143,8 @@ class TestMap:
         assert np.array_equal(values.mask, ~np.isfinite(wanted))
         assert np.array_equal(values[~values.mask], wanted[np.isfinite(wanted)])
         assert np.array_equal(cells.get_coordinates()[0, :, 0], [-0.5, 0.5, 1.5, 2.5])
-        ticks = [
-            [text.get_text() for text in x]
-            for x in (axis.get_xticklabels(), axis.get_yticklabels())
-        ]
-        assert ticks == [["0.001", "0.01", "0.1"], ["0", "0.1", "0.5", "0.6"]]
+        assert [text.get_text() for text in axis.get_xticklabels()] == ["0.001", "0.01", "0.1"]
+        assert [text.get_text() for text in axis.get_yticklabels()] == ["0", "0.1", "0.5", "0.6"]
         assert sorted(float(text.get_text()) for text in axis.texts) == sorted(
             wanted[np.isfinite(wanted)]
         )
@@ -178,7 +175,7 @@ class TestMap:
         order = table.rank()[::-1]
         a = columns["a"]
         assert np.allclose(places[:, 0], ((a - a.min()) / np.ptp(a))[order], atol=1e-5)
-        assert axis.texts == []  # nothing is interpolated, nothing is written
+        assert list(axis.texts) == []  # nothing is interpolated, nothing is written
 
     def test_of_other_hyperparameters_the_best_is_shown(self, axis):
         rates, rules, seeds = np.array(list(itertools.product([1.0, 2.0], "ab", [0, 1])), object).T
@@ -263,7 +260,7 @@ class TestScales:
         [
             (Ruler("log", 2e-5, 0.3), ["1e-4", "0.001", "0.01", "0.1"]),
             (Ruler("log", 0.2, 2.5), ["0.2", "0.5", "1", "2"]),
-            (Ruler("linear", 0.03, 0.97), ["0.2", "0.4", "0.6", "0.8"]),
+            (Ruler("linear", 0.03, 0.97), ["0.25", "0.5", "0.75"]),
             (Ruler("linear", 7.0, 7.0), ["7"]),
             (Ruler("options", 0.0, 1.0, (np.tanh, None)), ["tanh", "None"]),
         ],
@@ -324,7 +321,7 @@ class TestReport:
 
         return reader
 
-    def test_what_ran_and_the_best(self, table, read):
+    def test_what_ran_the_best_and_the_rows(self, table, read):
         page = read(table, title="Rates", notes="As they are.", hyperparameters={"epochs": 20})
         assert "5 trials: 4 finished, 1 diverged." in page.text
         assert ["rate", "0.01", "0.01 to 0.01, 1 of 1", "0.001 to 10"] in page.rows
@@ -336,19 +333,18 @@ class TestReport:
         labels = [value for name, value in page.attributes if name == "aria-label"]
         assert labels == ["all trials", "loss over rate", "loss over rule", "loss over momentum"]
         assert all(words in page.text for words in ("Rates", "As they are.", "fold_in(key, id)"))
-
-    def test_the_rows(self, table, read):
-        page = read(table)
         lines = [row for row in page.rows if len(row) == 6]
         assert lines[0] == ["id", "loss", "rate", "rule", "momentum", "accuracy"]
         assert lines[1] == ["1", "0.2", "0.01", "adam", "-", "0.9"]
         assert [row[0] for row in lines[2:5]] == ["0", "3", "2"]
         assert lines[6] == ["4", "-", "10", "sgd", "0.7", "-"]
 
-    def test_importance(self, grid, read):
+    def test_importance(self, grid, read, monkeypatch):
+        found = {"strength": (0.5, 0.25), "rate": (0.0, 0.0)}
+        monkeypatch.setattr(lo.sweeps.Table, "importance", lambda table: found)
         page = read(grid)
         (row,) = [row for row in page.rows if row[0] == "strength" and len(row) == 5]
-        assert "±" in row[-1]
+        assert row[-1] == "0.50 ± 0.25"
         labels = [value for name, value in page.attributes if name == "aria-label"]
         assert labels[-1] == "loss over rate and strength"
 
@@ -360,26 +356,24 @@ class TestReport:
         assert "its standard error" in page.text
         assert "seconds, of all trials" in page.text
 
-    def test_where_nothing_is_finite(self, table, read):
-        columns = table.columns | {"loss": np.full(5, np.nan), "status": np.full(5, "diverged")}
-        page = read(dataclasses.replace(table, columns=columns))
+    def test_where_nothing_is_finite(self, read):
+        columns = {"rate": RATES, "loss": np.full(5, np.nan)}
+        page = read(table := _table(columns, ("rate",)))
         assert ("class", "lead alarm") in page.attributes
         assert "All 5 that diverged." in page.text
-        nothing = np.full(5, "waiting", object)
-        page = read(dataclasses.replace(table, columns=columns | {"status": nothing}))
+        columns = table.columns | {"status": np.full(5, "waiting", object)}
+        page = read(dataclasses.replace(table, columns=columns))
         assert "5 have not run: id 0, 1, 2, 3, 4." in page.text
         assert "svg" not in page.tags
 
     def test_names_are_text(self, read):
         name = "<script>alert(1)</script>"
-        page = read(
-            _table({name: [1.0, 2.0], "$x$": [1.0, 2.0], "loss": [1.0, 2.0]}, (name, "$x$"))
-        )
+        page = read(_table({name: [1.0, 2.0], "$loss$": [1.0, 2.0]}, (name,), "$loss$"))
         assert "script" not in page.tags
         assert page.text.count(name) >= 4
-        assert page.text.count("$x$") >= 4
+        assert page.text.count("$loss$") >= 4
 
-    def test_without_matplotlib(self, table, read, monkeypatch):
+    def test_without_matplotlib(self, read, monkeypatch):
         found = lo.plots._sweep_report.importlib.util.find_spec
         missing = {"matplotlib", "sklearn"}
         monkeypatch.setattr(
