@@ -1,9 +1,7 @@
 """A training run as the task of a sweep: its step, source, loop and measure are those of `fit`."""
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Hashable, Sequence
-from functools import partial, wraps
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +13,8 @@ from lossopt import _checks, _jax, _programs
 from lossopt._objective import names
 from lossopt._pieces import rows
 from lossopt._typing import Array, Batch, Key, Number, PyTree
+from lossopt.sweeps._begin import informed, keys, made
+from lossopt.sweeps._options import has_options, known, of_options, opened, with_options
 from lossopt.sweeps._task import Task
 from lossopt.training._evaluation import on_device
 from lossopt.training._feed import horizon
@@ -49,14 +49,6 @@ class Trial(NamedTuple):
     pool: Pool
     hyperparameters: PyTree
     key: Key[Array, ""]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """A hyperparameter that is no array: part of the structure of a tree, not one of its leaves."""
-
-    value: Hashable
 
 
 class _Given(NamedTuple):
@@ -150,7 +142,7 @@ def task(
     cut = drop_last, shards
     described = objective, init, optimizer, train, validation, batch_size, cut, options, check
     _checks.functions(objective=objective)
-    given = _Given(*described, _informed(init))
+    given = _Given(*described, informed(init))
     return Task(
         partial(_begin, given),
         partial(_advance, given),
@@ -158,24 +150,6 @@ def task(
         steps=_steps(given, until),
         check=None if check is False else partial(_check, given),
     )
-
-
-def _informed(init):
-    """Whether it takes hyperparameters beside the key."""
-    if not callable(init):
-        raise TypeError(
-            f"Expected init as a function that makes the first parameters, got "
-            f"{type(init).__name__}. Write lambda key: params, if all trials begin alike."
-        )
-    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    parameters = inspect.signature(init).parameters.values()
-    needed = [x.name for x in parameters if x.kind in positional and x.default is x.empty]
-    if len(needed) not in (1, 2):
-        raise TypeError(
-            f"Expected init(key) or init(hyperparameters, key), got one that needs {needed}. Bind "
-            "the rest, as in lambda key: model.init(key, example)."
-        )
-    return len(needed) == 2
 
 
 def _steps(given, until):
@@ -187,19 +161,19 @@ def _steps(given, until):
         return until.number * each
     if until.unit == "epochs":
         raise ValueError(
-            "batch_size is a function, so that epochs differ in steps, and all trials take as many: "
-            "give steps=."
+            "batch_size is a function, so that epochs differ in steps, and all trials take equally "
+            "many: give steps=."
         )
     return until.number
 
 
 def _begin(given: _Given, hyperparameters: PyTree, key: Key[Array, ""]) -> Trial:
-    known, (begin, key) = _known(hyperparameters), _keys(key)
-    params, model_state = _made(given.init, given.informed, _passes(given), known, begin)
-    plan, data = _planned(given, known, key)
+    numbers, (begin, key) = known(hyperparameters), keys(key)
+    params, model_state = made(given.init, given.informed, _passes(given), numbers, begin)
+    plan, data = _planned(given, numbers, key)
     with _jax.on_mesh(data.train, params):
         begun = (start if given.check is False else start_judged)(plan, data, params, model_state)
-        trial = Trial(*begun.state, begun.pool, known, key)
+        trial = Trial(*begun.state, begun.pool, numbers, key)
         return _jax.alike((data, trial))[1]  # within a shard_map each device has trials of its own
 
 
@@ -220,18 +194,12 @@ def _score(given: _Given, trial: Trial) -> dict[str, Array]:
 
 
 def _check(given: _Given, hyperparameters: PyTree, key: Key[Array, ""]) -> None:
-    known, (begin, key) = _known(hyperparameters), _keys(key)
+    numbers, (begin, key) = known(hyperparameters), keys(key)
     making = given.init, given.informed, _passes(given)
-    params, model_state = _programs.call(_made, making, known, begin)
-    plan, data = _planned(given, known, key)
+    params, model_state = _programs.call(made, making, numbers, begin)
+    plan, data = _planned(given, numbers, key)
     with _jax.on_mesh(data.train, params):
         preflight(plan, data, params, model_state, given.check)
-
-
-def _keys(key):
-    """One for `init`, one for the run."""
-    _checks.given_key(key)
-    return jax.random.split(key)
 
 
 def _state(trial):
@@ -243,80 +211,23 @@ def _passes(given):
     return names(given.objective, "model_state")
 
 
-def _made(init, informed, passes, hyperparameters, key):
-    """The first parameters and the first model state, which may be None."""
-    made = init(_opened(hyperparameters), key) if informed else init(key)
-    if not passes:
-        return made, None
-    if type(made) is not tuple or len(made) != 2:
-        raise TypeError(
-            "The objective names model_state: expected (params, model_state) of init, got "
-            f"{jax.tree.structure(made)}. Return both, or bind model_state to the objective."
-        )
-    return made
-
-
 def _planned(given: _Given, hyperparameters: PyTree, key: Key[Array, ""]) -> tuple[Plan, Data]:
     """What the loop of `training` is given."""
     objective, optimizer = given.objective, given.optimizer
-    size, taken = given.batch_size, callable(optimizer) or names(objective, "hyperparameters")
+    taken = callable(optimizer) or names(objective, "hyperparameters")
+    size: Any = given.batch_size
     if callable(size):
-        size = size(_opened(hyperparameters))
+        size = size(opened(hyperparameters))
         if isinstance(size, Tracer):
             raise TypeError(
                 "batch_size is a traced number here, and decides shapes. Draw it from "
                 "lossopt.sweeps.Static."
             )
-    if any(isinstance(x, Option) for x in _values(hyperparameters)):
-        objective = _with_options(objective)
-        optimizer = _of_options(optimizer) if callable(optimizer) else optimizer
+    if has_options(hyperparameters):
+        objective = with_options(objective)
+        optimizer = of_options(optimizer) if callable(optimizer) else optimizer
     cut = source(given.train, size, *given.cut)
     told = hyperparameters if taken else None
     data = Data(given.train, given.validation, key, told, None)
     plan = plan_of(objective, optimizer, cut, data, None, *given.options)
     return plan._replace(best=None, guard=None), data
-
-
-def _known(hyperparameters):
-    """Trees of arrays as they are, what else is in a dict as an `Option`."""
-    if not isinstance(hyperparameters, dict):
-        return on_device(hyperparameters=hyperparameters)[0]
-    return {name: _array_or_option(name, x) for name, x in hyperparameters.items()}
-
-
-def _array_or_option(name, x):
-    leaves = jax.tree.leaves(x)
-    if leaves and all(hasattr(leaf, "dtype") for leaf in leaves):
-        return on_device(**{name: x})[0]
-    if not isinstance(x, Hashable):
-        raise TypeError(
-            f"Expected the hyperparameter {name!r} as an array or something hashable, got "
-            f"{type(x).__name__}. Make an array or a tuple of it."
-        )
-    return Option(x)
-
-
-def _opened(hyperparameters):
-    """As the user gave them."""
-    if not isinstance(hyperparameters, dict):
-        return hyperparameters
-    opened = lambda x: x.value if isinstance(x, Option) else x
-    return {name: opened(x) for name, x in hyperparameters.items()}
-
-
-def _values(hyperparameters):
-    return hyperparameters.values() if isinstance(hyperparameters, dict) else ()
-
-
-def _with_options(objective):
-    @wraps(objective)
-    def opened(*args, **given):
-        if "hyperparameters" in given:
-            given["hyperparameters"] = _opened(given["hyperparameters"])
-        return objective(*args, **given)
-
-    return opened
-
-
-def _of_options(optimizer):
-    return lambda hyperparameters: optimizer(_opened(hyperparameters))

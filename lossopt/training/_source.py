@@ -158,7 +158,7 @@ def places(
         return False, jnp.where(first | (x >= rows), once(x), x)
 
     on = lambda carry: carry[0] | jnp.any(carry[1] >= rows)
-    start = True, jnp.asarray(numbers, jnp.uint32)
+    start = True, _jax.alike((words, jnp.asarray(numbers, jnp.uint32)))[1]
     return jax.lax.while_loop(on, walk, start)[1].astype(jnp.int32)
 
 
