@@ -137,6 +137,18 @@ def mesh(tree: PyTree) -> Any:
     return here if not here.empty else next((m for m in meshes if not m.empty), here)
 
 
+def beside(args: PyTree, arrays: PyTree) -> PyTree:
+    """Arrays of one device, copied to all of the mesh on which arguments lie, if any do."""
+    found = (getattr(x, "sharding", None) for x in jax.tree.leaves(args))
+    meshes = [x.mesh for x in found if isinstance(x, jax.NamedSharding) and x.mesh.size > 1]
+    if not meshes or traced():
+        return arrays
+    everywhere = jax.NamedSharding(meshes[0], P())
+    alone = lambda x: len(x.sharding.device_set) == 1
+    with undisturbed():
+        return jax.tree.map(lambda x: jax.device_put(x, everywhere) if alone(x) else x, arrays)
+
+
 @contextmanager
 def on_mesh(*trees: PyTree) -> Iterator[None]:
     """In the mesh of the arrays, where its axes are Explicit and the caller named none."""

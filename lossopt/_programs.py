@@ -21,8 +21,8 @@ from lossopt._hoist import hoist
 from lossopt._typing import Array, PyTree
 
 _OBJECTIVES = 4
-_PROGRAMS = 16
-_SHARED = 64
+_PROGRAMS = 256
+_SHARED = 256
 
 
 class Program(NamedTuple):
@@ -39,7 +39,7 @@ class Program(NamedTuple):
     digest: bytes
 
 
-_programs: OrderedDict[Hashable, OrderedDict[Hashable, Program]] = OrderedDict()
+_programs: OrderedDict[Hashable, OrderedDict[Hashable, Any]] = OrderedDict()
 _shared: OrderedDict[Hashable, Callable[..., PyTree]] = OrderedDict()
 _lock = threading.RLock()
 
@@ -65,22 +65,49 @@ def call(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
     return program.run(program.arrays, *args)
 
 
+def again(fn: Callable, plan: tuple) -> Callable[..., PyTree]:
+    """`call` as a function of its arguments, which are of the same shapes each time.
+
+    It looks its program up once, and keeps it for as long as it lives.
+    """
+    program = None
+
+    def run(*args):
+        nonlocal program
+        if not _jax.compiles():
+            return fn(*plan, *args)
+        program = program or made(fn, plan, *args)
+        return program.run(program.arrays, *args)
+
+    return run
+
+
 def made(fn: Callable, plan: tuple, *args: PyTree) -> Program:
     """The program of `call` for arguments, or for `jax.ShapeDtypeStruct`s of them."""
+    return _remembered(_made, fn, plan, args)
+
+
+def outlined(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
+    """What `jax.eval_shape` says of `fn(*plan, *args)`, which is traced once, as programs are."""
+    return _remembered(_outlined, fn, plan, args)
+
+
+def _remembered(make, fn, plan, args):
+    """What `make(fn, plan, args)` gave for arguments like these."""
     leaves, structure = jax.tree.flatten(args)
     context = _jax.context()
     arrays = all(hasattr(kind, "aval") for kind in set(map(type, leaves)))
     avals = map(attrgetter("aval"), leaves) if arrays else (_aval(x, context) for x in leaves)
     owner = _identity(_objective(plan))
-    key = fn, _identity(plan), structure, tuple(avals), context
+    key = make, fn, _identity(plan), structure, tuple(avals), context
     with _lock:
-        program = _found(_found(_programs, owner, {}), key, None)
-    if program is None:
-        program = _made(fn, plan, args)
+        made = _found(_found(_programs, owner, {}), key, None)
+    if made is None:
+        made = make(fn, plan, args)
         with _lock:
             kept = _kept(_programs, owner, OrderedDict(), _OBJECTIVES)
-            program = _kept(kept, key, program, _PROGRAMS)
-    return program
+            made = _kept(kept, key, made, _PROGRAMS)
+    return made
 
 
 def clear() -> None:
@@ -93,10 +120,10 @@ def clear() -> None:
 def _made(fn, plan, args):
     """A program, which another objective may have left behind: one of equal text is the same."""
     hoisted = hoist(partial(fn, *plan), *args)
-    run = jax.jit(hoisted.fn)
-    traced = run.trace(hoisted.arrays, *args)
+    run, arrays = jax.jit(hoisted.fn), _jax.beside(args, hoisted.arrays)
+    traced = run.trace(arrays, *args)
     if not hoisted.pure:
-        return Program(run, hoisted.arrays, hashlib.sha256(_named(traced)).digest())
+        return Program(run, arrays, hashlib.sha256(_named(traced)).digest())
     lowered = traced.lower()
     digest = hashlib.sha256(lowered.as_text().encode()).digest()
     jaxpr = traced.jaxpr.jaxpr
@@ -105,7 +132,11 @@ def _made(fn, plan, args):
     settings = tuple(jax.config.values.values())
     key = digest, trees, avals, _jax.context(), settings
     with _lock:
-        return Program(_kept(_shared, key, run, _SHARED), hoisted.arrays, digest)
+        return Program(_kept(_shared, key, run, _SHARED), arrays, digest)
+
+
+def _outlined(fn, plan, args):
+    return jax.eval_shape(partial(fn, *plan), *args)
 
 
 def _named(traced):

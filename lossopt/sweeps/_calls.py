@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lossopt import _keys
+from lossopt import _jax, _keys
 from lossopt._typing import PyTree
 from lossopt.sweeps._form import Form
-from lossopt.sweeps._trial import Trial
+from lossopt.sweeps._trial import Bound, Trial
 
 AIM = 5.0  # seconds of a call that steps
 
@@ -56,22 +56,24 @@ class Calls:
     ):
         self.trial, self.values, self.ids, self.clock = trial, values, ids, clock
         self._tried: dict[Form, Result] = {}
+        self._bound: dict[Form, Bound] = {}
         self._pace: float | None = None
 
     def tried(self, form: Form) -> float:
         """Seconds of a call of the first trials; what they came to is kept where it is whole."""
         rows = np.arange(len(self.ids))[: form.width]
-        begun = self.clock()
+        begun, bound = self.clock(), self._of(form)
         if not self.trial.steps:
+            self._tried.pop(form, None)
             result = self.run(form, rows, None, lambda within: True)
             if result is not None:
                 self._tried[form] = result
             return self.clock() - begun
-        state = jax.block_until_ready(self.trial.begin(form, *self._given(form, rows)))
+        state = jax.block_until_ready(bound.begin(*self._given(form, rows)))
         steps, between = max(1, self.trial.steps // 8), self.clock()
-        state = jax.block_until_ready(self.trial.advance(form, state, steps))
+        state = jax.block_until_ready(bound.advance(state, steps))
         moved = self.clock()
-        jax.block_until_ready(self.trial.score(form, state))
+        jax.block_until_ready(bound.score(state))
         slope = (moved - between) / steps
         self._pace = slope
         return self.clock() - begun + slope * (self.trial.steps - steps)
@@ -93,22 +95,27 @@ class Calls:
         """
         if form in self._tried and np.array_equal(rows, np.arange(len(self.ids))[: form.width]):
             return self._tried.pop(form)
-        begun, trial = self.clock(), self.trial
+        begun, trial, bound = self.clock(), self.trial, self._of(form)
         done, state = (0, None) if within is None else (within.done, within.state)
         if state is None:
-            state = trial.begin(form, *self._given(form, rows))
+            state = bound.begin(*self._given(form, rows))
         while done < trial.steps:
             began, count = self.clock(), self._count(trial.steps - done)
-            state = jax.block_until_ready(trial.advance(form, state, count))
+            state = jax.block_until_ready(bound.advance(state, count))
             done += count
             self._learn(count, self.clock() - began)
             if done < trial.steps and not goes_on(Within(rows, done, state)):
                 return None
-        scores = jax.device_get(trial.score(form, state))
+        scores = jax.device_get(bound.score(state))
         mine = slice(None, len(rows))
         table = {name: np.atleast_1d(x)[mine] for name, x in scores.items()}
         seconds = (self.clock() - begun) / len(rows)
         return Result(table, seconds, state if trial.steps else None)
+
+    def _of(self, form):
+        if form not in self._bound:
+            self._bound[form] = self.trial.bound(form)
+        return self._bound[form]
 
     def _given(self, form, rows):
         """Values and ids of a call; missing trials are copies of the first."""
@@ -131,7 +138,8 @@ class Calls:
 
 def state_of(form: Form, result: Result, place: int) -> Any:
     """The state of one of the trials of a call, on the host."""
-    one = result.state if form.alone else jax.tree.map(lambda x: _row(x, place), result.state)
+    with _jax.undisturbed():
+        one = result.state if form.alone else jax.tree.map(lambda x: _row(x, place), result.state)
     return jax.tree.map(lambda x: x if _keys.is_key(x) else np.asarray(x), one)
 
 

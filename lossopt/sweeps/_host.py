@@ -1,6 +1,7 @@
 """The host of a sweep: group by group, chunk by chunk, until all have run or somebody asks."""
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from lossopt.sweeps._trial import Trial
 from lossopt.training._bar import bar
 from lossopt.training._signals import noted
 
-EVERY = 2.0  # seconds between two saves, where the caller does not say which trials
+EVERY = 2.0  # seconds between two saves, at least: one takes a part of it
+BLINK = 0.1  # seconds in which nobody sees the bar move
 UNDER_WAY = 60.0  # seconds between two saves of the same trials
 
 
@@ -84,7 +86,7 @@ def hosted(host: Host) -> Table:
         for part in host.parts:
             if not _ran(host, part, watch):
                 break
-        host.saves.now()
+        watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     return host.ledger.table()
@@ -95,7 +97,9 @@ class _Watch:
 
     def __init__(self, host, asked, show):
         self._host, self._asked, self._show = host, asked, show
-        self._begun = self._saved = host.clock()
+        self._begun, self._shown = host.clock(), -math.inf
+        self._saved: float | None = None
+        self._new = False
 
     @property
     def asked(self) -> bool:
@@ -107,52 +111,72 @@ class _Watch:
         """Whether no further trial begins."""
         return self.asked or self._host.clock() >= self._host.limit
 
-    def passed(self) -> float:
-        """Seconds since the last save."""
-        return self._host.clock() - self._saved
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save at the end of a chunk."""
+        return self._saved is None or self._host.clock() - self._saved > EVERY
+
+    @property
+    def long(self) -> bool:
+        """Whether it is time to save within a chunk."""
+        since = self._begun if self._saved is None else self._saved
+        return self._host.clock() - since > UNDER_WAY
 
     def save(self, under: Any = None) -> None:
         """Saves now."""
         self._host.saves.now(under)
-        self._saved = self._host.clock()
+        self._saved, self._new = self._host.clock(), False
 
-    def show(self) -> None:
-        """Tells how far the sweep is."""
-        ledger = self._host.ledger
-        seconds = self._host.clock() - self._begun
-        self._show(int(ledger.ran.sum()), {"best/value": ledger.best}, seconds)
+    def came(self) -> None:
+        """Takes note of new results."""
+        self._new = True
+        if self._host.clock() - self._shown > BLINK:
+            self._tell()
+
+    def end(self) -> None:
+        """Saves what was not, and tells how far the sweep came."""
+        if self._new:
+            self.save()
+        self._tell()
+
+    def _tell(self):
+        ledger, self._shown = self._host.ledger, self._host.clock()
+        row = {"best/value": ledger.best}
+        self._show(int(ledger.ran.sum()), row, self._shown - self._begun)
 
 
 def _ran(host: Host, part: Part, watch: _Watch) -> bool:
     """Whether all trials of a group ran."""
-    ledger, saves, wanted = host.ledger, host.saves, host.wanted
+    ledger, wanted = host.ledger, host.wanted
     left = part.rows[~ledger.ran[part.rows]]
     if not left.size or watch.over:
         return not left.size
-    form, within = saves.within or (None, None)
-    if within is not None and within.rows[0] in left:
+    begun, within = _under_way(host, left)
+    if within is not None:
         left = np.concatenate([within.rows, np.setdiff1d(left, within.rows)])
     own = np.searchsorted(part.rows, left)
     ids = np.asarray(ledger.trials.id)[left]
     calls = Calls(part.trial, jax.tree.map(lambda x: x[own], part.values), ids, host.clock)
-    found = _form(host, part, len(left), calls)
-    within = within if found == form else None
-    saves.settled[part.label] = found.mode, found.chunk
-    watch.save()
-    every = wanted.chunk if found.mode == "sequential" and wanted.chunk != "auto" else found.width
-    for at in range(0, len(left), found.width):
+    found = _form(host, part, len(left), calls, watch)
+    within = within if found == begun else None
+    at, every = 0, found.width if wanted.chunk == "auto" else max(wanted.chunk, found.width)
+    while at < len(left):
         if watch.over:
             return False
-        rows = np.arange(at, min(at + found.width, len(left)))
-        if not _called(host, calls, found, rows, left, within, watch):
+        end = min(at + (found.width if within is None else len(within.rows)), len(left))
+        if not _called(host, calls, found, np.arange(at, end), left, within, watch):
             return False
-        within = None
-        due = found.mode == "vmap" or (
-            wanted.chunk != "auto" and (rows[-1] + 1) % every < found.width
-        )
-        if due or watch.passed() > EVERY:
+        if end // every > at // every and watch.due:
             watch.save()
+        at, within = end, None
     return True
+
+
+def _under_way(host, left):
+    """The form and the trials that an earlier call began and saved, if they are of these."""
+    if host.saves.within is None or host.saves.within[1].rows[0] not in left:
+        return None, None
+    return host.saves.within
 
 
 def _called(host, calls, form, rows, left, within, watch):
@@ -160,7 +184,7 @@ def _called(host, calls, form, rows, left, within, watch):
 
     def goes_on(under):
         under = under._replace(rows=left[under.rows])
-        if watch.asked or watch.passed() > UNDER_WAY:
+        if watch.asked or watch.long:
             watch.save((form, under))
         return not watch.asked
 
@@ -171,14 +195,19 @@ def _called(host, calls, form, rows, left, within, watch):
     host.ledger.put(left[rows], result.scores, result.seconds, mine)
     for row in left[rows] if host.on_row else ():
         host.on_row(host.ledger.row(row))
-    watch.show()
+    watch.came()
     return True
 
 
-def _form(host: Host, part: Part, count: int, calls: Calls) -> Form:
-    """The form of a group: the one that it had, or the one that is settled now."""
-    had = _settled_before(host, part)
-    return had or settled(host.wanted, part.trial, part.first, count, calls.tried)
+def _form(host, part, count, calls, watch):
+    """The form of a group: the one that it had, or the one that is settled now, and saved."""
+    if had := _settled_before(host, part):
+        return had
+    found = settled(host.wanted, part.trial, part.first, count, calls.tried)
+    host.saves.settled[part.label] = found.mode, found.chunk
+    if watch.due and not host.wanted.fixed:
+        watch.save()
+    return found
 
 
 def _settled_before(host, part):

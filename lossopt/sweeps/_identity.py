@@ -42,11 +42,11 @@ def program(trial: Trial, values: PyTree) -> str:
 
 
 def rows_of(trials: Trials) -> dict[str, np.ndarray]:
-    """The trials as numbers, by name, `[trials, ...]`; options of `Static` as digests."""
+    """The trials as numbers, by name; arrays and options of `Static` as digests."""
     options = dict(trials.options)
     table = {"setting": np.asarray(trials.setting)}
     for name, x in zip(paths(trials.values), jax.tree.leaves(trials.values)):
-        table[f"values/{name}"] = _digests(options[name], x) if name in options else _host(x)
+        table[f"values/{name}"] = _digests(options[name], x) if name in options else _short(x)
     table |= {f"present/{name}": np.asarray(x) for name, x in trials.present.items()}
     return table
 
@@ -108,9 +108,23 @@ def _another(where, lines):
 
 
 def _digests(options, codes):
-    texts = [hashlib.sha256(option_text(option).encode()).digest()[:8] for option in options]
-    table = np.frombuffer(b"".join([*texts, bytes(8)]), np.uint8).reshape(-1, 8)
-    return table[np.asarray(codes)]  # -1, a missing one, is the last
+    texts = [option_text(option).encode() for option in options]
+    return _hashed([*texts, b""])[np.asarray(codes)]  # -1, a missing one, is the last
+
+
+def _short(x):
+    """Numbers as they are, of arrays digests: a mask may have a million rows."""
+    rows = _host(x)
+    if rows.ndim == 1:
+        return rows
+    about = f"{rows.dtype}{rows.shape[1:]}".encode()
+    return _hashed([about + row.tobytes() for row in rows])
+
+
+def _hashed(texts):
+    """Eight bytes of each, uint8 `[texts, 8]`."""
+    found = b"".join(hashlib.sha256(text).digest()[:8] for text in texts)
+    return np.frombuffer(found, np.uint8).reshape(-1, 8)
 
 
 def _host(x):

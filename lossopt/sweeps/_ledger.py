@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt._typing import PyTree
+from lossopt.sweeps import _cells
 from lossopt.sweeps._table import Table
 from lossopt.sweeps._trials import Trials
 
@@ -40,7 +41,11 @@ class Ledger:
         self.seconds = np.full(count, np.nan)
         self.ran = np.zeros(count, bool)
         self.kept: dict[int, Kept] = {}
-        self._settings = np.asarray(trials.setting)
+        self._ids, self._settings = np.asarray(trials.id), np.asarray(trials.setting)
+        order = np.argsort(self._settings, kind="stable")
+        kinds, first = np.unique(self._settings[order], return_index=True)
+        self._rows = dict(zip(kinds.tolist(), np.split(order, first[1:])))
+        self._repeated = len(kinds) < count
 
     def put(
         self,
@@ -58,17 +63,9 @@ class Ledger:
 
     def table(self) -> Table:
         """The table so far."""
-        trials, ranking = self.trials, self.scores[self.score]
-        status = np.where(np.isfinite(ranking), FINISHED, DIVERGED).astype(object)
-        status[~self.ran] = WAITING
-        columns = {"id": np.asarray(trials.id)}
-        if len(set(self._settings)) < len(trials):
-            columns["setting"] = self._settings
-        columns |= {name: trials[name] for name in trials.names}
-        columns |= self.scores | {"status": status, "seconds": self.seconds}
-        best = self._best()
+        trials, best = self.trials, self._best()
         return Table(
-            columns,
+            self._columns(slice(None)),
             self.score,
             tuple(trials.names),
             tuple(self.scores),
@@ -78,7 +75,8 @@ class Ledger:
 
     def row(self, row: int) -> dict[str, Any]:
         """One row, as the table has it."""
-        return self.table()[int(row)]
+        columns = self._columns(slice(row, row + 1))
+        return {name: _cells.plain(x[0]) for name, x in columns.items()}
 
     @property
     def best(self) -> float:
@@ -89,17 +87,32 @@ class Ledger:
             return np.nan
         return float(values.max() if self.maximize else values.min())
 
+    def _columns(self, rows):
+        """Those of the table, of some rows."""
+        trials, ran = self.trials[rows], self.ran[rows]
+        scores = {name: x[rows] for name, x in self.scores.items()}
+        status = np.where(np.isfinite(scores[self.score]), FINISHED, DIVERGED).astype(object)
+        status[~ran] = WAITING
+        columns = {"id": np.asarray(trials.id)}
+        if self._repeated:
+            columns["setting"] = self._settings[rows]
+        columns |= {name: trials[name] for name in trials.names}
+        return columns | scores | {"status": status, "seconds": self.seconds[rows]}
+
     def _value(self, rows):
         """What ranks, lowest first, infinite where it is not finite."""
-        values = self.scores[self.score][rows]
+        values = np.asarray(self.scores[self.score][rows], float)
         return np.where(np.isfinite(values), -values if self.maximize else values, np.inf)
+
+    def _whole(self, setting):
+        """Whether all repetitions of a setting have run."""
+        return self.ran[self._rows[setting]].all()
 
     def _best(self):
         """The best setting, among those of which all repetitions have run."""
-        rows = {setting: np.flatnonzero(self._settings == setting) for setting in self.kept}
-        whole = [setting for setting, mine in rows.items() if self.ran[mine].all()]
-        means = {setting: np.mean(self._value(rows[setting])) for setting in whole}
-        finite = [setting for setting in whole if np.isfinite(means[setting])]
+        whole = filter(self._whole, self.kept)
+        means = {setting: np.mean(self._value(self._rows[setting])) for setting in whole}
+        finite = [setting for setting in means if np.isfinite(means[setting])]
         return min(finite, key=lambda setting: (means[setting], setting), default=None)
 
     def _look(self, rows, state_of):
@@ -108,15 +121,19 @@ class Ledger:
         for place, row in enumerate(rows):
             setting = int(self._settings[row])
             had = self.kept.get(setting)
-            if self._value(row) < (np.inf if had is None else self._value(had.row)):
+            if np.isfinite(self._value(row)) and (had is None or self._before(row, had.row)):
                 self.kept[setting] = Kept(int(row), None)
                 new[setting] = place
         best = self._best()
         for setting in list(self.kept):
-            if setting != best and self.ran[self._settings == setting].all():
+            if setting != best and self._whole(setting):
                 del self.kept[setting]
         for setting in new.keys() & self.kept.keys():
             self.kept[setting] = self.kept[setting]._replace(state=state_of(new[setting]))
+
+    def _before(self, row, other):
+        """Whether a row ranks before another; of equals the lower id does."""
+        return (self._value(row), self._ids[row]) < (self._value(other), self._ids[other])
 
 
 def _real(dtype):

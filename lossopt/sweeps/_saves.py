@@ -63,6 +63,13 @@ class Saves:
           state: the shapes of the state of one trial, by row.
           form: that of a call, by row, mode and chunk.
         """
+        try:
+            self._take_up(state, form)
+        except BaseException:
+            self._close()
+            raise
+
+    def _take_up(self, state, form):
         if self._all is None or self._all.latest() is None:
             return
         found = self._all.restore(lambda note: self._like(note, state, form))
@@ -82,7 +89,8 @@ class Saves:
         if told["within"]:
             at = places(told["within"]["ids"], trials)
             shape = form(int(at[0]), *told["within"]["form"])
-            self.within = shape, Within(at, told["within"]["done"], saved["within"])
+            if told["within"]["devices"] == _devices(shape):  # otherwise they begin anew
+                self.within = shape, Within(at, told["within"]["done"], saved["within"])
 
     def now(self, under: tuple[Form, Within] | None = None) -> None:
         """Saves in the background, with the trials under way, by row, in their form."""
@@ -122,7 +130,11 @@ class Saves:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._all is not None and (kind is None or issubclass(kind, Exception)):
+        if kind is None or issubclass(kind, Exception):
+            self._close()
+
+    def _close(self):
+        if self._all is not None:
             self._said(self._all.close if self._own else self._all.wait)
 
     def _like(self, note, state, form):
@@ -141,7 +153,7 @@ class Saves:
             "seconds": empty((), float),
             "trials": {name: empty(*of) for name, of in told["trials"].items()},
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
-            "within": under and _of_call(rows(under["ids"])[0], under["form"], state, form),
+            "within": under and _of_call(rows(under["ids"])[0], under, state, form),
         }
 
     def _said(self, do):
@@ -154,11 +166,23 @@ class Saves:
 
 def _told(form, within, ids):
     rows = [int(ids[row]) for row in within.rows]
-    return {"ids": rows, "done": within.done, "form": [form.mode, form.chunk]}
+    how = {"form": [form.mode, form.chunk], "devices": _devices(form)}
+    return {"ids": rows, "done": within.done} | how
 
 
-def _of_call(row, how, state, form):
-    return form(row, *how).like(state(row))
+def _devices(form):
+    """On how many devices trials lie; 0 of a sweep without a mesh."""
+    return 0 if form.mesh is None else form.mesh.size
+
+
+def _of_call(row, under, state, form):
+    """The state of trials under way, on the host where it was of other devices."""
+    shape, one = form(row, *under["form"]), state(row)
+    count = under["devices"]
+    if count == _devices(shape):
+        return shape.like(one)
+    ahead = () if not count and shape.mode == "sequential" else (shape.chunk * max(1, count),)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(ahead + x.shape, x.dtype), one)
 
 
 def _on_host(x: Any) -> Any:

@@ -16,9 +16,10 @@ from lossopt.sweeps._trial import Trial
 CROSSOVER = 3e6  # flops of a step, up to which trials side by side may be faster on a CPU
 SIDE_BY_SIDE = 32  # trials on a CPU, from where more are not faster
 SHORT = 0.2  # seconds, below which a time is taken twice
-_KNOWN = 256
+_KNOWN = 1024
 
 _measured: OrderedDict[Any, bool] = OrderedDict()
+_counted: OrderedDict[Any, float] = OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Wanted:
     chunk: int | Literal["auto"]
     memory: int | None
     mesh: jax.sharding.Mesh | None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing is left to settle."""
+        return self.mode == "sequential" or (self.mode == "vmap" and self.chunk != "auto")
 
     @property
     def limit(self) -> int | None:
@@ -73,14 +79,12 @@ def _faster(wanted, trial, values, count, timed, alone):
     programs = [program.digest for program, _ in trial.programs(alone, values)]
     known = *programs, wanted, count
     if known not in _measured:
+        beside = None
         compiling, each = _compiling_and_each(timed, alone)
-        rest = each * count / alone.width
-        _measured[known] = False
-        if rest > 2 * compiling:
+        if each * count / alone.width > 2 * compiling:
             beside = _side_by_side(wanted, trial, values, count)
-            _measured[known] = _seconds(timed, beside) / beside.width < each / alone.width
-        while len(_measured) > _KNOWN:
-            _measured.popitem(last=False)
+        faster = beside and _seconds(timed, beside) / beside.width < each / alone.width
+        _remember(_measured, known, bool(faster))
     if _measured[known]:
         return _side_by_side(wanted, trial, values, count)
     return _fitting(wanted, trial, values, alone)
@@ -134,8 +138,16 @@ def _fitting(wanted, trial, values, form):
 def _flops(trial, form, values):
     """Of a step, the loops of which count once; infinite where nobody says."""
     program, shapes = trial.programs(form, values)[-2 if trial.steps else 0]
-    found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
-    return found.get("flops", np.inf)
+    if program.digest not in _counted:
+        found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
+        _remember(_counted, program.digest, found.get("flops", np.inf))
+    return _counted[program.digest]
+
+
+def _remember(known, key, value):
+    known[key] = value
+    while len(known) > _KNOWN:
+        known.popitem(last=False)
 
 
 def _platform(mesh):

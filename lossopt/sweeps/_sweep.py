@@ -26,6 +26,7 @@ from lossopt.sweeps._trial import Trial
 from lossopt.sweeps._trials import Trials, as_trials
 
 
+@jax.transfer_guard("allow")  # programs are handed numbers of numpy
 def sweep(
     run: Callable[[PyTree, Key[Array, ""]], PyTree] | Task,
     trials: Trials | PyTree,
@@ -65,9 +66,9 @@ def sweep(
         a CPU.
       mesh: devices, over all axes of which trials are spread. They do not speak to each other.
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
-        chunk. If it holds the sweep already, the call goes on there, with the same table at its
-        end; it may have more trials then. It is refused if trials, key, programs, constants, mode,
-        chunk or versions of jax and lossopt are others.
+        chunk, of short ones after some seconds. If it holds the sweep already, the call goes on
+        there, with the same table at its end; it may have more trials then. It is refused if
+        trials, key, programs, constants, mode, chunk or versions of jax and lossopt are others.
       timeout: seconds, above 0, after which no further chunk begins.
       on_row: called with each row as it comes, a dict.
       progress: whether to show how it goes, as in `fit`.

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _programs
+from lossopt import _keys, _programs
 from lossopt._paths import paths
 from lossopt._typing import Array, Key, PyTree
 from lossopt.sweeps._form import Form
@@ -37,37 +36,23 @@ class Trial:
         """How many it takes; 0 where it cannot be cut."""
         return self.run.steps if isinstance(self.run, Task) else 0
 
-    def begin(self, form: Form, values: PyTree, ids: PyTree) -> PyTree:
-        """The states of the trials of a call; of a function what it will be called with."""
-        if not self.steps:
-            return values, ids
-        args = values, ids, form.place(self.key, True)
-        return _programs.call(_begun, self._plan(form), *args)
-
-    def advance(self, form: Form, state: PyTree, steps: int) -> PyTree:
-        """The states after further steps."""
-        count = form.place(np.int32(steps), True)
-        return _programs.call(_advanced, self._plan(form), state, count)
-
-    def score(self, form: Form, state: PyTree) -> dict[str, Array]:
-        """A column for each score."""
-        if not self.steps:
-            return _programs.call(_run, self._plan(form), *state, form.place(self.key, True))
-        return _programs.call(_scored, self._plan(form), state)
+    def bound(self, form: Form) -> "Bound":
+        """Its programs for the trials of a call."""
+        return Bound(self, form)
 
     def shapes(self, values: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """State and scores of one trial, as `jax.eval_shape` says; refuses what are no scores."""
-        plan, id = self._plan(Form("sequential", 1)), np.int32(0)
+        plan, id = self.plan(Form("sequential", 1)), np.int32(0)
         if not self.steps:
-            return None, jax.eval_shape(partial(_run, *plan), values, id, self.key)
-        state = jax.eval_shape(partial(_begun, *plan), values, id, self.key)
-        after = jax.eval_shape(partial(_advanced, *plan), state, np.int32(0))
+            return None, _programs.outlined(_run, plan, values, id, self.key)
+        state = _programs.outlined(_begun, plan, values, id, self.key)
+        after = _programs.outlined(_advanced, plan, state, np.int32(0))
         _same_form(state, after)
-        return state, jax.eval_shape(partial(_scored, *plan), state)
+        return state, _programs.outlined(_scored, plan, state)
 
     def programs(self, form: Form, values: PyTree) -> list[tuple[_programs.Program, tuple]]:
         """The programs of a call and the shapes they are for; the last but one, or only, steps."""
-        plan, key = self._plan(form), form.place(self.key, True)
+        plan, key = self.plan(form), form.place(self.key, True)
         one = jax.tree.map(_shape, (values, np.int32(0)))
         begins = (*form.like(one), key)
         if not self.steps:
@@ -77,8 +62,36 @@ class Trial:
         calls = (_begun, begins), (_advanced, moves), (_scored, (state,))
         return [(_programs.made(fn, plan, *args), args) for fn, args in calls]
 
-    def _plan(self, form):
+    def plan(self, form: Form) -> tuple:
+        """What its programs are made for."""
         return self.run, self.statics, form
+
+
+class Bound:
+    """The programs of a trial in a form, each looked up once.
+
+    Args:
+      trial: what the trials of a group have in common.
+      form: of a call.
+    """
+
+    def __init__(self, trial: Trial, form: Form):
+        self._form, self._steps = form, trial.steps
+        self._key = form.place(trial.key, True)
+        made = [_programs.again(fn, trial.plan(form)) for fn in (_begun, _advanced, _scored, _run)]
+        self._begun, self._advanced, self._scored, self._run = made
+
+    def begin(self, values: PyTree, ids: PyTree) -> PyTree:
+        """The states of the trials of a call; of a function what it will be called with."""
+        return self._begun(values, ids, self._key) if self._steps else (values, ids)
+
+    def advance(self, state: PyTree, steps: int) -> PyTree:
+        """The states after further steps."""
+        return self._advanced(state, self._form.place(np.int32(steps), True))
+
+    def score(self, state: PyTree) -> dict[str, Array]:
+        """A column for each score."""
+        return self._scored(state) if self._steps else self._run(*state, self._key)
 
 
 def scores_of(tree: PyTree) -> dict[str, Array]:
@@ -131,7 +144,8 @@ def _strong(tree):
 
 
 def _shape(x):
-    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+    dtype = x.dtype if _keys.is_key(x) else jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype)
 
 
 def _same_form(before, after):
