@@ -58,6 +58,7 @@ def main():
         numbers = best["rate"], good.low, good.high, good.decades
         table.add_row(rule, f"{best['loss']:.4f}", *(f"{x:.2g}" for x in numbers))
         lo.plots.sweep(part, "rate", within=WITHIN, axis=axis)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize="small")
         axis.set_title(f"{rule}: good over {good.decades:.1f} decades")
         ends += [good.below, good.above]
     Console().print(table)

@@ -131,7 +131,6 @@ CLAIMS = {
         "An average of exact zeros": "test_an_average_of_exact_zeros_is_not_sparse",
         "exact for one weighted term": "test_any_weights_and_windows",
         "exact zeros beside scikit-learn": "test_quick_form",
-        "as every number here": "test_factors_of_a_sweep_are_traced",
     },
     "docs/training.md": {
         "a smaller step of its own": "test_the_ragged_last_batch_is_a_smaller_step",
