@@ -18,21 +18,21 @@ def importance(
     table: Any, score: str | None, repeats: int, key: int
 ) -> dict[str, tuple[float, float]]:
     """See `Table.importance`."""
-    score = table.score if score is None else score
-    if score not in table.scores:
+    explained: str = table.score if score is None else score
+    if explained not in table.scores:
         known = ", ".join(map(repr, table.scores))
-        raise ValueError(f"Expected score as one of {known}, got {score!r}. Choose one.")
+        raise ValueError(f"Expected score as one of {known}, got {explained!r}. Choose one.")
     repeats = _checks.count("repeats", repeats, 1)
     ensemble, selection = map(_sklearn, ("ensemble", "model_selection"))
     table = table.mean() if table.repeated else table
     table = table[table["status"] != "waiting"]
-    finite = int(np.sum(np.isfinite(np.asarray(table[score], float))))
+    finite = int(np.sum(np.isfinite(np.asarray(table[explained], float))))
     if finite < LEAST:
         raise ValueError(
-            f"Expected at least {LEAST} trials with a finite {score}, got {finite}. Run more of "
-            "them: a model of fewer says nothing."
+            f"Expected at least {LEAST} trials with a finite {explained}, got {finite}. Run more "
+            "of them: a model of fewer says nothing."
         )
-    places, names = _places(table, score), numbered(table)
+    places, names = ranks(table, explained), numbered(table)
     if not names:
         raise ValueError(
             "Expected a hyperparameter that differs among the trials, and none does: there is "
@@ -76,7 +76,7 @@ def _shuffled(features, repeats, draws):
     return copies
 
 
-def _places(table, score):
+def ranks(table: Any, score: str) -> np.ndarray:
     """The rank of each trial by its score, which no single huge value rules; equals share one."""
     values = np.asarray(table[score], float)
     worst = np.inf if score != table.score or not table.maximize else -np.inf

@@ -9,6 +9,7 @@ import pytest
 
 import lossopt as lo
 from lossopt.sweeps import _cells
+from lossopt.sweeps._importance import ranks
 from lossopt.sweeps._rulers import ruler
 
 
@@ -287,6 +288,12 @@ class TestImportance:
         assert abs(found["a"][0]) < 0.1
         assert abs(found["rule"][0]) < 0.1
         assert found["b"][1] > 0
+
+    def test_of_ranks_in_which_to_diverge_is_the_worst(self, table):
+        ran = table[:-1]  # equals share a rank
+        assert ranks(ran, "loss").tolist() == [3, 5.5, 1.5, 5.5, 1.5, 4]
+        highest = dataclasses.replace(ran, maximize=True)
+        assert ranks(highest, "loss").tolist() == [5, 1.5, 3.5, 1.5, 3.5, 6]
 
     def test_an_option_matters(self, draws):
         wanted = draws["rule"] == "lion"
