@@ -154,6 +154,18 @@ class TestGoesOn:
             sweep(RUN, checkpoint=checkpoints, **WAYS["vmap"])
             assert checkpoints.latest() is not None, "it stays open"
 
+    def test_the_end_that_a_system_asks_for(self, tmp_path, calls):
+        ended, before = [], signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *_: ended.append(_bytes(tmp_path)))
+        stop = lambda row: signal.raise_signal(signal.SIGTERM) if row["id"] == 4 else None
+        try:
+            sweep(RUN, checkpoint=tmp_path, on_row=stop, **WAYS["sequential"])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert ended == [_bytes(tmp_path)], "it had saved"
+        sweep(RUN, checkpoint=tmp_path, **WAYS["sequential"])
+        assert np.concatenate(calls).tolist() == [*range(13)]
+
     def test_an_error_leaves_what_was_saved(self, whole, tmp_path):
         def fails(row):
             if row["id"] == 7:
@@ -178,14 +190,15 @@ class TestGoesOn:
         same(sweep(run, trials, mode="sequential", checkpoint=tmp_path), want)
 
 
-class TestRefused:
-    @pytest.fixture(scope="class")
-    def saved(self, tmp_path_factory):
-        """A directory that holds a sweep that was interrupted."""
-        directory = tmp_path_factory.mktemp("sweep")
-        sweep(RUN, TRIALS[:7], checkpoint=directory, on_row=_stopping(4), **WAYS["vmap"])
-        return directory
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory that holds a sweep that was interrupted."""
+    directory = tmp_path_factory.mktemp("sweep")
+    sweep(RUN, TRIALS[:7], checkpoint=directory, on_row=_stopping(4), **WAYS["vmap"])
+    return directory
 
+
+class TestRefused:
     @pytest.mark.parametrize(
         ("said", "options"),
         [
