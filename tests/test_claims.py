@@ -47,7 +47,7 @@ CLAIMS = {
         "as one program, compiled once, into one table": (
             "test_their_number_does_not_grow_with_the_trials"
         ),
-        "what has run survives a kill": "test_after_each_chunk",
+        "what has run survives a kill": "test_the_same_table",
     },
     "docs/losses.md": {
         "Any other label out of range": "test_out_of_range_is_nan_and_never_another_class",
@@ -267,7 +267,7 @@ CLAIMS = {
         "takes as many trials as fit": "test_chunk_is_solved_from_what_programs_take",
         "the message says how much it needs": "test_less_than_one_trial_needs",
         "A trial alone gives the bits": "test_a_trial_alone_is_the_trial_in_the_sweep",
-        "its table is the same to the bit": "test_after_each_chunk",
+        "its table is the same to the bit": "test_the_same_table",
         "returns the table so far": "test_control_c_returns_what_has_come",
         "begins no further chunk": "test_time_is_up_between_two_chunks",
         "Only the new ones run": "test_more_trials_and_another_order",
