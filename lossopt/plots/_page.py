@@ -37,7 +37,7 @@ section { min-width: 0; }
 .figures { display: grid; gap: 1.75rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
-figure svg { display: block; width: 100%; height: auto; fill: var(--ink); }
+figure svg { display: block; width: 100%; height: auto; fill: var(--ink); overflow: visible; }
 figure svg text { font-family: inherit !important; }
 figcaption { margin-bottom: .35rem; font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; }
@@ -56,6 +56,8 @@ tbody th { width: 38%; padding-right: 1rem; }
 .grid td, .grid th { text-align: right; white-space: nowrap; padding: .32rem 0 .32rem 1rem;
   font-variant-numeric: tabular-nums; }
 .grid tbody th, .grid thead th:first-child { width: 1%; padding-left: 0; }
+.grid thead th:first-child:empty { padding: 0; }
+.grid caption { max-width: 44rem; }
 .judge th, .judge td { font-weight: 650; color: var(--ink); }
 pre { margin: 0 0 1rem; padding: .7rem .9rem; background: var(--wash); border-radius: 6px;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.5 ui-monospace, SFMono-Regular,

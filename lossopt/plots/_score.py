@@ -33,8 +33,9 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
     else:
         values = np.asarray(table[name], float)
     _scales(table, name, on, scores, axis)
+    if on.scale != "options":
+        axis.set_xlim(*_ends(on))
     good = _interval(table, name, within, axis) if np.any(finished) else None
-    _dots(table[finished], values[finished], scores, axis, numbered(table) == [name])
     if np.any(finished):
         best = _cells.number(table[table.score][0])
         at = _ticks.option(table[name][0]) if on.scale == "options" else _cells.number(values[0])
@@ -42,6 +43,11 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
         axis.plot([values[0]], [score], **look, color=_axes.BEST, label=f"best: {best} at {at}")
     if good is not None:
         axis.axvspan(good.low, good.high, **SHADE, label=_told(good))
+    alone = numbered(table) == [name]
+    if far := _dots(table[finished], values[finished], scores, axis, alone):
+        mark = "v" if table.maximize else "^"
+        told = f"beyond the picture: {far}"
+        axis.plot([], [], marker=mark, linestyle="", color=_axes.GREY, label=told)
     if lost := int(np.sum(~finished)):
         edge = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 5}
         look = {"marker": "x", "linestyle": "", "color": _axes.GREY}
@@ -72,6 +78,15 @@ def _scales(table, name, on, scores, axis):
         axis.set_ylim(low - step, high + step)
 
 
+def _ends(on):
+    """Where the scale of the hyperparameter ends, a little beyond its values."""
+    if on.scale == "log":
+        step = (on.high / on.low) ** 0.05 if on.high > on.low else 2.0
+        return on.low / step, on.high * step
+    step = 0.05 * (on.high - on.low) or 1.0
+    return on.low - step, on.high + step
+
+
 def _dots(table, x, scores: Ruler, axis, alone):
     """A dot for each trial, with a bar of a standard error; those beyond the scale at its end."""
     y = np.asarray(table[table.score], float)
@@ -86,10 +101,9 @@ def _dots(table, x, scores: Ruler, axis, alone):
         axis.errorbar(x, shown, error, **bar)
     far = y != shown
     axis.scatter(x[~far][::-1], y[~far][::-1], s=22, c=colors[~far][::-1], zorder=3)
-    if np.any(far):
-        mark = "v" if table.maximize else "^"
-        told = f"beyond the picture: {np.sum(far)}"
-        axis.scatter(x[far], shown[far], s=30, c=colors[far], marker=mark, zorder=3, label=told)
+    mark = "v" if table.maximize else "^"
+    axis.scatter(x[far], shown[far], s=30, c=colors[far], marker=mark, zorder=3)
+    return int(np.sum(far))
 
 
 def _interval(table, name, within, axis):

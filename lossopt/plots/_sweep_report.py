@@ -22,6 +22,7 @@ from lossopt.sweeps._table import Table
 ROWS = 10
 WITHIN = 0.1
 WIDE = 9.8, 4.2  # inches
+SIZE = 4.7, 3.5  # with words above
 
 
 def head(table: Table) -> str:
@@ -104,7 +105,7 @@ def _each(ran, names):
     if len(names) == 2:
         draws.append((f"{names[0]} and {names[1]}", partial(sweep, ran, names, kind="map")))
     pictures = [
-        (name, picture(f"{ran.score} over {name}", draw, f"s{number}-"))
+        (name, picture(f"{ran.score} over {name}", draw, f"s{number}-", SIZE))
         for number, (name, draw) in enumerate(draws[:PANELS])
     ]
     left = ", ".join(name for name, _ in draws[PANELS:])
@@ -118,7 +119,8 @@ def _hyperparameters(ran, names):
     best, bound = ran.best, "least" if ran.maximize else "most"
     limit = _cells.word(limit_of(ran, WITHIN))
     caption = (
-        f"Good is a {ran.score} of at {bound} {limit}, within {WITHIN:.0%} of the best; from the "
+        f"Good is a {ran.score} of at {bound} {limit}, within {WITHIN:.0%} of the best; where "
+        "not all have a hyperparameter, of those that do. From the "
         "lowest such value to the highest, and how many of the trials between them are good."
     )
     weights, why = _importance(ran)
@@ -137,12 +139,16 @@ def _hyperparameters(ran, names):
             _cells.word(best.get(name, np.nan)),
             _good(ran, name),
             _tried(ran, name),
-            *(["{:.2f} ± {:.2f}".format(*weights[name])] if weights else []),
+            *(
+                [f"{round(weights[name][0], 2) + 0:.2f} ± {weights[name][1]:.2f}"]
+                if weights
+                else []
+            ),
         )
         for name in names
     ]
     titles = ["", "best", "good", "tried", *(["importance"] if weights else [])]
-    return _page.table(rows, titles, caption=caption, numbers=True)
+    return _page.table(rows, titles, caption=caption, grid=True)
 
 
 def _importance(ran):
@@ -157,14 +163,13 @@ def _importance(ran):
 
 def _good(ran, name):
     """The interval of good values, or the good options."""
-    scores = np.asarray(ran[ran.score], float)
+    scores, limit = np.asarray(ran[ran.score], float), limit_of(ran, WITHIN)
     if ran.scales[name] == "options":
-        limit = limit_of(ran, WITHIN)
         near = (scores >= limit if ran.maximize else scores <= limit) & ~_cells.missing(ran[name])
         return ", ".join(dict.fromkeys(_ticks.option(x) for x in ran[name][near])) or "none"
     try:
         good = ran.interval(name, within=WITHIN)
-    except ValueError:  # the good ones have no such hyperparameter
+    except ValueError:  # those that have it diverged
         return "none"
     told = f"{_cells.word(good.low)} to {_cells.word(good.high)}"
     return f"{told}, {good.good} of {good.inside}"
@@ -180,7 +185,7 @@ def _tried(ran, name):
 def _best(pooled):
     """The best rows."""
     shown = pooled[pooled["status"] == FINISHED]
-    return _rows(shown, "best") if len(shown) else ""
+    return _rows(shown, "that finished, the best first") if len(shown) else ""
 
 
 def _lost(pooled):
@@ -201,6 +206,8 @@ def _rows(table, what):
     names += [name for name in table.scores if name != table.score]
     names = [name for name in names if table[name].ndim == 1]
     cells = list(zip(*(map(_cells.word, shown[name]) for name in names)))
-    count = f"All {len(table)}" if len(table) <= ROWS else f"The first {ROWS} of {len(table):,}"
-    caption = f"{count} {what}." if what != "best" else f"{count}, the best first."
+    if len(table) <= ROWS:
+        caption = f"All {len(table)} {what}."
+    else:
+        caption = f"The first {ROWS} of {len(table):,} {what}."
     return _page.table(cells, names, caption=caption, grid=True)

@@ -40,8 +40,8 @@ def scale(column: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     if values.size < 2 or values[0] <= 0:
         return "linear"
-    ratios = values[1:] / values[:-1]
-    geometric = values.size > 2 and np.ptp(ratios) < 1e-3 * ratios[0]
+    steps = np.diff(np.log(values))
+    geometric = values.size > 2 and np.ptp(steps) < 1e-3 * steps[0]
     wide = values[-1] >= max(SPAN * values[0], 4 * np.median(values))  # those of a Linear are not
     return "log" if geometric or wide else "linear"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lossopt import _checks
-from lossopt.sweeps._cells import FINISHED, WAITING, plain, word
+from lossopt.sweeps._cells import FINISHED, WAITING, missing, plain, word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
         )
     _checks.at_least(0, within=within)
     table = table.mean() if table.repeated else table
+    table = table[~missing(table[name])]
     sign = -1 if table.maximize else 1
     best = table.best[table.score]
     worst = limit_of(table, within) if limit is None else float(limit)

@@ -182,8 +182,9 @@ class Table:
 
         A setting is good if its score, of repeated ones the mean, is at most `within` times the
         best score away from the best. The interval is from the lowest value of a good setting to
-        the highest. Others may lie between them: `good` and `inside` count them. Nothing is
-        interpolated: the true ends lie between `below` and `low`, and between `high` and `above`.
+        the highest. Only trials that have the hyperparameter count. Others may lie between the
+        good ones: `good` and `inside` count them. Nothing is interpolated: the true ends lie
+        between `below` and `low`, and between `high` and `above`.
 
         Args:
           name: a hyperparameter that is a number.

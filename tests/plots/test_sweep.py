@@ -207,7 +207,7 @@ class TestScore:
 
     def test_of_repeated_settings_means_and_their_errors(self, repeated, axis):
         lo.plots.sweep(repeated, axis=axis)
-        dots = axis.collections[-1].get_offsets()
+        dots = axis.collections[1].get_offsets()  # behind them the bars
         assert np.allclose(dots, [[0.01, 0.5], [0.1, 0.2]])
         bars = axis.containers[0].lines[2][0].get_segments()
         assert np.allclose([bar[:, 1] for bar in bars], [[0.1, 0.3], [0.4, 0.6]])
@@ -326,7 +326,7 @@ class TestReport:
         assert "5 trials: 4 finished, 1 diverged." in page.text
         assert ["rate", "0.01", "0.01 to 0.01, 1 of 1", "0.001 to 10"] in page.rows
         assert ["rule", "adam", "adam", "adam, sgd"] in page.rows
-        assert ["momentum", "-", "none", "0.5 to 0.9"] in page.rows
+        assert ["momentum", "-", "0.5 to 0.5, 1 of 1", "0.5 to 0.9"] in page.rows
         assert "Good is a loss of at most 0.22, within 10% of the best" in page.text
         assert "Importance needs 8 trials that finished." in page.text
         assert page.cells("epochs") == ["20"]

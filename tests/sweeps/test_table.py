@@ -193,6 +193,7 @@ class TestColumns:
             (10 ** np.random.default_rng(0).uniform(-4, 0, 50), "log"),
             (np.random.default_rng(0).uniform(0, 1, 500), "linear"),  # whose lowest is close to 0
             ([1, 2, 3], "linear"),
+            ([10.0, 10.1, 10.2], "linear"),  # whose ratios are nearly equal, too
             ([0.0, 0.01, 1.0], "linear"),
             ([1.0, np.nan, 1000.0, 10.0], "log"),
             ([True, False], "options"),
@@ -269,6 +270,11 @@ class TestInterval:
         columns = {"rate": [0.1, 0.1, 1.0, 1.0], "loss": [0.1, 2.0, 0.5, 0.5]}
         good = _table(columns | {"setting": [0, 0, 1, 1]}).interval("rate")
         assert (good.low, good.high, good.good) == (1.0, 1.0, 1)
+
+    def test_only_trials_that_have_it_count(self):
+        columns = {"rate": [0.1, np.nan, 0.3], "loss": [1.0, 0.2, 1.05]}
+        good = _table(columns).interval("rate")
+        assert (good.low, good.high) == (0.1, 0.3)
 
     def test_only_of_numbers(self, table):
         for name in ("rule", "loss", "other"):
