@@ -117,6 +117,7 @@ CLAIMS = {
         "Every number may be a number": "test_a_row_has_all_of_its_numbers",
         "is an exact proximal step": "test_the_gain_of_a_steady_gradient_is_the_metric",
         "Exact zeros": "test_settles_on_the_lasso_with_exact_zeros",
+        "and the rule rests where it did": "test_it_rests_where_the_rule_rests_with_exact_zeros",
         "leads to the minimum of loss plus penalty": "test_settles_on_the_lasso_with_exact_zeros",
         "zeros are exact": "test_exact_zeros_survive_apply_updates",
         "fewer than 4096 elements": "test_small_whole_masked_and_missing_leaves_stay",

@@ -52,8 +52,8 @@ def scale_by_path(
 
     Args:
       rule: a complete optax transformation or a chain. `average`, `kahan`, `stochastic_rounding`
-        and `optax.contrib.schedule_free` go around the result, and so does what puts parameters
-        where they must be without being a rule of this room, as `optax.keep_params_nonnegative`.
+        and `optax.contrib.schedule_free` go around the result. A projection that is no rule of this
+        room, as `optax.keep_params_nonnegative`, stands behind it in a chain.
       factors: from regular expressions to factors $f \ge 0$, each a number, a tracer, or a schedule
         of the step count. A pattern is searched in a leaf's path, as in `by_path`. A leaf takes
         the first that matches; one that none matches steps as before.
