@@ -14,7 +14,7 @@ from lossopt.sweeps._spaces import Log as Log
 from lossopt.sweeps._spaces import Static as Static
 from lossopt.sweeps._table import Table as Table
 from lossopt.sweeps._task import Task as Task
-from lossopt.sweeps._trials import Trials as Trials
 from lossopt.sweeps._training import task as task
+from lossopt.sweeps._trials import Trials as Trials
 
 __getattr__ = _missing.Missing(__name__)
