@@ -134,8 +134,10 @@ def as_trials(trials: PyTree) -> Trials:
 
 def as_ids(ids: ArrayLike, shift: ArrayLike = 0) -> Int[np.ndarray, " trials"]:
     """Ids and how far they move, within int32."""
-    _checks.integers(ids=ids)
-    moved = np.asarray(ids, np.int64) + shift
+    ids = np.asarray(ids)
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"Expected integer ids, got {ids.dtype}. Number the trials from 0.")
+    moved = ids.astype(np.int64) + shift
     for end in (moved.min(initial=0), moved.max(initial=0)):
         if not 0 <= end < 2**31:
             raise ValueError(
