@@ -11,14 +11,12 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import lossopt as lo
 
-BATCH = 64
+BATCH, EPOCHS = 64, 15
 
 
 class Classifier(nn.Module):
@@ -47,8 +45,10 @@ def objective(params, batch, key, hyperparameters):
 def optimizer(hyperparameters):
     """Adam behind a clipped gradient, with a warmed-up cosine."""
     rate, steps = hyperparameters["rate"], hyperparameters["steps"]
-    schedule = lo.schedules.warmup(lo.schedules.cosine(rate, 0.9 * steps), 0.1 * steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    first = hyperparameters["warmup"] * steps
+    schedule = lo.schedules.warmup(lo.schedules.cosine(rate, steps - first), first)
+    clip = lo.transforms.clip_by_global_norm(hyperparameters["clip"])
+    return optax.chain(clip, optax.adam(schedule))
 
 
 def main():
@@ -71,7 +71,13 @@ def main():
         train,
         optimizer,
         epochs=100,
-        hyperparameters={"rate": 3e-3, "strength": 1e-5, "steps": 60 * steps},
+        hyperparameters={
+            "rate": 3e-3,
+            "strength": 1e-5,
+            "warmup": 0.1,
+            "clip": 1.0,
+            "steps": 60 * steps,
+        },
         stop=lo.training.Patience(15),
         **common,
     )
@@ -91,43 +97,45 @@ def main():
     epochs = f"{half.steps // steps} and then to {again.steps // steps} epochs"
     print(f"{half.stopped.value} after {epochs}: the same bits: {same} (wanted: True)")
 
-    def trial(rate, strength):
-        result = lo.training.run(
-            objective,
-            params,
-            train,
-            optimizer,
-            epochs=15,
-            hyperparameters={"rate": rate, "strength": strength, "steps": 15 * steps},
-            **common,
-        )
-        return result.history["validation/fit"][-1]
+    task = lo.sweeps.task(
+        objective,
+        lambda key: Classifier().init(key, train["x"][:1], None),
+        train,
+        lambda numbers: optimizer({**numbers, "steps": EPOCHS * steps}),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        validation=valid,
+        has_aux=True,
+    )
+    space = {
+        "rate": lo.sweeps.Log(1e-4, 1e-1),
+        "strength": lo.sweeps.Log(1e-6, 1e-2),
+        "warmup": lo.sweeps.Linear(0, 0.5),
+        "clip": lo.sweeps.Log(0.03, 30),
+    }
+    trials = lo.sweeps.sobol(space, 64, jax.random.key(1))
+    sweep = lo.sweep(task, trials, jax.random.key(2), score="validation/fit")
+    print(sweep)
+    print(sweep.interval("rate", within=0.25))
 
-    rates, strengths = np.float32([3e-4, 1e-3, 3e-3, 1e-2]), np.float32([0, 1e-5, 1e-4, 1e-3])
-    sweep = jax.jit(jax.vmap(jax.vmap(trial, (None, 0)), (0, None)))(rates, strengths)
-    table = Table("rate \\ strength", *map(str, strengths), title="validation cross entropy")
-    for rate, row in zip(rates, sweep):
-        table.add_row(str(rate), *(f"{x:.4f}" for x in row))
-    Console().print(table)
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(13, 5), width_ratios=(2, 3), layout="constrained"
+    )
     lo.plots.loss_curves(run, "fit", axis=left)
     left.set(ylabel="cross entropy", title=f"Digits: best after {run.best_epoch + 1} epochs")
-    curves = {f"strength {x:g}": (rates, column) for x, column in zip(strengths, sweep.T)}
-    lo.plots.learning_rates(curves, axis=right)
-    rate, strength = np.unravel_index(np.argmin(sweep), sweep.shape)
-    more = "rate" if np.ptp(sweep.min(axis=1)) > np.ptp(sweep.min(axis=0)) else "strength"
-    best = f"best: rate {rates[rate]:g}, strength {strengths[strength]:g}"
-    right.set(ylabel="validation cross entropy", title=f"The {more} matters more; {best}")
+    lo.plots.sweep(sweep, axis=right)
+    most = next(iter(sweep.importance()))
+    right.set_title(f"{len(sweep)} trials: the {most} matters most", pad=24)
     pathlib.Path("figures").mkdir(exist_ok=True)
     figure.savefig("figures/digits.png", dpi=150)
     lo.plots.report(run, "figures/digits.html", title="Handwritten digits")
+    lo.plots.report(sweep, "figures/sweep.html", title="A sweep on handwritten digits")
 
     given = {"has_aux": True, "hyperparameters": {"strength": 1e-5}}
     measured = lo.training.evaluate(objective, run.best_params, test, **given)
     accuracy = float(measured["accuracy"])
     print(f"test accuracy {accuracy:.4f} (wanted: 0.97)")
-    print("curves in figures/digits.png, a page for the run in figures/digits.html")
+    print("figures/digits.png; a page for the run, digits.html, and one for the sweep, sweep.html")
     return 0 if same and accuracy >= 0.97 else 1
 
 

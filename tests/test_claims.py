@@ -44,6 +44,10 @@ CLAIMS = {
         "transformations that take one gradient of the batch": "test_it_runs",
         "Its schedules work here": "test_schedules_of_optax_are_rates_and_parts_here",
         "but [eleven, such as": "test_what_the_page_excepts_does_not_run",
+        "as one program, compiled once, into one table": (
+            "test_their_number_does_not_grow_with_the_trials"
+        ),
+        "what has run survives a kill": "test_the_same_table",
     },
     "docs/losses.md": {
         "Any other label out of range": "test_out_of_range_is_nan_and_never_another_class",
@@ -246,6 +250,36 @@ CLAIMS = {
         "is sent on when the run is saved": ("test_sigterm_saves_and_goes_to_its_handler_once"),
         "ends it before a limit": "test_a_run_ends_before_its_limit",
         "noted in the main thread alone": "test_other_threads_touch_no_handler",
+    },
+    "docs/sweeps.md": {
+        "does not depend on which other trials": "test_an_order_of_trials_is_that_of_the_rows",
+        "the first n of 2n trials are the same": "test_the_first_of_more_trials_are_the_same",
+        "a part or a permutation carries its ids": "test_a_part_or_a_permutation_carries_its_ids",
+        "Any tree of arrays with one leading axis": "test_trees_of_arrays_get_ids",
+        "Everything that is a number is swept": ("test_a_trial_is_a_run_whatever_number_differs"),
+        "anything hashable": "test_options_are_one_program_each_in_one_table",
+        "is never passed to its run": "test_what_is_missing_is_not_passed",
+        "the luckiest seed does not win": ("test_with_repetitions_the_luckiest_key_does_not_win"),
+        "the second sweep compiles nothing": "test_a_second_sweep_traces_nothing",
+        "Any cut gives the same bits": "test_any_cut_gives_the_same_bits",
+        "checks before the first step are those of": "test_data_are_tried_before_anything_long",
+        "takes more than twice as long": "test_little_work_is_not_worth_a_compilation",
+        "the faster one is kept": "test_the_faster_one_is_taken",
+        "takes as many trials as fit": "test_chunk_is_solved_from_what_programs_take",
+        "the message says how much it needs": "test_less_than_one_trial_needs",
+        "A trial alone gives the bits": "test_a_trial_alone_is_the_trial_in_the_sweep",
+        "its table is the same to the bit": "test_the_same_table",
+        "returns the table so far": "test_control_c_returns_what_has_come",
+        "begins no further chunk": "test_time_is_up_between_two_chunks",
+        "Only the new ones run": "test_more_trials_and_another_order",
+        "is refused**, and nothing is overwritten": "test_another_sweep",
+        "The devices do not speak to each other": "test_devices_do_not_speak",
+        "the table is that of one device": "test_sharded_is_unsharded",
+        "A trial that diverges ranks last": "test_what_diverged_is_last_and_marked",
+        "that ends at an end of the space says so": (
+            "test_at_the_ends_of_what_was_tried_it_says_so"
+        ),
+        "swept like any; at 0 the leaf is frozen": "test_a_factor_of_zero_leaves_all_bits",
     },
     "docs/checkpoints.md": {
         "what every file and every leaf must be": "test_what_it_holds",

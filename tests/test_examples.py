@@ -10,10 +10,11 @@ import pytest
 from tests.xla import UNCACHED, one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "overfit"]
-NAMES += ["parallel", "resume", "sparse", "streamed"]
+NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "lr_robustness"]
+NAMES += ["overfit", "parallel", "penalty_path", "resume", "schedules", "sparse", "streamed"]
 # These take longer to compile than to run, if XLA does what it can.
-COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "overfit", "parallel"}
+COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "lr_robustness", "overfit"}
+COMPILING |= {"parallel", "penalty_path", "schedules"}
 
 SEVERAL = {"auxiliary", "parallel"}  # of devices, in programs of their own
 
