@@ -23,7 +23,7 @@ from benchmarks import _sweep_tasks
 from benchmarks._measure import Claim, clock, header, spread, take_turns
 from benchmarks._sweep_rivals import ABSENT, HALVING, JITTED, PACKAGES, REBUILT, RIVALS
 from lossopt import _programs
-from lossopt.sweeps import _settled
+from lossopt.sweeps import _compiled, _settled
 
 PARTS = ("modes", "rivals", "libraries", "memory", "device")
 MODES = ("auto", "sequential", "vmap")
@@ -172,13 +172,14 @@ def memory(console, models, count):
 
 def limited(task, count):
     """A limit that half of the trials fit into, and bytes by chunk, as asked for by a sweep."""
-    sizes, inner = {}, _settled.taken
+    sizes, inner = {}, _settled.compiled
 
-    def taken(trial, form, values):
-        sizes[form.chunk] = inner(trial, form, values)
-        return sizes[form.chunk]
+    def known(trial, form, values):
+        found = inner(trial, form, values)
+        sizes[form.chunk] = found.memory
+        return found
 
-    with mock.patch.object(_settled, "taken", taken):
+    with mock.patch.object(_settled, "compiled", known):
         for chunk in (1, count):
             swept(task, count, mode="vmap", chunk=chunk, memory=2**50)
         limit = (sizes[1] + sizes[count]) // 2
@@ -215,7 +216,7 @@ def fresh():
     """Forgets all that was compiled and measured."""
     _programs.clear()
     _settled._measured.clear()
-    _settled._compiling.clear()
+    _compiled._compiled.clear()
     jax.clear_caches()
 
 

@@ -34,13 +34,13 @@ class Program(NamedTuple):
       digest: of its text, without addresses.
     """
 
-    run: Callable[..., PyTree]
+    run: jax.stages.Wrapped
     arrays: tuple[Array, ...]
     digest: bytes
 
 
 _programs: OrderedDict[Hashable, OrderedDict[Hashable, Any]] = OrderedDict()
-_shared: OrderedDict[Hashable, Callable[..., PyTree]] = OrderedDict()
+_shared: OrderedDict[Hashable, jax.stages.Wrapped] = OrderedDict()
 _lock = threading.RLock()
 
 

@@ -56,9 +56,7 @@ class Form:
 
     def like(self, tree: PyTree) -> PyTree:
         """Shapes of one trial as those of a call."""
-        if self.alone:
-            return tree
-        ahead = (self.width,)
+        ahead = () if self.alone else (self.width,)
         where = None if self.mesh is None else jax.NamedSharding(self.mesh, self._spec(False))
 
         def of_call(x):

@@ -13,6 +13,7 @@ import numpy as np
 
 from lossopt._typing import PyTree
 from lossopt.sweeps._calls import Calls, state_of
+from lossopt.sweeps._compiled import compiled
 from lossopt.sweeps._form import Form
 from lossopt.sweeps._identity import same_facts
 from lossopt.sweeps._ledger import Ledger
@@ -159,6 +160,7 @@ def _ran(host: Host, part: Part, watch: _Watch) -> bool:
     calls = Calls(part.trial, jax.tree.map(lambda x: x[own], part.values), ids, host.clock)
     found = _form(host, part, len(left), calls, watch)
     within = within if found == begun else None
+    compiled(part.trial, found, part.first)
     at, every = 0, found.width if wanted.chunk == "auto" else max(wanted.chunk, found.width)
     while at < len(left):
         if watch.over:

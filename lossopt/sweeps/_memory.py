@@ -1,21 +1,12 @@
-"""What a program takes, and what there is."""
+"""How much memory there is."""
 
 import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from lossopt._typing import PyTree
-from lossopt.sweeps._form import Form
-from lossopt.sweeps._trial import Trial
-
 _GROUPS = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
 _FILES = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def taken(trial: Trial, form: Form, values: PyTree) -> int:
-    """Bytes of a device at the peak of a call, as its compiled programs say."""
-    return max(map(_peak, trial.programs(form, values)))
 
 
 def free(device: Any) -> int | None:
@@ -39,13 +30,6 @@ def shown(size: float) -> str:
             return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} GiB"
-
-
-def _peak(program_and_shapes):
-    program, shapes = program_and_shapes
-    stats = program.run.lower(program.arrays, *shapes).compile().memory_analysis()
-    sizes = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return sizes + stats.temp_size_in_bytes
 
 
 def _left():

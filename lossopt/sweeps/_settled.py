@@ -6,21 +6,18 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from lossopt._typing import PyTree
+from lossopt.sweeps._compiled import compiled, flops, remember
 from lossopt.sweeps._form import Form, Mode
-from lossopt.sweeps._memory import free, shown, taken
+from lossopt.sweeps._memory import free, shown
 from lossopt.sweeps._trial import Trial
 
 CROSSOVER = 3e6  # flops of a step, up to which trials side by side may be faster on a CPU
 SIDE_BY_SIDE = 32  # trials on a CPU, from where more are not faster
 SHORT = 1.0  # seconds, below which a time is taken twice
-_KNOWN = 1024
 
 _measured: OrderedDict[Any, bool] = OrderedDict()
-_compiling: OrderedDict[Any, float] = OrderedDict()
-_counted: OrderedDict[bytes, float] = OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +59,14 @@ def settled(
       trial: of the group.
       values: of one of its trials.
       count: trials that are to run.
-      timed: seconds that a call takes in a form, by trying; the second time without compiling.
+      timed: seconds that a call takes in a form, by trying.
     """
     alone = Form("sequential", 1, wanted.mesh)
     if wanted.mode == "sequential":
         return _fitting(wanted, trial, values, alone)
     on_cpu = _platform(wanted.mesh) == "cpu"
     if wanted.mode == "auto" and on_cpu:
-        if count <= alone.width or _flops(trial, alone, values) > CROSSOVER:
+        if count <= alone.width or flops(trial, alone, values) > CROSSOVER:
             return _fitting(wanted, trial, values, alone)
         return _faster(wanted, trial, values, count, timed, alone)
     return _side_by_side(wanted, trial, values, count)
@@ -80,23 +77,15 @@ def _faster(wanted, trial, values, count, timed, alone):
     programs = tuple(program.digest for program, _ in trial.programs(alone, values))
     known = programs, wanted, count, trial.steps
     if known not in _measured:
-        beside = None
-        compiling, each = _compiling_and_each(timed, alone)
-        _remember(_compiling, programs, max(compiling, _compiling.get(programs, 0.0)))
-        if each * count / alone.width > 2 * _compiling[programs]:
+        beside, compiling = None, compiled(trial, alone, values).seconds
+        each = _seconds(timed, alone)
+        if each * count / alone.width > 2 * compiling:
             beside = _side_by_side(wanted, trial, values, count)
         faster = beside and _seconds(timed, beside) / beside.width < each / alone.width
-        _remember(_measured, known, bool(faster))
+        remember(_measured, known, bool(faster))
     if _measured[known]:
         return _side_by_side(wanted, trial, values, count)
     return _fitting(wanted, trial, values, alone)
-
-
-def _compiling_and_each(timed, form):
-    """Seconds of the first call beyond those of the next, and these."""
-    first = timed(form)
-    each = _seconds(timed, form)
-    return max(first - each, 0.0), each
 
 
 def _seconds(timed, form):
@@ -114,12 +103,12 @@ def _side_by_side(wanted, trial, values, count):
     count = -(-count // devices)
     most = min(count, SIDE_BY_SIDE) if _platform(wanted.mesh) == "cpu" else count
     form, limit = of(share(most)), wanted.limit
-    if limit is None or (large := taken(trial, form, values)) <= limit:
+    if limit is None or (large := compiled(trial, form, values).memory) <= limit:
         return form
-    small = taken(trial, of(1), values)
+    small = compiled(trial, of(1), values).memory
     each = (large - small) / (form.chunk - 1) if form.chunk > 1 else large
     chunk = max(1, int(1 + (limit - small) / each))
-    while chunk > 1 and taken(trial, of(chunk), values) > limit:
+    while chunk > 1 and compiled(trial, of(chunk), values).memory > limit:
         chunk -= -(-chunk // 16)
     return _fitting(wanted, trial, values, of(min(chunk, share(chunk))))
 
@@ -128,28 +117,13 @@ def _fitting(wanted, trial, values, form):
     """The form; raises where it takes more memory than there is."""
     if wanted.memory is None:
         return form
-    if (size := taken(trial, form, values)) <= wanted.memory:
+    if (size := compiled(trial, form, values).memory) <= wanted.memory:
         return form
     trials = "one trial needs" if form.chunk == 1 else f"{form.chunk} trials need"
     raise ValueError(
         f"Expected memory to hold a call, got {shown(wanted.memory)}: {trials} {shown(size)}. "
         f"Give at least {size} bytes" + (", or a smaller chunk." if form.chunk > 1 else ".")
     )
-
-
-def _flops(trial, form, values):
-    """Of a step, the loops of which count once; infinite where nobody says."""
-    program, shapes = trial.programs(form, values)[-2 if trial.steps else 0]
-    if program.digest not in _counted:
-        found = program.run.lower(program.arrays, *shapes).cost_analysis() or {}
-        _remember(_counted, program.digest, found.get("flops", np.inf))
-    return _counted[program.digest]
-
-
-def _remember(known, key, value):
-    known[key] = value
-    while len(known) > _KNOWN:
-        known.popitem(last=False)
 
 
 def _platform(mesh):
