@@ -215,7 +215,7 @@ def device(console, models, count):
 def fresh():
     """Forgets all that was compiled and measured."""
     _programs.clear()
-    _settled._measured.clear()
+    _settled._timed.clear()
     _compiled._compiled.clear()
     jax.clear_caches()
 

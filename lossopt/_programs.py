@@ -87,6 +87,13 @@ def made(fn: Callable, plan: tuple, *args: PyTree) -> Program:
     return _remembered(_made, fn, plan, args)
 
 
+def held(fn: Callable, plan: tuple, *args: PyTree) -> bool:
+    """Whether `made` has made this program, which is still kept."""
+    owner, key = _names(_made, fn, plan, args)
+    with _lock:
+        return key in _programs.get(owner, {})
+
+
 def outlined(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
     """What `jax.eval_shape` says of `fn(*plan, *args)`, which is traced once, as programs are."""
     return _remembered(_outlined, fn, plan, args)
@@ -94,12 +101,7 @@ def outlined(fn: Callable, plan: tuple, *args: PyTree) -> PyTree:
 
 def _remembered(make, fn, plan, args):
     """What `make(fn, plan, args)` gave for arguments like these."""
-    leaves, structure = jax.tree.flatten(args)
-    context = _jax.context()
-    arrays = all(hasattr(kind, "aval") for kind in set(map(type, leaves)))
-    avals = map(attrgetter("aval"), leaves) if arrays else (_aval(x, context) for x in leaves)
-    owner = _identity(_objective(plan))
-    key = make, fn, _identity(plan), structure, tuple(avals), context
+    owner, key = _names(make, fn, plan, args)
     with _lock:
         made = _found(_found(_programs, owner, {}), key, None)
     if made is None:
@@ -108,6 +110,16 @@ def _remembered(make, fn, plan, args):
             kept = _kept(_programs, owner, OrderedDict(), _OBJECTIVES)
             made = _kept(kept, key, made, _PROGRAMS)
     return made
+
+
+def _names(make, fn, plan, args):
+    """By what a program is kept: that of its objective, and its own."""
+    leaves, structure = jax.tree.flatten(args)
+    context = _jax.context()
+    arrays = all(hasattr(kind, "aval") for kind in set(map(type, leaves)))
+    avals = map(attrgetter("aval"), leaves) if arrays else (_aval(x, context) for x in leaves)
+    owner = _identity(_objective(plan))
+    return owner, (make, fn, _identity(plan), structure, tuple(avals), context)
 
 
 def clear() -> None:

@@ -17,7 +17,7 @@ CROSSOVER = 3e6  # flops of a step, up to which trials side by side may be faste
 SIDE_BY_SIDE = 32  # trials on a CPU, from where more are not faster
 SHORT = 1.0  # seconds, below which a time is taken twice
 
-_measured: OrderedDict[Any, bool] = OrderedDict()
+_timed: OrderedDict[Any, float] = OrderedDict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,44 +73,59 @@ def settled(
 
 
 def _faster(wanted, trial, values, count, timed, alone):
-    """The faster of the two forms, measured once in a process for the same programs."""
-    programs = tuple(program.digest for program, _ in trial.programs(alone, values))
-    known = programs, wanted, count, trial.steps
-    if known not in _measured:
-        beside, compiling = None, compiled(trial, alone, values).seconds
-        each = _seconds(timed, alone)
-        if each * count / alone.width > 2 * compiling:
-            beside = _side_by_side(wanted, trial, values, count)
-        faster = beside and _seconds(timed, beside) / beside.width < each / alone.width
-        remember(_measured, known, bool(faster))
-    if _measured[known]:
-        return _side_by_side(wanted, trial, values, count)
+    """The faster of the two forms; what was timed once in a process is not timed again."""
+    each = _each(trial, values, timed, alone, alone)
+    compiling = compiled(trial, alone, values).seconds
+    most = _at_most(wanted, count)
+    if each * count > 2 * compiling or trial.ready(most, values):
+        beside = _side_by_side(wanted, trial, values, count)
+        if _each(trial, values, timed, beside, alone) < each:
+            return beside
     return _fitting(wanted, trial, values, alone)
 
 
-def _seconds(timed, form):
-    seconds = timed(form)
-    return seconds if seconds > SHORT else min(seconds, timed(form))
+def _each(trial, values, timed, form, alone):
+    """Seconds of a trial in a form, without compiling."""
+    programs = tuple(program.digest for program, _ in trial.programs(alone, values))
+    known = programs, trial.steps, form
+    if known not in _timed:
+        compiled(trial, form, values)
+        seconds = timed(form)
+        if seconds < SHORT:
+            seconds = min(seconds, timed(form))
+        remember(_timed, known, seconds / form.width)
+    return _timed[known]
+
+
+def _at_most(wanted, count):
+    """As many trials beside each other as there are, in chunks of equal size, if memory allows."""
+    if wanted.chunk != "auto":
+        return Form("vmap", wanted.chunk, wanted.mesh)
+    count = -(-count // (1 if wanted.mesh is None else wanted.mesh.size))
+    most = min(count, SIDE_BY_SIDE) if _platform(wanted.mesh) == "cpu" else count
+    return Form("vmap", _share(count, most), wanted.mesh)
+
+
+def _share(count, most):
+    """The size of as few equal chunks as there can be."""
+    return -(-count // -(-count // most))
 
 
 def _side_by_side(wanted, trial, values, count):
-    """As many trials beside each other as fit, in chunks of equal size."""
-    share = lambda most: -(-count // -(-count // most))  # of as few chunks
-    devices = 1 if wanted.mesh is None else wanted.mesh.size
-    of = lambda chunk: Form("vmap", chunk, wanted.mesh)
+    """As many trials beside each other as fit."""
+    form, limit = _at_most(wanted, count), wanted.limit
     if wanted.chunk != "auto":
-        return _fitting(wanted, trial, values, of(wanted.chunk))
-    count = -(-count // devices)
-    most = min(count, SIDE_BY_SIDE) if _platform(wanted.mesh) == "cpu" else count
-    form, limit = of(share(most)), wanted.limit
+        return _fitting(wanted, trial, values, form)
     if limit is None or (large := compiled(trial, form, values).memory) <= limit:
         return form
+    of = lambda chunk: Form("vmap", chunk, wanted.mesh)
     small = compiled(trial, of(1), values).memory
     each = (large - small) / (form.chunk - 1) if form.chunk > 1 else large
     chunk = max(1, int(1 + (limit - small) / each))
     while chunk > 1 and compiled(trial, of(chunk), values).memory > limit:
         chunk -= -(-chunk // 16)
-    return _fitting(wanted, trial, values, of(min(chunk, share(chunk))))
+    devices = form.width // form.chunk
+    return _fitting(wanted, trial, values, of(_share(-(-count // devices), chunk)))
 
 
 def _fitting(wanted, trial, values, form):

@@ -30,6 +30,9 @@ class Trial:
     run: Callable | Task
     statics: Statics
     key: Key[Array, ""]
+    _made: dict[Any, Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def steps(self) -> int:
@@ -52,19 +55,31 @@ class Trial:
 
     def programs(self, form: Form, values: PyTree) -> list[tuple[_programs.Program, tuple]]:
         """The programs of a call and the shapes they are for; the last but one, or only, steps."""
-        plan, key = self.plan(form), form.place(self.key, True)
-        one = jax.tree.map(_shape, (values, np.int32(0)))
-        begins = (*form.like(one), key)
-        if not self.steps:
-            return [(_programs.made(_run, plan, *begins), begins)]
-        state = form.like(self.shapes(values)[0])
-        moves = state, form.place(np.int32(0), True)
-        calls = (_begun, begins), (_advanced, moves), (_scored, (state,))
-        return [(_programs.made(fn, plan, *args), args) for fn, args in calls]
+        plan, of = self.plan(form), (form, *((x.shape, x.dtype) for x in jax.tree.leaves(values)))
+        if of not in self._made:
+            calls = self._calls(form, values)
+            self._made[of] = [(_programs.made(fn, plan, *x), x) for fn, x in calls]
+        return self._made[of]
+
+    def ready(self, form: Form, values: PyTree) -> bool:
+        """Whether the programs of a call have been made before."""
+        plan = self.plan(form)
+        return all(_programs.held(fn, plan, *x) for fn, x in self._calls(form, values))
 
     def plan(self, form: Form) -> tuple:
         """What its programs are made for."""
         return self.run, self.statics, form
+
+    def _calls(self, form, values):
+        """The functions of a call and the shapes they are called with."""
+        key = form.place(self.key, True)
+        one = jax.tree.map(_shape, (values, np.int32(0)))
+        begins = (*form.like(one), key)
+        if not self.steps:
+            return [(_run, begins)]
+        state = form.like(self.shapes(values)[0])
+        moves = state, form.place(np.int32(0), True)
+        return [(_begun, begins), (_advanced, moves), (_scored, (state,))]
 
 
 class Bound:

@@ -80,7 +80,7 @@ class TestMode:
             tried.append(form.mode)
             return times[form.mode]
 
-        _settled._measured.clear()
+        _settled._timed.clear()
         given = {"mode": "auto", "chunk": "auto", "memory": None, "mesh": None}
         with mock.patch.object(_settled, "compiled", return_value=Compiled(1.0, 0)):
             form = settled(Wanted(**given | wanted), Trial(RUN, (), KEY), ONE, count, timed)
@@ -96,6 +96,19 @@ class TestMode:
     def test_little_work_is_not_worth_a_compilation(self):
         form, tried = self._form({"sequential": 0.01, "vmap": 0.0}, count=150)
         assert (form, set(tried)) == (ALONE, {"sequential"})
+
+    def test_what_is_compiled_already_is_worth_a_try(self, monkeypatch):
+        wide = Form("vmap", 30)
+        assert not Trial(RUN, (), KEY).ready(dataclasses.replace(wide, chunk=31), ONE)
+        sweep(
+            RUN,
+            {name: np.resize(x, (150, *x.shape[1:])) for name, x in VALUES.items()},
+            mode="vmap",
+            chunk=30,
+        )
+        assert Trial(RUN, (), KEY).ready(wide, ONE)
+        form, _ = self._form({"sequential": 0.01, "vmap": 0.0}, count=150)
+        assert form == wide
 
     def test_nothing_is_timed_where_it_is_clear(self, monkeypatch):
         assert self._form({}, count=1) == (ALONE, [])
