@@ -10,7 +10,7 @@ import numpy as np
 from lossopt import _checks
 from lossopt._typing import Array, Key
 from lossopt.sweeps._folds import key_words
-from lossopt.sweeps._spaces import Choice, Dimension, Space, Static
+from lossopt.sweeps._spaces import Choice, Dimension, Log, Space, Static
 from lossopt.sweeps._trials import Trials, as_trials
 
 _BLOCK = 256
@@ -134,7 +134,12 @@ def checked(space: Space) -> Space:
 def _made(space, values):
     options = tuple((name, x.options) for name, x in space.items() if isinstance(x, Static))
     count = len(next(iter(values.values())))
-    return as_trials(Trials(values, np.arange(count), options=options))
+    scales = tuple((name, _scale(x)) for name, x in space.items() if not _has_options(x))
+    return as_trials(Trials(values, np.arange(count), options=options, scales=scales))
+
+
+def _scale(dimension):
+    return "log" if isinstance(dimension, Log) or getattr(dimension, "log", False) else "linear"
 
 
 def _has_options(dimension):

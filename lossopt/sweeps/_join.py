@@ -48,6 +48,7 @@ def join(*trials: Trials) -> Trials:
         setting=_counted([part.setting for part in parts]),
         present={name: held for name, held in holds.items() if not held.all()},
         options=tuple((name, tuple(some)) for name, some in options.items()),
+        scales=tuple({name: x for part in parts for name, x in part.scales}.items()),
     )
 
 

@@ -70,6 +70,7 @@ class Ledger:
             tuple(trials.names),
             tuple(self.scores),
             self.maximize,
+            dict(trials.scales),
             state=None if best is None else self.kept[best].state,
         )
 

@@ -25,7 +25,7 @@ def _lines(table):
     error = f"{table.score}/error"
     names = ["id", table.score, *[error] * (error in table.columns), *table.names]
     names += [name for name in table.scores if name != table.score] + ["status"]
-    names = [name for name in names if table[name].ndim == 1]
+    names = [name for name in names if table[name].ndim == 1 and not _repeats(table, name)]
     cells = [[name, *map(_cells.word, table[name])] for name in names]
     widths = [max(map(len, column)) for column in cells]
     kept = np.cumsum(np.add(widths, 2)) <= WIDTH
@@ -33,3 +33,10 @@ def _lines(table):
     lines = zip(*([c.rjust(w) for c in col] for col, w, k in zip(cells, widths, kept) if k))
     left = [name for name, k in zip(names, kept) if not k]
     return ["  ".join(line) for line in lines] + ([f"and {', '.join(left)}"] if left else [])
+
+
+def _repeats(table, name):
+    """Whether a score says what that which ranks says, or one before it."""
+    scores = [table.score, *(x for x in table.scores if x != table.score)]
+    before = scores[: scores.index(name)] if name in scores else []
+    return any(np.array_equal(table[x], table[name], equal_nan=True) for x in before)

@@ -17,7 +17,7 @@ from lossopt.sweeps._columns import columns, is_flat, mapped, numbers, taken
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "id", "setting", "present"],
-    meta_fields=["options"],
+    meta_fields=["options", "scales"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trials:
@@ -33,6 +33,7 @@ class Trials:
       setting: int32 `[trials]`, which repetitions share. None is the ids.
       present: dict from the names that some trials lack to booleans `[trials]`.
       options: pairs of a name and its options, of what is `Static`.
+      scales: pairs of a name and `"log"` or `"linear"`, of what was drawn from a range.
 
     Examples:
       >>> trials = lo.sweeps.grid({"rate": lo.sweeps.Linear(0, 1)}, 5)
@@ -45,6 +46,7 @@ class Trials:
     setting: Any = None
     present: dict[str, Any] = dataclasses.field(default_factory=dict)
     options: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    scales: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         if self.setting is None:

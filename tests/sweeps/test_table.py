@@ -397,3 +397,9 @@ class TestRuler:
 )  # fmt: skip
 def test_numbers_in_few_letters(x, text):
     assert _cells.number(x) == text
+
+
+def test_a_score_that_repeats_another_is_told_once():
+    columns = {"rate": [0.1, 1.0], "loss": [1.0, 2.0], "value": [1.0, 2.0], "fit": [0.5, 2.0]}
+    table = lo.sweeps.Table(columns, "loss", names=("rate",), scores=("loss", "value", "fit"))
+    assert str(table).splitlines()[1].split() == ["id", "loss", "rate", "fit", "status"]

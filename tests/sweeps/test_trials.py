@@ -355,3 +355,19 @@ def test_refused(case):
     make, kind, message = BAD[case]
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_scales_are_those_of_the_space():
+    space = {
+        "a": lo.sweeps.Log(0.5, 1),
+        "b": lo.sweeps.Linear(1, 1000),
+        "c": lo.sweeps.Choice([1, 100]),
+    }
+    space |= {"d": lo.sweeps.Integer(1, 9, log=True), "e": lo.sweeps.Integer(1, 1000)}
+    trials = lo.sweeps.random(space, 4, jax.random.key(0))
+    want = {"a": "log", "b": "linear", "d": "log", "e": "linear"}
+    assert dict(trials.scales) == want
+    more = lo.sweeps.join(trials[1:], lo.sweeps.grid({"f": lo.sweeps.Log(1, 2)}, 2)).repeat(2)
+    assert dict(more.scales) == want | {"f": "log"}
+    table = lo.sweep(lambda numbers, key: numbers["a"], trials, jax.random.key(0), mode="vmap")
+    assert {name: table.scales[name] for name in want} == want
