@@ -101,9 +101,10 @@ def rivals(console, models, counts, rounds, spent, judged):
                 held = judged and (name == REBUILT or model.small)
                 faster = float(np.median(times) / np.median(each))
                 yield Claim(what, faster, least=FASTER[name], judged=held)
-            what = f"{model.name}, {count} trials: {REBUILT}, time / lossopt that compiles"
-            faster = float(np.median(loops[REBUILT]) / first)
-            yield Claim(what, faster, least=FASTER[REBUILT], judged=False)
+            if model.name in spent:
+                what = f"{model.name}, {count} trials: {REBUILT}, time / lossopt that compiles"
+                faster = float(np.median(loops[REBUILT]) / first)
+                yield Claim(what, faster, least=FASTER[REBUILT], judged=False)
         console.print(out)
 
 
