@@ -63,6 +63,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.resume
+	$(BIN)/python -m benchmarks.killed_sweeps
 
 docs: .venv/ready
 	$(BIN)/mkdocs build --strict
