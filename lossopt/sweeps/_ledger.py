@@ -71,6 +71,7 @@ class Ledger:
             tuple(self.scores),
             self.maximize,
             state=None if best is None else self.kept[best].state,
+            state_id=None if best is None else int(self._ids[self.kept[best].row]),
         )
 
     def row(self, row: int) -> dict[str, Any]:
