@@ -290,6 +290,14 @@ class TestRefused:
         assert _bytes(tmp_path) == before
         same(sweep(checkpoint=tmp_path, **WAYS[way]), whole["task", way])
 
+    def test_another_number_of_steps(self, tmp_path):
+        sweep(trials=TRIALS[:4], checkpoint=tmp_path, **WAYS["vmap"])
+        before = _bytes(tmp_path)
+        longer = dataclasses.replace(TASK, steps=TASK.steps + 3)
+        with pytest.raises(ValueError, match=rf"steps: was .*{TASK.steps}.*{TASK.steps + 3}"):
+            sweep(longer, checkpoint=tmp_path, **WAYS["vmap"])
+        assert _bytes(tmp_path) == before
+
     @pytest.mark.parametrize("name", ["jax", "lossopt"])
     def test_another_version(self, saved, name, monkeypatch):
         version = _identity.metadata.version

@@ -163,6 +163,11 @@ class TestMean:
         assert mean["status"].tolist() == ["finished", "finished", "diverged", "waiting"]
         assert mean["seconds"].tolist() == [3, 12, 21, 19]
 
+    def test_what_diverged_and_waits_has_diverged(self):
+        status = np.array(["waiting", "diverged"], object)
+        losses = {"setting": [0, 0], "loss": [np.nan, np.nan], "status": status}
+        assert _table(losses).mean()["status"].tolist() == ["diverged"]
+
     def test_ranks_what_waits_behind(self, repeated):
         assert repeated[0].mean().sort()["id"].tolist() == [5, 2, 7, 0]
 
@@ -236,6 +241,12 @@ class TestColumns:
             ({"loss": [1.0], "id": [0]}, ("id",), ("loss",), "Expected another name than 'id'"),
             ({"loss": [1.0]}, (), ("loss", "seconds"), "name than 'seconds' of a score"),
             ({"loss": [1.0]}, ("loss",), ("loss",), "got 'loss' as both"),
+            (
+                {"loss": [1.0], "loss/error": [1.0]},
+                (),
+                ("loss", "loss/error"),
+                "no column 'loss/error' beside the score 'loss'",
+            ),
             ({"loss": [1.0], "x": [1.0, 2]}, ("x",), ("loss",), r"each trial, got loss \(1,\), x"),
             ({"loss": 1.0}, (), ("loss",), r"each trial, got loss \(\)"),
             ({"loss": [1.0], "x": [1.0]}, (), ("loss",), "'x' among names or scores"),
