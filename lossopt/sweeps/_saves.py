@@ -147,13 +147,13 @@ class Saves:
         same_facts(told["facts"], self._facts, str(self))
         rows = lambda ids: [int(row) for row in known(ids, trials, str(self))]
         under, count = told["within"], told["count"]
-        empty = lambda shape, dtype, more=0: np.zeros((count + more, *shape), dtype)
-        begun = len(under["ids"]) if under else 0
+        begun = count + (len(under["ids"]) if under else 0)
+        empty = lambda shape, dtype, rows=count: np.zeros((rows, *shape), dtype)
         return {
             "ids": empty((), np.int32, begun),
             "scores": {name: empty((), dtype) for name, dtype in told["scores"].items()},
             "seconds": empty((), float),
-            "trials": {name: empty(*of, begun) for name, of in told["trials"].items()},
+            "trials": {name: empty(*of, rows=begun) for name, of in told["trials"].items()},
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
             "within": under and _of_call(rows(under["ids"])[0], under, state, form),
         }
