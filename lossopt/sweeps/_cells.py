@@ -113,6 +113,11 @@ def _refuse(columns, score, names, scores):
             f"Expected scores and hyperparameters of different names, got {clash[0]!r} as both. "
             "Rename one of them."
         )
+    if clash := [s for s in scores if f"{s}/error" in (*names, *scores)]:
+        raise ValueError(
+            f"Expected no column {clash[0] + '/error'!r} beside the score {clash[0]!r}: the mean "
+            "of repetitions has its standard error there. Rename one of them."
+        )
     if score not in scores:
         raise ValueError(
             f"Expected score as one of {', '.join(map(repr, scores))}, got {score!r}. Choose one."

@@ -94,7 +94,11 @@ def known(ids: Sequence[int], trials: Trials, where: str) -> np.ndarray:
 
 
 def option_text(option: Any) -> str:
-    """An option without the address at which it lies."""
+    """An option without the address at which it lies, of a set without the order of its hashes."""
+    if type(option) in (tuple, frozenset):
+        texts = map(option_text, option)
+        inner = ", ".join(texts if isinstance(option, tuple) else sorted(texts))
+        return f"({inner})" if isinstance(option, tuple) else f"{{{inner}}}"
     named = getattr(option, "__qualname__", None)
     if named:
         return f"{getattr(option, '__module__', '')}.{named}"

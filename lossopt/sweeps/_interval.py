@@ -75,12 +75,11 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
     _checks.at_least(0, within=within)
     table = table.mean() if table.repeated else table
     table = table[~missing(table[name])]
-    sign = -1 if table.maximize else 1
     best = table.best[table.score]
     worst = limit_of(table, within) if limit is None else float(limit)
-    values, scores = table[name], np.asarray(table[table.score], float)
+    values, scores = table[name], table[table.score]
     known = np.isfinite(np.asarray(values, float)) & (table["status"] != WAITING)
-    good = known & (table["status"] == FINISHED) & (sign * scores <= sign * worst)
+    good = known & (table["status"] == FINISHED) & _reach(scores, worst, table.maximize)
     if not np.any(good):
         raise ValueError(
             f"Expected a setting of {name} with a {table.score} of {worst:.6g} or better, and none "
@@ -100,3 +99,10 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
         below=float(plain(np.max(lower))) if lower.size else float("nan"),
         above=float(plain(np.min(higher))) if higher.size else float("nan"),
     )
+
+
+def _reach(scores, limit, maximize):
+    """Which scores are as good as a limit, which is rounded as they are: 0.1 reaches 0.1."""
+    if np.issubdtype(scores.dtype, np.floating):
+        limit = scores.dtype.type(limit)
+    return scores >= limit if maximize else scores <= limit

@@ -72,6 +72,7 @@ class Ledger:
             self.maximize,
             dict(trials.scales),
             state=None if best is None else self.kept[best].state,
+            state_id=None if best is None else int(self._ids[self.kept[best].row]),
         )
 
     def row(self, row: int) -> dict[str, Any]:

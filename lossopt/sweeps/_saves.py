@@ -76,7 +76,7 @@ class Saves:
         told, saved = found.note["sweep"], found.state
         ledger, trials = self._ledger, self._ledger.trials
         same_trials(saved["trials"], saved["ids"], trials, str(self))
-        rows = places(saved["ids"], trials)
+        rows = places(saved["ids"][: told["count"]], trials)  # behind them those under way
         ledger.put(rows, saved["scores"], saved["seconds"], lambda place: None)
         kept = places(told["kept"], trials)
         settings = np.asarray(trials.setting)[kept]
@@ -99,10 +99,11 @@ class Saves:
         ledger, trials = self._ledger, self._ledger.trials
         rows = np.flatnonzero(ledger.ran)
         ids = np.asarray(trials.id)
-        table = {name: x[rows] for name, x in rows_of(trials).items()}
+        begun = np.concatenate([rows, [] if under is None else under[1].rows]).astype(int)
+        table = {name: x[begun] for name, x in rows_of(trials).items()}
         kept = list(ledger.kept.values())
         state = {
-            "ids": ids[rows],
+            "ids": ids[begun],
             "scores": {name: x[rows] for name, x in ledger.scores.items()},
             "seconds": ledger.seconds[rows],
             "trials": table,
@@ -145,13 +146,14 @@ class Saves:
         told, trials = note["sweep"], self._ledger.trials
         same_facts(told["facts"], self._facts, str(self))
         rows = lambda ids: [int(row) for row in known(ids, trials, str(self))]
-        empty = lambda shape, dtype: np.zeros((told["count"], *shape), dtype)
-        under = told["within"]
+        under, count = told["within"], told["count"]
+        begun = count + (len(under["ids"]) if under else 0)
+        empty = lambda shape, dtype, rows=count: np.zeros((rows, *shape), dtype)
         return {
-            "ids": empty((), np.int32),
+            "ids": empty((), np.int32, begun),
             "scores": {name: empty((), dtype) for name, dtype in told["scores"].items()},
             "seconds": empty((), float),
-            "trials": {name: empty(*of) for name, of in told["trials"].items()},
+            "trials": {name: empty(*of, rows=begun) for name, of in told["trials"].items()},
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
             "within": under and _of_call(rows(under["ids"])[0], under, state, form),
         }

@@ -26,7 +26,24 @@ def mean(table: Any) -> Any:
     columns["status"] = np.array([_status(table["status"][rows]) for rows in groups], object)
     columns["seconds"] = np.array([_sum(table["seconds"][rows[ran[rows]]]) for rows in groups])
     scales = {name: table.scales[name] for name in names}
-    return dataclasses.replace(table, columns=columns, names=tuple(names), scales=scales)
+    pooled = dataclasses.replace(table, columns=columns, names=tuple(names), scales=scales)
+    if table.state_id is None:
+        return pooled
+    found = [s for s in ids if _first(table[settings == s]) == table.state_id]
+    return dataclasses.replace(pooled, state_id=int(found[0]) if found else -1)
+
+
+def best_id(table: Any) -> int:
+    """The id of the best row; of repeated settings, of the best repetition of the best one."""
+    best = table.best["id"]
+    if not table.repeated:
+        return best
+    return _first(table[table["setting"] == best])
+
+
+def _first(table):
+    """The id of the best row."""
+    return int(table["id"][table.rank()[0]])
 
 
 def _mean(values):

@@ -68,7 +68,8 @@ def sweep(
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
         chunk, of short ones after some seconds. If it holds the sweep already, the call goes on
         there, with the same table at its end; it may have more trials then. It is refused if
-        trials, key, programs, constants, mode, chunk or versions of jax and lossopt are others.
+        trials, key, programs, constants, steps, mode, chunk or versions of jax and lossopt are
+        others.
       timeout: seconds, above 0, after which no further chunk begins.
       on_row: called with each row as it comes, a dict.
       progress: whether to show how it goes, as in `fit`.
@@ -102,6 +103,7 @@ def sweep(
     facts = {}
     if checkpoint is not None:
         facts = general(key) | {p.label: program(p.trial, p.first) for p in parts}
+        facts |= {"steps": str(run.steps)} if isinstance(run, Task) else {}  # no program knows them
     saves = Saves(checkpoint, ledger, facts)
     part_of = {int(row): part for part in parts for row in part.rows}
     saves.take_up(

@@ -38,6 +38,7 @@ class Table:
         given is guessed: logarithmic where all values are above 0, and the highest is at least 100
         times the lowest and 4 times the one in the middle; or where they are a geometric series.
       state: what `best_state` gives; None where `run` was a plain function.
+      state_id: the id of the row that `state` is of; None where nobody says.
 
     A status is `"finished"`; `"diverged"` where the score that ranks is not finite; or `"waiting"`
     where the trial has not run. `table["loss"]` is a column, `table[3]` a row as a dict, without
@@ -62,6 +63,7 @@ class Table:
     maximize: bool = False
     scales: Mapping[str, Scale] = dataclasses.field(default_factory=dict)
     state: Any = None
+    state_id: int | None = None
 
     def __post_init__(self):
         columns = _cells.completed(self.columns, self.score, self.names, self.scores)
@@ -113,17 +115,23 @@ class Table:
 
     @property
     def best_state(self) -> Any:
-        """The state that the best trial ended in.
+        """The state that the best trial ended in; of repeated settings, the best repetition.
 
         Raises:
-          ValueError: where there is none: after a sweep of a plain function, or in a table without
-            a best row.
+          ValueError: where there is none: after a sweep of a plain function, in a table without a
+            best row, or in one whose best is another than that of the sweep, as in a part of it.
         """
         if self.state is None:
             raise ValueError(
                 "Expected the table of a sweep of a lossopt.sweeps.Task, got one that kept no "
                 "state. A plain function returns scores alone: write it as a Task, or run the "
                 "best trial again."
+            )
+        if self.state_id is not None and (best := _settings.best_id(self)) != self.state_id:
+            raise ValueError(
+                f"Expected the state of trial {best}, which is the best here, got one that lacks "
+                "it: a sweep keeps the state of its own best alone, by the score and the "
+                f"repetitions that it was called with. Run trial {best} again."
             )
         return self.state
 
@@ -152,11 +160,15 @@ class Table:
 
         Raises:
           KeyError: if there is no such column.
+          ValueError: if it holds arrays.
         """
         if by is None:
             return self[self.rank()]
         column = self[by]
-        places = ruler(column, _cells.scale(column)).at(column)
+        if column.ndim > 1:
+            raise ValueError(f"Expected a column of numbers or options, got {by!r} of arrays.")
+        scale = _cells.scale(column)
+        places = ruler(column, scale).at(column) if scale == "options" else column
         return self[np.lexsort((self["id"], places))]
 
     def mean(self) -> "Table":

@@ -8,7 +8,7 @@ import pytest
 
 import lossopt as lo
 from lossopt.sweeps import Integer, Linear, Static, join
-from lossopt.sweeps._identity import rows_of, same_trials
+from lossopt.sweeps._identity import option_text, rows_of, same_trials
 
 KEY = jax.random.key(0)
 ADAM = lo.sweeps.random({"b2": Linear(0, 1), "rule": Static(["adam", "lion"])}, 4, KEY)
@@ -50,3 +50,9 @@ def test_another_value_is_refused_where_others_are_joined():
         same_trials(had, ADAM.id, BOTH, "here")
     with pytest.raises(ValueError, match="hyperparameters: were setting, b2, rule, are setting"):
         same_trials(rows_of(ADAM[:3]), ADAM.id[:3], SGD, "here")
+
+
+def test_a_set_is_told_in_one_order():
+    one, other = frozenset([0, 8]), frozenset([8, 0])
+    assert repr(one) != repr(other)
+    assert option_text((one, "a")) == option_text((other, "a")) == "({0, 8}, 'a')"

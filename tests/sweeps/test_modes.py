@@ -164,6 +164,11 @@ class TestMemory:
             assert taken > limit - 2 * each or form.chunk == 32
             assert taken == pytest.approx(sizes[1] + (form.chunk - 1) * each, rel=0.1)
 
+    def test_where_programs_do_not_grow_evenly(self, monkeypatch):
+        monkeypatch.setattr(_settled, "taken", lambda trial, form, values: 1000 * form.chunk**0.5)
+        form = settled(Wanted("vmap", "auto", 3000, None), SIZED, RATE, 10**6, lambda form: 0.0)
+        assert form.chunk == 9
+
     def test_less_than_one_trial_needs(self):
         with pytest.raises(
             ValueError, match=r"^Expected memory to hold a call, got 1000 bytes: one"

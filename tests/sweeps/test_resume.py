@@ -141,6 +141,26 @@ class TestGoesOn:
         order = np.array([7, 8, 2, 1, 0, 3, 4, 5, 6, 9, 10, 11, 12])
         same(sweep(trials=TRIALS[order], **options), sweep(**WAYS["vmap"])[order])
 
+    def test_a_state_is_not_taken_for_that_of_another(self, tmp_path):
+        run = sweeps.Task(
+            lambda numbers, key: numbers["x"] + jax.random.normal(key),
+            lambda state, steps: state,
+            lambda state: {"loss": state, "other": -state},
+            steps=1,
+        )
+        trials = sweeps.grid({"x": sweeps.Linear(0, 0.1)}, 4)
+        options = {"checkpoint": tmp_path, "mode": "sequential"}
+        for count in (2, 4):
+            again = sweep(run, trials.repeat(count), **options)
+        fresh = sweep(run, trials.repeat(4), mode="sequential")
+        assert again.best == {**fresh.best, "seconds": again.best["seconds"]}
+        assert fresh.best_state in fresh["loss"][fresh["setting"] == fresh.best["id"]]
+        highest = sweep(run, trials.repeat(4), score="other", **options)
+        with pytest.raises(ValueError, match=r"Run trial \d+ again"):
+            _ = highest.best_state
+        with pytest.raises(ValueError, match=r"Run trial \d+ again"):
+            _ = dataclasses.replace(fresh, maximize=True).best_state
+
     def test_on_other_devices_a_trial_begins_anew(self, whole, tmp_path):
         mesh = jax.make_mesh((8,), ("d",))
         for way in WAYS:
@@ -259,6 +279,24 @@ class TestRefused:
             sweep(**given)
         assert "Nothing was overwritten" in str(told.value)
         assert _bytes(saved) == before
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_other_values_of_a_trial_under_way(self, whole, way, tmp_path):
+        _cut(6, checkpoint=tmp_path, **WAYS[way])
+        before = _bytes(tmp_path)
+        other = sweeps.Trials({**VALUES, "rate": VALUES["rate"] * 2 ** (IDS == 2)}, IDS)
+        with pytest.raises(ValueError, match="trial 2: rate was"):
+            sweep(trials=other, checkpoint=tmp_path, **WAYS[way])
+        assert _bytes(tmp_path) == before
+        same(sweep(checkpoint=tmp_path, **WAYS[way]), whole["task", way])
+
+    def test_another_number_of_steps(self, tmp_path):
+        sweep(trials=TRIALS[:4], checkpoint=tmp_path, **WAYS["vmap"])
+        before = _bytes(tmp_path)
+        longer = dataclasses.replace(TASK, steps=TASK.steps + 3)
+        with pytest.raises(ValueError, match=rf"steps: was .*{TASK.steps}.*{TASK.steps + 3}"):
+            sweep(longer, checkpoint=tmp_path, **WAYS["vmap"])
+        assert _bytes(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["jax", "lossopt"])
     def test_another_version(self, saved, name, monkeypatch):

@@ -95,6 +95,10 @@ class TestRank:
         assert table.sort("rate")["id"].tolist() == [7, 9, 3, 8, 5, 6, 4]
         assert table.sort("momentum")["id"].tolist() == [5, 6, 4, 3, 7, 8, 9]
         assert table.sort("status")["status"].tolist()[:3] == ["diverged", "diverged", "finished"]
+        apart = _table({"rate": [1, 2, 3], "loss": [-1e10, 2e-12, 1e-12]})
+        assert apart.sort("loss")["rate"].tolist() == [1, 3, 2]
+        with pytest.raises(ValueError, match="'mask' of arrays"):
+            _table({"mask": np.eye(2), "loss": [1.0, 2.0]}).sort("mask")
 
 
 class TestBest:
@@ -127,6 +131,23 @@ class TestBest:
         with pytest.raises(ValueError, match=r"lossopt\.sweeps\.Task"):
             table.best_state  # noqa: B018 -- that it raises is what is tested
 
+    def test_a_part_has_no_state_of_another_row(self, table):
+        table = dataclasses.replace(table, state={"w": 1}, state_id=7)
+        assert table.sort().best_state == table[2:].best_state == {"w": 1}
+        for other in (table[:3], dataclasses.replace(table, maximize=True)):
+            with pytest.raises(ValueError, match="state of trial"):
+                other.best_state  # noqa: B018 -- that it raises is what is tested
+
+    def test_the_state_of_the_best_repetition_of_the_best_setting(self, repeated):
+        table, losses = repeated
+        best = 5 + 8 * int(np.argmin(losses[0]))
+        table = dataclasses.replace(table, state={"w": 1}, state_id=best)
+        assert table.best_state == table.mean().best_state == {"w": 1}
+        lucky = dataclasses.replace(table, state_id=2)
+        for other in (lucky, lucky.mean(), dataclasses.replace(table, state_id=best % 24 + 8)):
+            with pytest.raises(ValueError, match=r"Run trial \d+ again"):
+                other.best_state  # noqa: B018 -- that it raises is what is tested
+
 
 class TestMean:
     def test_equals_numpy(self, repeated):
@@ -141,6 +162,11 @@ class TestMean:
         assert mean["repeats"].tolist() == [3, 3, 3, 2]
         assert mean["status"].tolist() == ["finished", "finished", "diverged", "waiting"]
         assert mean["seconds"].tolist() == [3, 12, 21, 19]
+
+    def test_what_diverged_and_waits_has_diverged(self):
+        status = np.array(["waiting", "diverged"], object)
+        losses = {"setting": [0, 0], "loss": [np.nan, np.nan], "status": status}
+        assert _table(losses).mean()["status"].tolist() == ["diverged"]
 
     def test_ranks_what_waits_behind(self, repeated):
         assert repeated[0].mean().sort()["id"].tolist() == [5, 2, 7, 0]
@@ -215,6 +241,12 @@ class TestColumns:
             ({"loss": [1.0], "id": [0]}, ("id",), ("loss",), "Expected another name than 'id'"),
             ({"loss": [1.0]}, (), ("loss", "seconds"), "name than 'seconds' of a score"),
             ({"loss": [1.0]}, ("loss",), ("loss",), "got 'loss' as both"),
+            (
+                {"loss": [1.0], "loss/error": [1.0]},
+                (),
+                ("loss", "loss/error"),
+                "no column 'loss/error' beside the score 'loss'",
+            ),
             ({"loss": [1.0], "x": [1.0, 2]}, ("x",), ("loss",), r"each trial, got loss \(1,\), x"),
             ({"loss": 1.0}, (), ("loss",), r"each trial, got loss \(\)"),
             ({"loss": [1.0], "x": [1.0]}, (), ("loss",), "'x' among names or scores"),
@@ -228,6 +260,16 @@ class TestColumns:
 
 class TestInterval:
     RATES = np.float32([0.001, 0.01, 0.1, 1.0, 10.0, 100.0])
+
+    def test_a_limit_is_rounded_as_the_scores_are(self):
+        scores = np.array(
+            [0.3, 0.1, 0.9, 0.7], np.float32
+        )  # 0.1 of float32 is more, 0.9 and 0.7 are less
+        table = _table({"rate": [1, 2, 3, 4], "loss": scores})
+        assert table.interval("rate", within=0).good == 1
+        assert table.interval("rate", limit=0.3).good == 2
+        highest = dataclasses.replace(table, maximize=True)
+        assert highest.interval("rate", limit=0.7).good == 2
 
     def test_from_the_lowest_good_value_to_the_highest(self):
         table = _table({"rate": self.RATES, "loss": [3.0, 1.09, 1.3, 1.0, 1.11, np.nan]})
