@@ -76,9 +76,10 @@ class Ledger:
         )
 
     def row(self, row: int) -> dict[str, Any]:
-        """One row, as the table has it."""
+        """One row, as the table has it, without the hyperparameters that it has not."""
         columns = self._columns(slice(row, row + 1))
-        return {name: _cells.plain(x[0]) for name, x in columns.items()}
+        lacks = {name for name in self.trials.names if _cells.missing(columns[name])[0]}
+        return {name: _cells.plain(x[0]) for name, x in columns.items() if name not in lacks}
 
     @property
     def best(self) -> float:

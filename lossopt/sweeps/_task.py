@@ -7,7 +7,7 @@ from lossopt import _checks
 from lossopt._typing import Array, Key, Number, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Task:
     """A trial in three pure functions, so that a sweep can cut it and keep its state.
 
@@ -44,6 +44,9 @@ class Task:
     check: Callable[[PyTree, Key[Array, ""]], None] | None = dataclasses.field(
         default=None, kw_only=True
     )
+
+    def __repr__(self) -> str:
+        return f"Task of {self.steps} steps"  # the functions may hold all data
 
     def __post_init__(self):
         needed = {"init": self.init, "advance": self.advance, "score": self.score}

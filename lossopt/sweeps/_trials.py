@@ -12,6 +12,7 @@ from lossopt import _checks
 from lossopt._keys import is_key
 from lossopt._typing import ArrayLike, Int, PyTree
 from lossopt.sweeps._columns import columns, is_flat, mapped, numbers, taken
+from lossopt.sweeps._spaces import Dimension
 
 
 @partial(
@@ -108,6 +109,11 @@ def as_trials(trials: PyTree) -> Trials:
     values = trials.values if isinstance(trials, Trials) else trials
     if not jax.tree.leaves(values):
         raise ValueError("Expected trials with at least one hyperparameter, got none. Add one.")
+    if space := [name for name, x in columns(values).items() if isinstance(x, Dimension)]:
+        raise TypeError(
+            f"Expected trials, got a space, with {columns(values)[space[0]]!r} at {space[0]!r}. "
+            "Draw trials from it, as by lossopt.sweeps.random(space, 64, key)."
+        )
     values = mapped(numbers, values)
     lengths = {name: _length(x) for name, x in columns(values).items()}
     if not isinstance(trials, Trials):

@@ -49,8 +49,9 @@ class TestCompany:
                     alone[column].tolist() == want[column].tolist()
                 )
 
-    def test_it_is_what_the_functions_give(self, whole):
-        table, row = whole["task", "sequential"], 4
+    @pytest.mark.parametrize("name", RUNS)
+    def test_it_is_what_the_functions_give(self, whole, name):
+        table, row = whole[name, "sequential"], 4
         numbers = {name: x[row] for name, x in TRIALS.values.items()}
         result = jax.jit(RUN)(numbers, jax.random.fold_in(KEY, 4))
         np.testing.assert_allclose(table["loss"][row], result["loss"], rtol=1e-5)

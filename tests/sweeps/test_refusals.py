@@ -26,6 +26,11 @@ REFUSED = {
         r"one leading axis.*'x': 2, 'y': 3",
         {"trials": {**TWO, "y": np.ones(3)}},
     ),
+    "a space": (
+        TypeError,
+        r"got a space, with Linear\(.*\) at 'x'.*Draw trials",
+        {"trials": {"x": lo.sweeps.Linear(0, 1)}},
+    ),
     "no axis": (ValueError, r"one leading axis", {"trials": {"x": 1.0}}),
     "a number": (TypeError, r"run as a function", {"run": 3}),
     "vectors": (
@@ -132,3 +137,9 @@ def test_an_error_of_the_run_is_its_own():
 
     with pytest.raises(KeyError, match="of the run"):
         lo.sweep(run, TWO, KEY)
+
+
+def test_a_task_is_told_without_its_data():
+    held = jnp.arange(1000.0)
+    task = lo.sweeps.Task(lambda n, key: held, lambda state, steps: state, jnp.sum, steps=3)
+    assert repr(task) == "Task of 3 steps"

@@ -217,7 +217,11 @@ class TestGoesOn:
         run = lambda numbers, key: (
             numbers["rate"] * numbers.get("b", 1.0) + jax.random.normal(numbers["seed"])
         )
-        want = sweep(run, trials, mode="sequential")
+        rows = []
+        want = sweep(run, trials, mode="sequential", on_row=rows.append)
+        of_id = {int(id): want[place] for place, id in enumerate(want["id"])}
+        assert all(row.keys() == of_id[row["id"]].keys() for row in rows)
+        assert {"b" in row for row in rows} == {True, False}
         with always():
             sweep(run, trials, mode="sequential", checkpoint=tmp_path, on_row=_stopping(4))
         same(sweep(run, trials, mode="sequential", checkpoint=tmp_path), want)
