@@ -10,6 +10,7 @@ QUICK := lossopt tests/contract \
 	tests/losses/test_decisions.py tests/losses/test_regression.py \
 	tests/transforms/test_proximal.py tests/fused/test_inputs.py tests/training/test_evaluation.py \
 	tests/checkpoint/test_digest.py tests/checkpoint/test_manifest.py \
+	tests/sweeps/test_laws.py tests/sweeps/test_modes.py \
 	tests/testing/test_gradients.py tests/testing/test_schedules.py tests/testing/test_transforms.py
 # Of these, what a version of jax may change; variants go the ways of their rows.
 NEWER := $(filter-out tests/contract $(addprefix tests/test_,architecture.py claims.py docs.py glossary.py \

@@ -38,7 +38,7 @@ def join(*trials: Trials) -> Trials:
         if not is_flat(part.values):
             raise TypeError(
                 f"Expected trials of a dict of arrays, got a tree of {list(part.names)}. Name its "
-                "arrays."
+                "arrays; trials in a list are given as join(*trials)."
             )
     options = _merged(parts)
     holds = {name: np.concatenate([~lacks(part, name) for part in parts]) for name in names}

@@ -165,7 +165,8 @@ class TestMemory:
             assert taken == pytest.approx(sizes[1] + (form.chunk - 1) * each, rel=0.1)
 
     def test_where_programs_do_not_grow_evenly(self, monkeypatch):
-        monkeypatch.setattr(_settled, "taken", lambda trial, form, values: 1000 * form.chunk**0.5)
+        grows = lambda trial, form, values: Compiled(0.0, int(1000 * form.chunk**0.5))
+        monkeypatch.setattr(_settled, "compiled", grows)
         form = settled(Wanted("vmap", "auto", 3000, None), SIZED, RATE, 10**6, lambda form: 0.0)
         assert form.chunk == 9
 
