@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import signal
 
 from tests.xla import quick
 
@@ -106,6 +107,14 @@ def uncached():
     _keep_programs(False)
     yield
     _keep_programs(True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _listening():
+    """A shell that starts the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,9 @@ import numpy as np
 
 from lossopt._typing import PyTree
 from lossopt.sweeps import _cells
+from lossopt.sweeps._cells import DIVERGED, FINISHED, WAITING
 from lossopt.sweeps._table import Table
 from lossopt.sweeps._trials import Trials
-
-FINISHED, DIVERGED, WAITING = "finished", "diverged", "waiting"
 
 
 class Kept(NamedTuple):

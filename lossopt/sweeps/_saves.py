@@ -50,9 +50,6 @@ class Saves:
         self.settled: dict[str, tuple[Mode, int]] = {}
         self.within: tuple[Form, Within] | None = None
 
-    def __bool__(self) -> bool:
-        return self._all is not None
-
     def __str__(self) -> str:
         return f"The checkpoint in {self._all.directory}" if self._all else "no checkpoint"
 

@@ -397,11 +397,9 @@ class TestEverySaveLandsOrRaises:
         _save(checkpoints, 1)
         assert _names(directory) == ["00000001"]
 
-    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch, request):
+    def test_an_interrupted_wait_waits_again(self, checkpoints, directory, monkeypatch):
         digests, go_on = _digest.of_arrays, threading.Event()
         monkeypatch.setattr(_digest, "of_arrays", lambda arrays: go_on.wait(60) and digests(arrays))
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background
-        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
         checkpoints.save(1, _state(1))
         here = threading.get_ident()  # a signal to another thread does not interrupt this one
         threading.Timer(0.3, signal.pthread_kill, [here, signal.SIGINT]).start()

@@ -56,14 +56,6 @@ def _fit(train, **options):
     return lo.fit(_objective, jnp.zeros(3), train, OPTIMIZER, **options)
 
 
-@pytest.fixture(autouse=True)
-def _listening():
-    """A shell that starts the tests in the background has SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def order():
     """The batches of each epoch in memory."""
