@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import lossopt as lo
-from benchmarks._measure import Claim
+from benchmarks._measure import Claim, compilations
 
 
 def left():
@@ -36,25 +36,12 @@ def left():
     for name in ("evaluate, called again", "fit, called again", "fit, of fresh closures"):
         calls[name]()
     for name, call in calls.items():
-        yield Claim(f"{name}: programs compiled", _programs(call), 0)
+        yield Claim(f"{name}: programs compiled", compilations(call), 0)
     for number in range(6):
         fresh(float(number))
     gc.collect()
     what = "8 fits that close over 16 MB each: MB alive"
     yield Claim(what, (_live() - before) / 2**20, 65)  # four of them, and what is small
-
-
-def _programs(call):
-    names = []
-
-    def listen(event, seconds, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(about["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    call()
-    jax.monitoring.unregister_event_duration_listener(listen)
-    return len(names)
 
 
 def _live():

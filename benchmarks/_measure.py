@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
+from rich.table import Table
 
 from benchmarks import THREADS
 
@@ -216,3 +218,25 @@ def _processor():
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def compilations(call: Callable[[], Any]) -> int:
+    """How many programs a call compiles."""
+    names = []
+
+    def listen(event: str, duration_secs: float, **about: str | int):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(about["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    call()
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return len(names)
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty one, a row's name in front."""
+    out = Table(box=box.MARKDOWN, title=title)
+    for column in ("", *columns):
+        out.add_column(column, justify="right" if column else "left")
+    return out

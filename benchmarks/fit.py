@@ -17,13 +17,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import _tasks
 from benchmarks._left import left
-from benchmarks._measure import Claim, clock, header, spread, take_turns
+from benchmarks._measure import Claim, clock, header, spread, table, take_turns
 from benchmarks._rivals import ABSENT, FIT, KERAS, LOOP, NNX, PACKAGES, RIVALS, TORCH, gather
 from benchmarks._saved import saved
 from benchmarks._streamed import MEMORY, READ, STREAM, streamed
@@ -161,14 +159,6 @@ def title(task):
     shape = " x ".join(map(str, np.shape(task.x)))
     name = f"{task.name}: {shape}, {size} parameters"
     return f"{name}, batches of {task.batch_size}, {task.steps} steps in {task.epochs} epochs"
-
-
-def table(title, *columns):
-    """An empty one, a row's name in front."""
-    out = Table(box=box.MARKDOWN, title=title)
-    for column in ("", *columns):
-        out.add_column(column, justify="right" if column else "left")
-    return out
 
 
 def whole(console, names, rounds, only):

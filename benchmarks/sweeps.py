@@ -14,13 +14,11 @@ from unittest import mock
 
 import jax
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import lossopt as lo
 from benchmarks import _sweep_tasks
-from benchmarks._measure import Claim, clock, header, spread, take_turns
+from benchmarks._measure import Claim, clock, compilations, header, spread, table, take_turns
 from benchmarks._sweep_rivals import ABSENT, HALVING, JITTED, PACKAGES, REBUILT, RIVALS
 from lossopt import _programs
 from lossopt.sweeps import _compiled, _settled
@@ -77,7 +75,7 @@ def in_modes(model, count, rounds, cold):
         fresh()
     first = {"auto": seconds(lambda: sweep(model.task(), "auto"))}
     task = model.task()
-    again = compiled(lambda: sweep(task, "auto"))
+    again = compilations(lambda: sweep(task, "auto"))
     if cold:
         fresh()
     first |= {mode: seconds(lambda mode=mode: sweep(task, mode)) for mode in MODES[1:]}
@@ -226,28 +224,6 @@ def seconds(call):
     begin = clock()
     call()
     return clock() - begin
-
-
-def compiled(call):
-    """Programs that a call compiles."""
-    names = []
-
-    def listen(event: str, duration_secs: float, **about: str | int):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(about["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    call()
-    jax.monitoring.unregister_event_duration_listener(listen)
-    return len(names)
-
-
-def table(title, *columns):
-    """An empty one, a row's name in front."""
-    out = Table(box=box.MARKDOWN, title=title)
-    for column in ("", *columns):
-        out.add_column(column, justify="right" if column else "left")
-    return out
 
 
 def whole(console, models, rounds, only):

@@ -16,6 +16,7 @@ from lossopt.sweeps._calls import Within
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._identity import known, places, rows_of, same_facts, same_trials
 from lossopt.sweeps._ledger import Kept, Ledger
+from lossopt.training._saves import opened
 
 Shapes = Callable[[int], PyTree]
 
@@ -39,13 +40,7 @@ class Saves:
         ledger: Ledger,
         facts: Mapping[str, str],
     ):
-        if not isinstance(place, str | os.PathLike | Checkpoints | None):
-            raise TypeError(
-                f"Expected checkpoint as a directory or a lossopt.checkpoint.Checkpoints, got "
-                f"{place!r}."
-            )
-        self._own = isinstance(place, str | os.PathLike)
-        self._all = Checkpoints(place) if isinstance(place, str | os.PathLike) else place
+        self._all, self._own = opened(place)
         self._ledger, self._facts, self._step = ledger, dict(facts), 0
         self.settled: dict[str, tuple[Mode, int]] = {}
         self.within: tuple[Form, Within] | None = None

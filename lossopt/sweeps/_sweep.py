@@ -112,7 +112,8 @@ def sweep(
     )
     ledger.table()  # names that clash are said before anything runs
     if isinstance(run, Task) and run.check:
-        _checked(run, parts, found, key)
+        left = [part for part in parts if not ledger.ran[part.rows].all()]
+        _checked(run, left, found, key)
     return hosted(Host(parts, ledger, saves, wanted, limit, on_row, progress))
 
 
@@ -166,10 +167,15 @@ def _judge(names, score):
     """The score that ranks."""
     if score is None:
         score = names[0] if len(names) == 1 else "loss"
+        if score not in names:
+            raise ValueError(
+                f"Expected score, for run returns {', '.join(map(repr, names))} and no 'loss'. "
+                "Name the one that ranks."
+            )
     if score not in names:
         raise ValueError(
             f"Expected score as one of {', '.join(map(repr, names))}, which run returns, got "
-            f"{score!r}."
+            f"{score!r}. Choose one."
         )
     return score
 

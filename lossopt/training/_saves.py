@@ -41,13 +41,7 @@ class Saves:
         clock: Callable[[], float] = time.perf_counter,
     ):
         _checks.at_least(0, checkpoint_every=every)
-        if not isinstance(place, str | os.PathLike | Checkpoints | None):
-            raise TypeError(
-                f"Expected checkpoint as a directory or a lossopt.checkpoint.Checkpoints, got "
-                f"{place!r}."
-            )
-        self._own = isinstance(place, str | os.PathLike)
-        self._all = Checkpoints(place) if isinstance(place, str | os.PathLike) else place
+        self._all, self._own = opened(place)
         self._every, self._clock, self._last, self._at = every, clock, clock(), 0
         self._timed, self.took = False, 0.0
 
@@ -151,6 +145,20 @@ class Saves:
             warnings.warn(f"{error}\nThe run itself goes on.", stacklevel=4)
             return False
         return True
+
+
+def opened(
+    place: str | os.PathLike[str] | Checkpoints | None,
+) -> tuple[Checkpoints | None, bool]:
+    """The checkpoints at a place, if there is one, and whether they were opened here."""
+    if isinstance(place, str | os.PathLike):
+        return Checkpoints(place), True
+    if not isinstance(place, Checkpoints | None):
+        raise TypeError(
+            f"Expected checkpoint as a directory or a lossopt.checkpoint.Checkpoints, got "
+            f"{place!r}."
+        )
+    return place, False
 
 
 def _save(checkpoints, step, run):

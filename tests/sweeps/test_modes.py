@@ -199,7 +199,7 @@ class TestScores:
             maximize=True,
         )
         assert table.best["id"] == 0
-        with pytest.raises(ValueError, match=r"^Expected score as one of 'a', 'b', .* got 'loss'"):
+        with pytest.raises(ValueError, match=r"^Expected score, for run returns 'a', 'b' and no"):
             sweep(named("a", "b"), np.arange(3.0))
         with pytest.raises(ValueError, match=r"^Expected score as one of 'loss', .* got 'less'"):
             sweep(named("loss"), np.arange(3.0), score="less")

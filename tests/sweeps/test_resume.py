@@ -342,3 +342,11 @@ class TestRefused:
     def test_what_is_no_directory(self):
         with pytest.raises(TypeError, match=r"^Expected checkpoint as a directory"):
             sweep(RUN, checkpoint=3)
+
+
+def test_the_data_of_trials_that_ran_are_not_checked_again(tmp_path):
+    checked = []
+    task = dataclasses.replace(TASK, check=lambda numbers, key: checked.append(key))
+    for _ in range(2):
+        sweep(task, checkpoint=tmp_path, mode="sequential")
+        assert len(checked) == 1
