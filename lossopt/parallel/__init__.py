@@ -2,6 +2,7 @@
 
 from lossopt import _missing as _missing
 from lossopt._elementwise import elementwise as elementwise
+from lossopt._guard import guard as guard
 from lossopt._mesh import mesh as mesh
 from lossopt._on_mesh import gathered as gathered
 from lossopt._shardings import shardings as shardings
