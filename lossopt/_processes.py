@@ -3,6 +3,7 @@
 With one process nothing runs on a device.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt._jax import undisturbed
+from lossopt._typing import ArrayLike
 
 
 def several() -> bool:
@@ -21,7 +23,7 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def gathered(numbers: Sequence[int]) -> np.ndarray:
+def gathered(numbers: ArrayLike | Sequence[int]) -> np.ndarray:
     """The numbers of every process, int32 `[processes, numbers]`."""
     return _gathered(np.asarray(numbers, np.int32))
 
@@ -71,9 +73,13 @@ def same(facts: Mapping[str, str], remedy: str) -> None:
       facts: what each fact is here, by its name.
       remedy: a sentence, what to do.
     """
+    words = json.dumps(dict(facts))
+    digests = gathered(np.frombuffer(hashlib.sha256(words.encode()).digest()[:8], np.int32))
+    if (digests == digests[0]).all():
+        return
     first, *others = told(dict(facts))
     for name in [*first, *(name for other in others for name in other if name not in first)]:
-        values = [words.get(name, "nothing") for words in (first, *others)]
+        values = [other.get(name, "nothing") for other in (first, *others)]
         strays = [i for i, value in enumerate(values) if value != values[0]]
         if strays:
             stray = values[strays[0]]

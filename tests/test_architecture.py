@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "_jaxprs": {"_typing"},
     "_paths": {"_typing"},
     "_numerics": {"_typing"},
-    "_processes": {"_jax"},
+    "_processes": {"_jax", "_typing"},
     "_guard": {"_processes"},
     "_glossary_of_losses": set(),
     "_glossary": {"_glossary_of_losses"},
