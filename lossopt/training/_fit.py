@@ -123,9 +123,9 @@ def fit(
       gather: which parameters the objective does not gather by itself, see `train_step`.
       shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
         that devices keep the rows they hold; those that they do not divide are in the last batch.
-        A number of the run, not of the machine: 8 draw the same rows on any devices. None is that
-        of the run in `checkpoint` or `start`, else the devices along the rows of `mesh`, or how
-        `train` lies.
+        A number of the run, not of the machine: 8 draw the same rows on any devices, and the
+        same noise and statistics on any that divide 8. None is that of the run in `checkpoint` or
+        `start`, else the devices along the rows of `mesh`, or how `train` lies.
       microbatches: pieces a batch is cut into.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: the first one, such as batch statistics.
