@@ -130,7 +130,7 @@ def fit(
       has_aux: whether the objective returns `(means, aux)`.
       model_state: the first one, such as batch statistics.
       hyperparameters: numbers for the objective and the optimizer.
-      drop_last: whether the ragged last batch is left out.
+      drop_last: whether the ragged last batch is left out, with the rows that `shards` leave over.
       check: whether data and objective are checked before: conditions on values, rows that are not
         finite, whole against pieces, and a penalty that the optimizer alone holds; or the names of
         the terms that are meant for each microbatch on its own.

@@ -4,6 +4,7 @@ import collections
 import itertools
 import shutil
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,11 @@ MESH = mesh()
 def counted():
     """Programs that were compiled."""
     seen = []
-    listen = lambda event, *_, **__: "backend_compile" in event and seen.append(event)
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            seen.append(event)
+
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield seen
     jax.monitoring.unregister_event_duration_listener(listen)
@@ -133,7 +138,7 @@ class TestRuns:
 RNG = np.random.default_rng(0)
 LINES = {"x": RNG.normal(size=(45, 4)), "y": RNG.normal(size=45), "mask": RNG.uniform(size=45)}
 LINES = jax.tree.map(np.float32, LINES)
-START = np.float32([1, -1, 0.5, 2])
+START = np.array([1, -1, 0.5, 2], np.float32)
 
 
 def squares(w, batch):
@@ -148,16 +153,16 @@ def momentum(rate):
     return optax.sgd(rate, momentum=0.9)
 
 
-def lines(train, where=MESH, optimizer=momentum, **options):
+def lines(train, where: Any = MESH, optimizer: Any = momentum, **options):
     given = {"epochs": 1, "batch_size": 16, "key": KEY, "hyperparameters": 0.1, "check": False}
     given |= options
     return lo.fit(squares, START, train, optimizer, mesh=where, progress=False, **given)
 
 
 def stepped(batches, rate=0.1):
-    w, trace = np.float64(START), 0.0
+    w, trace = START.astype(float), 0.0
     for batch in batches:
-        x, y, mask = (np.float64(batch[name]) for name in ("x", "y", "mask"))
+        x, y, mask = (batch[name].astype(float) for name in ("x", "y", "mask"))
         trace = 0.9 * trace + 2 * (mask * (x @ w - y)) @ x / mask.sum()
         w = w - rate * trace
     return w
@@ -166,7 +171,7 @@ def stepped(batches, rate=0.1):
 def error(w, *batches):
     """Of all rows of some batches."""
     x, y, mask = (np.concatenate([x[name] for x in batches]) for name in ("x", "y", "mask"))
-    return mask @ (x @ np.float64(w) - y) ** 2 / mask.sum()
+    return mask @ (x @ np.asarray(w, float) - y) ** 2 / mask.sum()
 
 
 def drawn(data, *args, **options):
@@ -207,8 +212,7 @@ class TestRowsThatDoNotDivide:
 
 
 def states(**options):
-    given = {"watch": "w"} | options
-    return resumed.fit(**given)
+    return resumed.fit(watch="w", **options)
 
 
 @pytest.fixture(scope="module")
