@@ -73,7 +73,7 @@ def not_finite(batch: Batch) -> dict[str, Int[np.ndarray, " found"]]:
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         if is_inexact(leaf):
-            whole = np.isfinite(np.asarray(leaf))
+            whole = np.isfinite(_jax.on_host(leaf))
             spoiled = np.flatnonzero(~whole.reshape(len(whole), -1).all(1))
             found |= {jax.tree_util.keystr(path): spoiled} if len(spoiled) else {}
     return found

@@ -21,7 +21,9 @@ from jax._src.core import extend_axis_env_nd, trace_state_clean
 from jax._src.custom_batching import custom_vmap_p as custom_vmap_p
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.source_info_util import is_user_filename
+from jax._src.xla_bridge import backends_are_initialized
 from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import PartitionSpec as P
 from jaxlib import xla_client
 
@@ -68,6 +70,11 @@ def _(size, batched, x):
 def traced() -> bool:
     """Whether `jit`, `vmap` or `grad` trace what runs here, also where no array of it is traced."""
     return not trace_state_clean()
+
+
+def started() -> bool:
+    """Whether jax has looked for its devices, after which nobody can join the process to others."""
+    return backends_are_initialized()
 
 
 def axes_of_one(axes: tuple[Hashable, ...]) -> Any:
@@ -250,6 +257,13 @@ def replicated(x: PyTree, like: PyTree) -> PyTree:
     if not place.auto_axes:
         return x
     return jax.lax.with_sharding_constraint(x, jax.NamedSharding(place, P()))
+
+
+def on_host(x: ArrayLike) -> np.ndarray:
+    """All numbers of an array, also where other processes hold some: then each asks for them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks
+from lossopt._typing import Array, ArrayLike
 
 
 class Axes(NamedTuple):
@@ -142,6 +145,18 @@ def spec(names: Sequence[str], ahead: int = 0) -> P:
 def placed(mesh: Mesh | AbstractMesh, specs) -> object:
     """A tree of shardings from a tree of specs."""
     return jax.tree.map(lambda x: NamedSharding(mesh, x), specs, is_leaf=_is_spec)
+
+
+def put(x: ArrayLike, sharding: NamedSharding) -> Array:
+    """An array where it is to lie; several processes each give it whole and alike."""
+    there = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if there or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        data = put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    whole = np.asarray(x, jnp.result_type(x))
+    return jax.make_array_from_callback(whole.shape, sharding, lambda place: whole[place])
 
 
 def named(names: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from lossopt import _mesh, _place, _shardings
 from lossopt._pieces import Pieces, rows, strided
-from lossopt._place import Alike, Lie, Parted, parted
+from lossopt._place import Alike, Lie, Parted, parted, sized
 from lossopt._typing import Array, Batch, PyTree
 
 
@@ -40,15 +40,23 @@ class Auto:
 
     axes = ()
 
+    @property
+    def devices(self) -> int:
+        """How many have rows of their own."""
+        return _mesh.size(self.mesh, self.rows)
+
     def cut(self, batch: Batch | Parted, count: int) -> Pieces:
-        devices = _mesh.size(self.mesh, self.rows)
-        parts = parted(batch, devices)
-        over = lambda ahead: partial(self._lie, _mesh.spec(self.rows, ahead))
-        cut = [strided(jax.tree.map(over(0), x), count, devices) for x in parts.even]
-        stacked = [jax.tree.map(over(1), x) for pieces in cut for x in pieces.stacked]
-        last = [jax.tree.map(over(0), x) for pieces in cut for x in pieces.last]
-        rest = [jax.tree.map(partial(self._lie, P()), x) for x in parts.rest]
-        return Pieces(tuple(stacked), (*last, *rest))
+        parts = self._laid(batch)
+        cut = [strided(x, count, self.devices) for x in parts.even]
+        stacked = [self._over(x, 1) for pieces in cut for x in pieces.stacked]
+        last = [self._over(x) for pieces in cut for x in pieces.last]
+        return Pieces(tuple(stacked), (*last, *parts.rest))
+
+    def sized(self, batch: Batch | Parted, size: int | None, shards: int) -> Pieces:
+        parts = self._laid(batch)
+        whole = all(shards % self.devices == rows(x) % shards == 0 for x in parts.even)
+        pieces = sized(parts, size, shards if whole else self.devices)
+        return Pieces(tuple(self._over(x, 1) for x in pieces.stacked), pieces.last)
 
     def moved(self, params: PyTree, start: Lie, end: Lie) -> PyTree:
         return _each(self._lie, getattr(self.specs, end), params)
@@ -64,6 +72,15 @@ class Auto:
     def layer(self, spec: P, x: Array) -> Array:
         """A part of a parameter that lies as `spec` says, gathered."""
         return self._lie(_shardings.without(spec, self.rows), x)
+
+    def _laid(self, batch):
+        """Its rows over the devices, and what these do not divide on all."""
+        parts = parted(batch, self.devices)
+        alike = jax.tree.map(partial(self._lie, P()), parts.rest)
+        return Parted(tuple(map(self._over, parts.even)), alike)
+
+    def _over(self, tree, ahead=0):
+        return jax.tree.map(partial(self._lie, _mesh.spec(self.rows, ahead)), tree)
 
     def _lie(self, spec, x):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
@@ -82,6 +99,8 @@ class Manual:
     axes: tuple[str, ...]
     mesh: Mesh | AbstractMesh
     specs: Specs
+
+    devices = 1
 
     def cut(self, batch: Parted, count: int) -> Pieces:
         cut = [strided(x, min(count, rows(x))) for x in batch.even]

@@ -11,12 +11,59 @@ import jax
 import jax.numpy as jnp
 
 from lossopt import _jax
-from lossopt._pieces import Pieces, rows, strided
+from lossopt._pieces import Pieces, by_shard, rows, strided
 from lossopt._typing import Batch, PyTree
 
 # Parameters rest between steps, are whole while the objective reads them, and are each device's own
 # while the optimizer updates them.
 Lie = Literal["rest", "whole", "own"]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["even", "rest"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Parted:
+    """A batch on devices.
+
+    Attributes:
+      even: rows of which each device has as many; or none.
+      rest: fewer rows than devices, which each device has; or none.
+    """
+
+    even: tuple[Batch, ...]
+    rest: tuple[Batch, ...]
+
+    def joined(self) -> Batch:
+        """All rows; whoever computes with them moves them."""
+        join = lambda *xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs)
+        return jax.tree.map(join, *self.even, *self.rest)
+
+
+def joined(batch: Batch | Parted) -> Batch:
+    """All rows of a batch, in one tree."""
+    return batch.joined() if isinstance(batch, Parted) else batch
+
+
+def parted(batch: Batch | Parted, devices: int) -> Parted:
+    """Cuts off the rows that devices do not divide."""
+    if isinstance(batch, Parted):
+        if all(rows(even) % devices == 0 for even in batch.even if jax.tree.leaves(even)):
+            return batch
+        batch = batch.joined()
+    if not jax.tree.leaves(batch):
+        return Parted((batch,), ())
+    total = rows(batch)
+    even = total - total % devices
+    if even == total:
+        return Parted((batch,), ())
+    cut = lambda part: jax.tree.map(lambda x: x[part], batch)
+    return Parted((cut(slice(even)),) if even else (), (cut(slice(even, total)),))
+
+
+def sized(batch: Parted, size: int | None, shards: int) -> Pieces:
+    """Pieces of about `size` rows of the even ones, of each shard equally many, and the rest."""
+    cut = [by_shard(even, size or rows(even), shards) for even in batch.even]
+    stacked = [x for pieces in cut for x in pieces.stacked]
+    return Pieces((*stacked,), (*(x for pieces in cut for x in pieces.last), *batch.rest))
 
 
 class Place(Protocol):
@@ -25,6 +72,11 @@ class Place(Protocol):
     @property
     def axes(self) -> tuple[Hashable, ...]:
         """Of an enclosing map, over which sums go."""
+        ...
+
+    @property
+    def devices(self) -> int:
+        """Over how many, seen from here, rows lie."""
         ...
 
     def cut(self, batch: Batch, count: int) -> Pieces:
@@ -50,8 +102,17 @@ class Here:
 
     axes: tuple[Hashable, ...] = ()
 
-    def cut(self, batch: Batch, count: int) -> Pieces:
-        return strided(batch, count)
+    devices = 1
+
+    def cut(self, batch: Batch | Parted, count: int) -> Pieces:
+        return strided(joined(batch), count)
+
+    def sized(self, batch: Batch | Parted, size: int | None, shards: int) -> Pieces:
+        """Pieces of about `size` rows, from each shard alike, and those that these do not divide.
+
+        None are all at once.
+        """
+        return sized(parted(batch, shards), size, shards)
 
     def moved(self, params: PyTree, start: Lie, end: Lie) -> PyTree:
         return _jax.varying(params, self.axes) if end == "whole" else params
@@ -80,37 +141,6 @@ def entered(place: Place, params: PyTree) -> Iterator[None]:
 def current() -> tuple[Any, PyTree]:
     """The place in which the objective is called that calls this, and its parameters; or None."""
     return _entered.get()
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["even", "rest"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Parted:
-    """A batch on devices.
-
-    Attributes:
-      even: rows of which each device has as many; or none.
-      rest: fewer rows than devices, which each device has; or none.
-    """
-
-    even: tuple[Batch, ...]
-    rest: tuple[Batch, ...]
-
-    def joined(self) -> Batch:
-        """All rows; whoever computes with them moves them."""
-        join = lambda *xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs)
-        return jax.tree.map(join, *self.even, *self.rest)
-
-
-def parted(batch: Batch, devices: int) -> Parted:
-    """Cuts off the rows that devices do not divide."""
-    if isinstance(batch, Parted) or not jax.tree.leaves(batch):
-        return batch if isinstance(batch, Parted) else Parted((batch,), ())
-    total = rows(batch)
-    even = total - total % devices
-    if even == total:
-        return Parted((batch,), ())
-    cut = lambda part: jax.tree.map(lambda x: x[part], batch)
-    return Parted((cut(slice(even)),) if even else (), (cut(slice(even, total)),))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=[])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from lossopt import _jax
 from lossopt._hoist import hoist
@@ -203,6 +204,8 @@ def _identity(x: Any) -> Hashable:
         return type(x), x
     if type(x) in (float, complex):
         return type(x), repr(x)
+    if isinstance(x, PartitionSpec):
+        return type(x), _identity(tuple(x))
     if isinstance(x, (Enum, type, types.FunctionType)):
         return _Itself(x)
     if isinstance(x, tuple):

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(lossopt.__file__).parent
 BASE = {"_typing", "_checks", "_jax", "_jaxprs", "_paths", "_numerics", "_missing"}
 PARTS = {"_pieces", "_keys", "_mean"}
 DEVICES = {"_mesh", "_shardings", "_place", "_on_mesh"}
+PROCESSES = {"_processes", "_guard"}
 CORE = BASE | PARTS | DEVICES | {"_objective", "_programs", "_grad"}
 MAY_IMPORT = {
     "_typing": set(),
@@ -27,6 +28,8 @@ MAY_IMPORT = {
     "_jaxprs": {"_typing"},
     "_paths": {"_typing"},
     "_numerics": {"_typing"},
+    "_processes": {"_jax", "_typing"},
+    "_guard": {"_processes"},
     "_glossary_of_losses": set(),
     "_glossary": {"_glossary_of_losses"},
     "_missing": {"_glossary"},
@@ -44,17 +47,17 @@ MAY_IMPORT = {
     "_culprits": BASE,
     "_elementwise": BASE | {"_culprits", "_mesh"},
     "_audit": CORE,
-    "checkpoint": BASE,
+    "checkpoint": BASE | {"_processes"},
     "fused": CORE | {"losses"},
     "losses": BASE,
-    "parallel": CORE | {"_elementwise", "training"},
+    "parallel": CORE | PROCESSES | {"_elementwise", "training"},
     "plots": CORE | {"losses", "regularizers", "sweeps", "training"},
     "regularizers": BASE,
     "schedules": BASE,
     "sweeps": CORE | {"checkpoint", "parallel", "training"},
     "testing": CORE | {"_audit"},
     "transforms": BASE | {"regularizers"},
-    "training": CORE | {"_audit", "_elementwise", "checkpoint"},
+    "training": CORE | PROCESSES | {"_audit", "_elementwise", "checkpoint"},
 }
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef
 SILENT = {

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from lossopt._jax import host_device, undisturbed
 from lossopt._numerics import mixed
+from lossopt._processes import summed
 from lossopt._typing import Array
-from lossopt.checkpoint._processes import summed
 
 MIXES = (0x9E3779B1, 0x243F6A88), (0x85EBCA77, 0xB7E15162)  # an odd factor of the index, a seed
 BLOCK = 1 << 20  # words of the host that are digested at once

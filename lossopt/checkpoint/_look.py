@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossopt._processes import summed
 from lossopt.checkpoint import _leaves, _manifest, _part
 from lossopt.checkpoint._damaged import Damaged
-from lossopt.checkpoint._processes import of_first, summed
+from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._store import Store
 
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from lossopt._jax import undisturbed
+from lossopt._processes import summed
 from lossopt._typing import PyTree
 from lossopt.checkpoint import _digest, _leaves, _manifest, _part
 from lossopt.checkpoint._damaged import Damaged
 from lossopt.checkpoint._leaves import Leaf
-from lossopt.checkpoint._processes import of_first, summed
+from lossopt.checkpoint._processes import of_first
 from lossopt.checkpoint._store import Store
 
 Note = dict[str, Any]

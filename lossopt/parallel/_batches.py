@@ -1,12 +1,15 @@
-"""Batches made longer, so that devices divide their rows."""
+"""Batches made longer, so that devices divide their rows, and batches that lie on all devices."""
 
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
-from lossopt import _checks, _pieces
+from lossopt import _checks, _mesh, _pieces, _processes
+from lossopt._jax import undisturbed
 from lossopt._typing import ArrayLike, Batch, Bool
 
 
@@ -47,3 +50,103 @@ def _longer(places, x):
         x = np.asarray(x)
         return np.concatenate([x, x[places]]) if len(places) else x
     return jnp.concatenate([x, x[places]]) if len(places) else x
+
+
+def global_batch(
+    mesh: Mesh, local_rows: Batch, *, axes: Mapping[str, str | Sequence[str]] | None = None
+) -> Batch:
+    """One batch of the rows that all processes have read, each its own part.
+
+    For a loop of your own around `train_step(mesh=...)`; `fit` does it for what an iterable yields.
+    All processes call it alike.
+
+    Args:
+      mesh: of devices of all processes.
+      local_rows: tree of arrays that share a leading axis of rows, those of this process. Its
+        devices must divide them. All processes give as many rows, in the same tree. Processes whose
+        devices hold the same rows, because they lie along other axes of the mesh, give the same.
+      axes: as in `train_step`.
+
+    Returns:
+      The tree with arrays of jax, their rows over the `data` and `fsdp` axes of the mesh, in the
+      order of processes where the devices of the mesh are. Arrays of NumPy are copied.
+
+    Raises:
+      ValueError: on every process, if the devices of one do not divide its rows, if processes
+        differ in structure, shapes or dtypes, or if the mesh leaves one out.
+      TypeError: if `mesh` has no devices, or a leaf is no array.
+
+    Examples:
+      >>> mesh = lo.parallel.mesh()
+      >>> batch = lo.parallel.global_batch(mesh, {"x": np.ones([16, 3])})
+      >>> len(batch["x"].addressable_shards) == jax.device_count()
+      True
+    """
+    refused, facts = None, {}
+    try:
+        facts = _facts(mesh, local_rows, axes)
+    except (TypeError, ValueError) as error:
+        refused = error
+    outcome = repr(refused) if refused else "no error"
+    _processes.same(
+        {"the check of local_rows": outcome} | facts,
+        "Give every process the same mesh, and the same arrays with as many rows.",
+    )
+    if refused:
+        raise refused
+    over = NamedSharding(mesh, _mesh.spec(_mesh.axes_of(mesh, axes).rows))
+    own = lambda x: x if isinstance(x, jax.Array) else np.asarray(x).copy()
+    with undisturbed():
+        return jax.make_array_from_process_local_data(over, jax.tree.map(own, local_rows))
+
+
+def _facts(mesh, local_rows, axes):
+    """What all processes must have alike, by name."""
+    over = _mesh.axes_of(mesh, axes).rows
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"Expected mesh of devices, got {mesh!r}. Make one with lossopt.parallel.mesh()."
+        )
+    count, devices = _places(mesh, over)
+    rows, leaves = _pieces.rows(local_rows, "local_rows"), {}
+    for path, x in jax.tree_util.tree_leaves_with_path(local_rows):
+        name = "local_rows" + jax.tree_util.keystr(path)
+        leaves[name] = f"{_checks.dtype(name, x)} {np.shape(x)}"
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            raise ValueError(
+                f"Expected rows of this process, got {name}, which lies on others, too. It is a "
+                "global array already: give it to the step as it is."
+            )
+    if rows % count:
+        raise ValueError(
+            f"Expected local_rows that the {count} devices of a process divide, got {rows} rows. "
+            f"Pad them with lossopt.parallel.pad_batch(local_rows, {count}), whose mask the "
+            "objective takes; or give lossopt.fit an iterable of batches, which takes any number."
+        )
+    structure = str(jax.tree.structure(local_rows))
+    return {"mesh": devices, "the structure of local_rows": structure} | leaves
+
+
+@cache
+def _places(mesh, over):
+    """Over how many devices rows of a process lie, and the devices of the mesh in words."""
+    size = _mesh.size(mesh, over)
+    places = NamedSharding(mesh, _mesh.spec(over)).devices_indices_map((size,))
+    held = {}
+    for device, (index, *_) in places.items():
+        held.setdefault(device.process_index, set()).add(index.start)
+    if left_out := sorted(set(range(jax.process_count())) - set(held)):
+        raise ValueError(
+            f"Expected a mesh with devices of all {jax.process_count()} processes, got none of "
+            f"process {left_out[0]}. Make it of all of jax.devices(), as lossopt.parallel.mesh() "
+            "is."
+        )
+    parts = set(map(frozenset, held.values()))
+    if sum(map(len, parts)) != size or len(set(map(len, parts))) > 1:
+        raise ValueError(
+            "Expected a mesh in which each process has as many devices and rows of its own, got "
+            f"{ {process: len(part) for process, part in sorted(held.items())} } places for rows "
+            "by process. Order its devices by process, as jax.devices() are."
+        )
+    ids = [device.id for device in mesh.devices.flat]
+    return len(held[jax.process_index()]), f"{dict(mesh.shape)} of devices {ids}"

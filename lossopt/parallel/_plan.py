@@ -153,7 +153,7 @@ def plan(
       (65536, 131080)
     """
     place = _of_devices(mesh) if isinstance(mesh, AbstractMesh) else mesh
-    recipe = Recipe(objective, optimizer, microbatches, (), has_aux)
+    recipe = Recipe(objective, optimizer, microbatches, has_aux)
     where = layout(place, partition, lowering, axes, rules, gather)
     given = params, batch, model_state, hyperparameters
     program, state, rows = lowered(recipe, where, check, *given)

@@ -7,7 +7,7 @@ from functools import partial, wraps
 import jax
 
 from lossopt._typing import PyTree
-from lossopt.training._evaluation import on_device
+from lossopt.training._arrays import on_device
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])

@@ -16,7 +16,7 @@ from lossopt._typing import Array, Batch, Key, Number, PyTree
 from lossopt.sweeps._begin import informed, keys, made
 from lossopt.sweeps._options import has_options, known, of_options, opened, with_options
 from lossopt.sweeps._task import Task
-from lossopt.training._evaluation import on_device
+from lossopt.training._arrays import on_device
 from lossopt.training._feed import horizon
 from lossopt.training._history import measures
 from lossopt.training._loop import start, take_steps

@@ -1,6 +1,6 @@
 """The one evaluation, and the names of what is measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -8,15 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lossopt import _checks, _jax, _programs
 from lossopt._grad import Walked
 from lossopt._jaxprs import canonical
 from lossopt._mean import terms
 from lossopt._objective import adapt
-from lossopt._pieces import Pieces, by_shard, rows
+from lossopt._pieces import Pieces, rows
+from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, Means, PyTree
-from lossopt.training._inputs import numbers
+from lossopt.training._arrays import on_device, on_host
+from lossopt.training._laid import laid_all, laid_batch, laid_rows, resting
+from lossopt.training._layout import Layout, layout_of, place_of, within
 from lossopt.training._stream import Reader, is_stream, own_batches, owned
 
 AHEAD = 3  # batches of a stream that are in flight
@@ -28,6 +32,9 @@ def evaluate(
     data: Batch,
     *,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    axes: Mapping[str, str | Sequence[str]] | None = None,
+    gather: bool | str = True,
     shards: int | None = None,
     has_aux: bool = False,
     model_state: PyTree = None,
@@ -42,6 +49,10 @@ def evaluate(
       params: any tree of arrays.
       data: tree of arrays that share a leading axis of rows; or an iterable of such batches.
       batch_size: rows at a time, the last batch may be smaller; None takes all.
+      mesh: the devices, as in `fit`: each reads its own part of the rows. Parameters that lie on
+        its devices already stay where they are, others are put on each.
+      axes: as in `fit`.
+      gather: likewise.
       shards: as in `run`; the rows of a batch come from each alike.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: given to the objective, and not changed.
@@ -62,18 +73,21 @@ def evaluate(
     size = None if batch_size is None else _checks.count("batch_size", batch_size, 1)
     parts = None if shards is None else _checks.count("shards", shards, 1)
     adapt(objective, has_aux, model_state=model_state, hyperparameters=hyperparameters)
+    layout = layout_of(mesh, axes=axes, gather=gather)
+    others = {"model_state": model_state, "hyperparameters": hyperparameters}
+    layout, params = resting(layout, params)
+    given = laid_all(layout, **others)
     if is_stream(data):
         own_batches(data=data, batch_size=batch_size, shards=shards)
-        given = on_device(params=params, model_state=model_state, hyperparameters=hyperparameters)
-        measure = partial(_programs.call, measured, (objective, has_aux, None, 1))
-        return columns(*pooled(measure, Reader(data, "data"), *given))
-    data, params, model_state, hyperparameters = on_device(
-        data=data, params=params, model_state=model_state, hyperparameters=hyperparameters
-    )
+        measure = measuring(objective, has_aux, layout)
+        return columns(*pooled(measure, Reader(data, "data"), layout, params, *given))
+    (data,) = on_device(data=data) if layout is None else on_host(data=data)
     rows(data, "data")
-    plan = objective, has_aux, size, parts or _jax.shards(data)
-    with _jax.on_mesh(data, params):
-        return _programs.call(evaluated, plan, params, data, model_state, hyperparameters)
+    parts = parts or (layout.devices if layout else _jax.shards(data))
+    plan = objective, has_aux, size, parts, layout
+    data = data if layout is None else laid_rows(layout, data)
+    with _jax.on_mesh(data, params), within(layout):
+        return _programs.call(evaluated, plan, params, data, *given)
 
 
 def evaluated(*args: Any) -> dict[str, Array]:
@@ -86,8 +100,9 @@ def measured(
     has_aux: bool,
     batch_size: int | None,
     shards: int,
+    layout: Layout | None,
     params: PyTree,
-    data: Batch,
+    data: Batch | Parted,
     model_state: PyTree,
     hyperparameters: PyTree,
     key: Key[Array, ""] | None = None,
@@ -100,29 +115,45 @@ def measured(
         means, aux = call(params, batch, **given)
         return means, {name: part for name, part in aux.items() if name == "metrics"}
 
-    count = rows(data)
-    shards = shards if count % shards == 0 else 1
-    cut = partial(by_shard, size=batch_size or count, shards=shards)
-    measure = Walked(still, True, cut).measure
+    place = place_of(layout, params)
+    cut = partial(place.sized, size=batch_size, shards=shards)
+    measure = Walked(still, True, cut, place).measure
     _, means, aux = canonical(measure)(params, data)
     return means, aux.get("metrics")
 
 
+def measuring(
+    objective: Callable, has_aux: bool, layout: Layout | None
+) -> Callable[..., tuple[Means, Means]]:
+    """What measures batches of a stream, compiled."""
+
+    def measure(*args):
+        with within(layout):
+            return _programs.call(measured, (objective, has_aux, None, 1, layout), *args)
+
+    return measure
+
+
 def pooled(
-    measure: Callable[..., tuple[Means, Means]], reader: Reader, params: PyTree, *given: PyTree
+    measure: Callable[..., tuple[Means, Means]],
+    reader: Reader,
+    layout: Layout | None,
+    params: PyTree,
+    *given: PyTree,
 ) -> tuple[Means, Means]:
     """Means and metrics over one pass of a stream, summed as those of rows in memory are.
 
     Args:
       measure: `measure(params, batch, *given)`, what it gives for one batch.
       reader: at the beginning of a pass.
+      layout: on a mesh, or None.
       params: any tree of arrays.
       *given: model state and hyperparameters.
     """
     parts, others, size = [], [], rows(reader.first)
     while reader.next is not None:
-        (batch,) = on_device(data=reader.take(owned))
-        kept = parts if rows(batch) == size else others
+        kept = parts if reader.rows == size else others
+        batch = laid_batch(layout, reader.take(owned))
         kept.append(measure(params, batch, *given))
         jax.block_until_ready(kept[-AHEAD : 1 - AHEAD])
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(parts))
@@ -151,22 +182,3 @@ def columns(
 def _read(term):
     """The value; NaN, which is never best, where nothing was weighed."""
     return jnp.where(term.weight == 0, jnp.nan, term.value)
-
-
-def on_device(**trees: PyTree) -> list[PyTree]:
-    """Trees of jax arrays; raises where a leaf holds no numbers, or such as would not fit."""
-    usable(**trees)
-    return [jax.tree.map(jnp.asarray, tree) for tree in trees.values()]
-
-
-def usable(**trees: PyTree) -> None:
-    """Raises where a leaf of the trees holds no numbers, or such as would not fit."""
-    for name, tree in trees.items():
-        if is_stream(tree):
-            raise TypeError(
-                f"Expected arrays in {name}, got an iterable, {type(tree).__name__}: fit and "
-                "evaluate read one batch by batch. Else put its batches together, np.concatenate."
-            )
-        numbers(name, tree)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            _checks.fits(**{name + jax.tree_util.keystr(path): leaf})

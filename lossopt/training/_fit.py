@@ -5,23 +5,26 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 
-from lossopt import _checks, _jax, _programs
+from lossopt import _checks, _jax
+from lossopt._shardings import Rules
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
-from lossopt.training._evaluation import measured, on_device, pooled
+from lossopt.training._evaluation import measuring, pooled
 from lossopt.training._feed import Memory, Streamed, horizon
 from lossopt.training._given import given
 from lossopt.training._host import Host, Reached, Row, hosted, run_of
 from lossopt.training._inputs import trainable
+from lossopt.training._laid import laid_all, laid_params
+from lossopt.training._layout import Partition, layout_of
 from lossopt.training._loop import start as begin
 from lossopt.training._pile import Stack
 from lossopt.training._plan import Data, Plan, Pooled, Progress
@@ -30,7 +33,7 @@ from lossopt.training._resume import identity, padded, rows_of, same_form, same_
 from lossopt.training._rules import average_reader
 from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
-from lossopt.training._step import Optimizer, State
+from lossopt.training._step import Optimizer, State, maker
 from lossopt.training._stop import Stopped, StopRule
 from lossopt.training._stream import Reader, is_stream
 
@@ -51,6 +54,11 @@ def fit(
     validation: Batch | Iterable[Batch] = None,
     stop: StopRule | None = None,
     best: Judge | None = None,
+    mesh: Mesh | None = None,
+    partition: Partition = "data",
+    axes: Mapping[str, str | Sequence[str]] | None = None,
+    rules: Rules = (),
+    gather: bool | str = True,
     shards: int | None = None,
     microbatches: int = 1,
     has_aux: bool = False,
@@ -80,7 +88,8 @@ def fit(
 
     Args:
       objective: as in `training.run`.
-      params: any tree of floating arrays; not changed.
+      params: any tree of floating arrays; not changed. With a mesh it may be a function that makes
+        one, which is then never in one place.
       train: tree of arrays that share a leading axis of rows; or an iterable of such batches, for
         data larger than the device: a loader, a dataset, a generator. It brings its own batches in
         its own order, and one pass over it is an epoch. (A list is a tree; a deque of batches is
@@ -100,9 +109,19 @@ def fit(
       best: `"validation"`, the default where there is validation; `"train"` measures the training
         set with each row of history and judges by that. Or any column and its direction, as in
         `("validation/accuracy", max)`.
+      mesh: the devices, as in `train_step`. Each draws its rows from its own part of `train`, and
+        reads its own of `validation`. Several processes all call `fit` alike, with all rows where
+        `train` is of numpy; of an iterable each reads its own part of every batch.
+      partition: what devices share beside the rows: `"data"`, `"zero1"` or `"fsdp"`, see
+        `train_step`.
+      axes: which axes of the mesh are `"data"` and `"fsdp"`, where they have other names.
+      rules: for parameters that are to lie in a way of their own, see `parallel.shardings`.
+      gather: which parameters the objective does not gather by itself, see `train_step`.
       shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
-        that devices keep the rows they hold. A number of the run, not of the machine: 8 draw the
-        same rows on any devices. None is how `train` lies on devices.
+        that devices keep the rows they hold; those that they do not divide are in the last batch.
+        A number of the run, not of the machine: 8 draw the same rows on any devices. None is that
+        of the run in `checkpoint` or `start`, else the devices along the rows of `mesh`, or how
+        `train` lies.
       microbatches: pieces a batch is cut into.
       has_aux: whether the objective returns `(means, aux)`.
       model_state: the first one, such as batch statistics.
@@ -156,23 +175,26 @@ def fit(
     trees |= {"hyperparameters": hyperparameters}
     _refuse_tracers(trees | {"train": train, "validation": validation, "stop": stop})
     until = horizon(epochs, steps, evaluate_every)
+    layout = layout_of(mesh, partition, axes, rules, gather)
+    saves = Saves(checkpoint, checkpoint_every)
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
-    read = given(train, validation, key, until, **cut)
+    read = given(train, validation, key, until, layout, saves.shards() or _shards(start), **cut)
     if start is not None:
         trees = _as_started(start, trees)
-    params, key, model_state, hyperparameters = on_device(**trees)
+    params = laid_params(layout, trees.pop("params"))
+    key, model_state, hyperparameters = laid_all(layout, **trees)
     trainable(params)
     data = Data(read.train, read.validation, key, hyperparameters, stop)
     options = best, microbatches, has_aux, watch, evaluate_at
-    plan = plan_of(objective, optimizer, read.source, data, *options)._replace(window=WINDOW)
-    saves = Saves(checkpoint, checkpoint_every)
+    plan = plan_of(objective, optimizer, read.source, data, *options)
+    plan = plan._replace(window=WINDOW, layout=layout)
     saves.check(read.reader and read.reader.mark and read.reader.mark[2])
     with saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
-        begun = _programs.call(first, (plan,), data, params, model_state)
+        begun = plan.laid(plan.call(first, data, params, model_state))
         _judged_elsewhere(plan, begun)
         reader = read.reader
         feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
@@ -194,7 +216,7 @@ def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
         saved, where = start, "start"
     if saved is None:
         return hosted(host, reached)
-    progress = taken_up(host.plan, host.data, begun, saved, where)
+    progress = host.plan.laid(taken_up(host.plan, host.data, begun, saved, where))
     stopped = Stopped(int(progress.status))
     origin = saved.origin or {"place": None, "epochs": None}
     if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
@@ -221,13 +243,13 @@ def _called_with(plan, data, read, params, model_state):
             )
     if read.validating is None:
         return data, None
-    fixed = plan.objective, plan.has_aux, None, 1
-    measure = partial(_programs.call, measured, fixed)
+    measure = measuring(plan.objective, plan.has_aux, plan.layout)
 
     def validate(state):
-        point = _programs.call(Plan.judged, (plan,), state) if plan.evaluate_at else state.params
+        point = plan.call(Plan.judged, state) if plan.evaluate_at else state.params
         given = state.model_state, data.hyperparameters
-        return Pooled(*pooled(measure, Reader(read.validating, "validation"), point, *given))
+        reader = Reader(read.validating, "validation")
+        return Pooled(*pooled(measure, reader, plan.layout, point, *given))
 
     like = measure(params, read.validation, model_state, data.hyperparameters)
     return data._replace(validation=Pooled(*like)), validate
@@ -253,8 +275,14 @@ def _as_started(start, trees):
             "Parameters to begin with are given as params."
         )
     had = {"params": start.params, "model_state": start.model_state}
-    same_form(had, {name: trees[name] for name in had}, "start")
+    shaped = lambda tree: jax.eval_shape(make) if (make := maker(tree)) else tree
+    same_form(had, {name: shaped(trees[name]) for name in had}, "start")
     return trees | had
+
+
+def _shards(start):
+    """Those of a run that is given."""
+    return start.origin["identity"].get("source.shards") if start and start.origin else None
 
 
 def _limit(seconds):

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 
 from lossopt import _checks, _jax, _pieces
+from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, PyTree
-from lossopt.training._evaluation import on_device
+from lossopt.training._arrays import on_device, on_host
 from lossopt.training._feed import Horizon
+from lossopt.training._laid import laid_rows
+from lossopt.training._layout import Layout
 from lossopt.training._pile import Stacks
 from lossopt.training._plan import Source
 from lossopt.training._source import source
-from lossopt.training._split import parted
+from lossopt.training._split import held_out
 from lossopt.training._stream import NEVER, Reader, is_once, is_stream, own_batches
 
 
@@ -24,14 +27,16 @@ class Given(NamedTuple):
     Attributes:
       train: the rows, or the first batch of a stream.
       validation: likewise; or None.
+      told: both, as they were given.
       held: the rows that validate, where they were split off.
       source: how batches are made of `train`.
       reader: of the stream that trains; or None.
       validating: the stream that validates; or None.
     """
 
-    train: Batch
-    validation: Batch
+    train: Batch | Parted
+    validation: Batch | Parted
+    told: tuple[Batch, Batch]
     held: Array | None
     source: Source
     reader: Reader | None
@@ -44,9 +49,10 @@ class Given(NamedTuple):
         """
         shapes = lambda tree: jax.eval_shape(lambda: tree)
         stateful = self.reader is not None and self.reader.stateful
+        train, validation = self.told
         return {
-            "train": shapes(self.train) if stateful else self.train,
-            "validation": shapes(self.validation) if self.validating else self.validation,
+            "train": shapes(train) if stateful else train,
+            "validation": shapes(validation) if self.validating else validation,
         }
 
     @contextmanager
@@ -61,10 +67,29 @@ class Given(NamedTuple):
 
 
 def given(
-    train: Any, validation: Any, key: Key[Array, ""], until: Horizon, batch_size: Any, **cut: Any
+    train: Any,
+    validation: Any,
+    key: Key[Array, ""],
+    until: Horizon,
+    layout: Layout | None,
+    before: int | None,
+    batch_size: Any,
+    **cut: Any,
 ) -> Given:
-    """What there is to read; refuses what cannot be read so often, or cut so."""
+    """What there is to read; refuses what cannot be read so often, or cut so.
+
+    Args:
+      train: as `fit` has it.
+      validation: likewise.
+      key: of the run.
+      until: how far it goes.
+      layout: on a mesh, or None.
+      before: the shards of a run that goes on, or None.
+      batch_size: as `fit` has it.
+      **cut: `shards` and `drop_last`, likewise.
+    """
     reader, held = None, None
+    into = on_device if layout is None else on_host
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
         if isinstance(validation, int | float | np.number):
@@ -80,7 +105,9 @@ def given(
         reader = Reader(train, "train")
         train = reader.first
     else:
-        train, validation, held = parted(train, validation, key, cut["shards"])
+        if cut["shards"] is None:
+            cut["shards"] = before or (layout and layout.devices)
+        train, validation, held = held_out(train, validation, key, cut["shards"], into)
     validating = validation if is_stream(validation) else None
     if validating is not None:
         if is_once(validating):
@@ -89,13 +116,17 @@ def given(
                 "generator is. Give an object whose __iter__ begins anew."
             )
         validation = Reader(validating, "validation").first
-    train, validation = on_device(train=train, validation=validation)
+    train, validation = told = into(train=train, validation=validation)
     if validation is not None:
         _pieces.rows(validation, "validation")
     if reader is not None:
-        rows = Stacks(_pieces.rows(train, "train"), _jax.shards(train))
+        rows = Stacks(_pieces.rows(train, "train"), _jax.shards(train) if layout is None else 1)
     else:
         rows = source(train, batch_size, **cut)
         each = rows.steps if until.unit == "epochs" else 1
         _checks.at_most(NEVER // each, **{until.unit: until.number})
-    return Given(train, validation, held, rows, reader, validating)
+        train = rows.ready(train)
+    if layout is not None:
+        train = laid_rows(layout, train, rows.shards if reader is None else None)
+        validation = None if validation is None else laid_rows(layout, validation)
+    return Given(train, validation, (told[0], told[1]), held, rows, reader, validating)

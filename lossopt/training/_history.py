@@ -10,7 +10,7 @@ from lossopt.training._evaluation import columns, evaluated
 from lossopt.training._norms import learning_rate, norms
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._pool import emptied
-from lossopt.training._step import State, take_step
+from lossopt.training._step import State
 from lossopt.training._stop import Stopped
 
 
@@ -43,7 +43,9 @@ def close(plan: Plan, data: Data, progress: Progress) -> Progress:
     if plan.guard:
         status = jnp.where(finite(state.params), status, Stopped.NONFINITE_PARAMETERS.code)
     decided = {"best": best, "waiting": waiting, "status": status, "window": window}
-    return progress._replace(pool=emptied(progress.pool), rows=progress.rows + 1, **decided)
+    return plan.laid(
+        progress._replace(pool=emptied(progress.pool), rows=progress.rows + 1, **decided)
+    )
 
 
 def watched(data: Data) -> str:
@@ -54,8 +56,7 @@ def watched(data: Data) -> str:
 def outline(plan: Plan, data: Data, state: State) -> Outline:
     """To be traced, for its shapes; refuses what does not fit together."""
     batch = plan.source.batch(data.train, data.key, 0)
-    taken = take_step(plan.recipe, state, batch, data.key, data.hyperparameters)
-    _, measured, slopes = taken
+    _, measured, slopes = plan.step(data, state, batch, data.key)
     sums = measured.terms, measured.metrics
     sizes = norms(plan.watch, (slopes, state.params), state.params)
     return Outline(sums, sizes, _row(plan, data, state, sums, sizes))
@@ -80,12 +81,11 @@ def measures(
       others: further columns of training.
     """
     given = state.model_state, data.hyperparameters
-    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards
     parts = {"train": columns(sums[0], sums[1], others)}
     if isinstance(data.validation, Pooled):
         parts["validation"] = columns(*data.validation)
     elif data.validation is not None:
-        parts["validation"] = evaluated(*fixed, plan.judged(state), data.validation, *given)
+        parts["validation"] = evaluated(*plan.measure, plan.judged(state), data.validation, *given)
     if plan.measures_training:
-        parts["trained"] = evaluated(*fixed, plan.judged(state), data.train, *given)
+        parts["trained"] = evaluated(*plan.measure, plan.judged(state), data.train, *given)
     return {f"{part}/{name}": x for part, row in parts.items() for name, x in row.items()}

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _programs
 from lossopt._typing import Array
 from lossopt.training._bar import bar
 from lossopt.training._feed import Feed
@@ -184,7 +183,7 @@ def _called(host, piece, reached, end):
 
     def call(progress, first, end):
         ends = np.int32(first), np.int32(end), *given
-        return _programs.call(advance, (piece.plan,), data, progress, *ends)
+        return piece.plan.laid(piece.plan.call(advance, data, progress, *ends))
 
     begun, before = reached.steps, reached.progress
     progress = call(before, begun, end)
@@ -194,7 +193,7 @@ def _called(host, piece, reached, end):
         progress, stopped = _last_finite(call, before, progress, stopped)
     elif host.validate and end == piece.row(begun):
         data = data._replace(validation=host.validate(progress.state))
-        progress = _programs.call(close, (piece.plan,), data, progress)
+        progress = piece.plan.laid(piece.plan.call(close, data, progress))
         stopped = Stopped(int(progress.status))
     return reached._replace(progress=progress, stopped=stopped, pool=pool)
 

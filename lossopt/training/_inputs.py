@@ -57,13 +57,18 @@ def trainable(params: PyTree) -> None:
 def start_is_finite(params: PyTree) -> None:
     """Raises where a leaf of the parameters holds NaN or infinity."""
     for path, leaf in tree_leaves_with_path(params):
-        broken = np.sum(~np.isfinite(np.asarray(leaf)))
+        broken = int(_not_finite(leaf))
         if broken:
             raise ValueError(
                 f"Expected finite params, got {broken} of {np.size(leaf)} numbers NaN or infinite "
                 f"at params{keystr(path)}. Initialize it anew; a mask of -inf belongs to "
                 "model_state or the objective."
             )
+
+
+@jax.jit
+def _not_finite(x):
+    return jnp.sum(~jnp.isfinite(x))
 
 
 def _held(leaf: Any) -> tuple[str, str]:

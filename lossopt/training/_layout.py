@@ -1,14 +1,16 @@
 """What of a training step lies where on a mesh."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from lossopt import _checks, _mesh, _paths, _shardings
-from lossopt._on_mesh import Specs
+from lossopt import _checks, _jax, _mesh, _paths, _shardings
+from lossopt._on_mesh import Auto, Specs
+from lossopt._place import HERE, Here
 from lossopt._typing import Axis, PyTree
 from lossopt.training._step import State
 
@@ -44,6 +46,15 @@ class Layout(NamedTuple):
         whole = [x if left else _shardings.without(x, rows) for x, left in zip(rest, apart)]
         return Specs(rest, whole, own)
 
+    @property
+    def devices(self) -> int:
+        """Over how many rows lie."""
+        return _mesh.size(self.mesh, self.axes.rows)
+
+    def place(self, params: PyTree) -> Auto:
+        """Where a step computes, on Auto axes and in one program."""
+        return Auto(self.mesh, self.axes.rows, self.of_params(params))
+
     def of_state(self, state: State) -> Any:
         """The spec of each leaf of a state, in a tree like it."""
         specs = self.of_params(state.params)
@@ -57,6 +68,11 @@ class Layout(NamedTuple):
             P(),
         )
         return State(*parts)
+
+    def laid(self, state: State) -> State:
+        """A traced state, which lies as it is to lie."""
+        lie = jax.lax.with_sharding_constraint
+        return jax.tree.map(lie, state, _mesh.placed(self.mesh, self.of_state(state)))
 
     def _apart(self, params):
         """Which parameters the model gathers by itself."""
@@ -102,6 +118,38 @@ def layout(
             f"{sorted(others)} beside. Use lowering='auto', which leaves them to the model."
         )
     return Layout(mesh, found, partition, lowering, rules, gather)
+
+
+def layout_of(
+    mesh: Mesh | None,
+    partition: Partition = "data",
+    axes: Mapping[str, str | Sequence[str]] | None = None,
+    rules: _shardings.Rules = (),
+    gather: bool | str = True,
+) -> Layout | None:
+    """The layout of a whole run, on Auto axes; None without a mesh."""
+    options = {"axes": axes is not None, "rules": bool(rules), "gather": gather is not True}
+    if mesh is None:
+        nowhere(partition=partition != "data", **options)
+        return None
+    if isinstance(mesh, AbstractMesh):
+        raise TypeError(
+            f"Expected mesh as a jax.sharding.Mesh of devices, got {mesh!r}. Make one with "
+            "lossopt.parallel.mesh()."
+        )
+    found = layout(mesh, partition, "auto", axes, rules, gather)
+    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return found._replace(mesh=auto, rules=tuple(rules))
+
+
+def place_of(layout: Layout | None, params: PyTree) -> Here | Auto:
+    """Where an objective is measured: on the mesh, or here."""
+    return HERE if layout is None else layout.place(params)
+
+
+def within(layout: Layout | None) -> AbstractContextManager[None]:
+    """Where programs are compiled and run."""
+    return nullcontext() if layout is None else _jax.within(layout.mesh)
 
 
 def nowhere(**given: bool) -> None:

@@ -10,14 +10,14 @@ import optax
 
 from lossopt import _checks, _jax, _pieces, _programs
 from lossopt._typing import Array, ArrayLike, Batch, Float, Key, Number, PyTree
-from lossopt.training._evaluation import on_device
+from lossopt.training._arrays import on_device
 from lossopt.training._inputs import trainable
 from lossopt.training._loop import advance, start
 from lossopt.training._plan import Data, Plan
 from lossopt.training._preflight import preflight
 from lossopt.training._run import plan_of, start_judged
 from lossopt.training._source import source
-from lossopt.training._split import parted
+from lossopt.training._split import held_out
 from lossopt.training._stop import Stopped
 
 LOWEST, RATES = -9, 11  # of the default grid: the first in half decades, and how many
@@ -159,7 +159,7 @@ def prepared(
     if hasattr(optimizer_of, "init") or not callable(optimizer_of):
         raise TypeError(_OPTIMIZER_OF.format(got=f"{optimizer_of!r} itself"))
     train, validation, key = given["train"], given["validation"], given["key"]
-    given["train"], given["validation"], _ = parted(train, validation, key, None)
+    given["train"], given["validation"], _ = held_out(train, validation, key, None)
     params, train, key, validation, model_state, hyperparameters = on_device(**given)
     trainable(params)
     if validation is not None:

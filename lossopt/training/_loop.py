@@ -12,7 +12,7 @@ from lossopt.training._history import close, outline
 from lossopt.training._norms import norms
 from lossopt.training._plan import Data, Plan, Progress
 from lossopt.training._pool import Pool, empty, pooled
-from lossopt.training._step import State, begin, take_step
+from lossopt.training._step import State, begin
 from lossopt.training._stop import Stopped
 
 
@@ -26,7 +26,7 @@ def start(plan: Plan, data: Data, params: PyTree, model_state: PyTree) -> Progre
     waiting = None if data.stop is None else data.stop.init()
     sizes = {name: jnp.full((), jnp.nan, x.dtype) for name, x in sizes.items()}
     zero = jnp.zeros((), jnp.int32)
-    return Progress(state, best, waiting, zero, empty(sums), sizes, zero, window)
+    return plan.laid(Progress(state, best, waiting, zero, empty(sums), sizes, zero, window))
 
 
 def advance(
@@ -54,7 +54,7 @@ def advance(
 
     goes_on = lambda carry: (carry[0] < end) & _runs(carry[1])
     begun = jnp.asarray(first, jnp.int32), progress
-    return _judged(jax.lax.while_loop(goes_on, stretch, begun)[1])
+    return plan.laid(_judged(jax.lax.while_loop(goes_on, stretch, begun)[1]))
 
 
 def advance_whole(plan: Plan, data: Data, progress: Progress, epochs: int) -> Progress:
@@ -156,7 +156,7 @@ def _steps(plan, data, epoch, low, high, progress):
 def _step(plan, data, batch, key, progress):
     """One step, pooled, and judged where there is a guard."""
     before = progress.state
-    state, measured, slopes = take_step(plan.recipe, before, batch, key, data.hyperparameters)
+    state, measured, slopes = plan.step(data, before, batch, key)
     pool = pooled(progress.pool, (measured.terms, measured.metrics))
     progress = progress._replace(pool=pool)
     if progress.trail is not None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from lossopt._typing import Array, ArrayLike, Batch, Key
-from lossopt.training._evaluation import on_device
+from lossopt.training._arrays import on_device
 from lossopt.training._stream import NEVER
 
 BYTES, MOST = 2**23, 1024  # of a stack, and its batches

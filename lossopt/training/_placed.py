@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh
 from lossopt._elementwise import only_elementwise
-from lossopt._on_mesh import Auto, Manual
+from lossopt._on_mesh import Manual
 from lossopt._pieces import rows
 from lossopt._place import Parted, parted
-from lossopt.training._evaluation import usable
+from lossopt.training._arrays import usable
 from lossopt.training._layout import Layout
 from lossopt.training._rules import moved
 from lossopt.training._step import (
@@ -28,6 +28,7 @@ from lossopt.training._step import (
     maker,
     rule_of,
     step_in_place,
+    take_step,
 )
 from lossopt.training._stream import owned
 
@@ -126,21 +127,14 @@ def _run(recipe, layout, check, state, batch, key, hyperparameters):
     inputs = state, batch, key, hyperparameters
     whole = state, batch.joined(), key, hyperparameters
     mapped = layout.lowering == "shard_map"
-    alone = partial(_jax.axes_of_one, layout.mesh.axis_names if mapped else ())
-    if check:
-        with alone():
+    with _jax.axes_of_one(layout.mesh.axis_names if mapped else ()):
+        if check:
             judge(recipe, *whole)
-    after, measured = _STEPS[layout.lowering](recipe, layout, *inputs)
-    if mapped or recipe.microbatches > 1 or (batch.even and batch.rest):
-        with alone():
-            measured = counted(recipe, (), measured, *whole)
-    return after, measured
-
-
-def _auto(recipe, layout, *inputs):
-    """In one program of global arrays."""
-    place = Auto(layout.mesh, layout.axes.rows, layout.of_params(inputs[0].params))
-    return step_in_place(recipe, place, *inputs)[:2]
+        if not mapped:
+            return take_step(recipe, layout.place(state.params), *inputs)[:2]
+    after, measured = _in_shard_map(recipe, layout, *inputs)
+    with _jax.axes_of_one(layout.mesh.axis_names):
+        return after, counted(recipe, (), measured, *whole)
 
 
 def _in_shard_map(recipe, layout, state, batch, key, hyperparameters):
@@ -175,9 +169,6 @@ def _as_updated(layout, specs, state):
     return jax.tree.map(shaped, state.params, own), jax.tree.map(shaped, state.opt_state, opt)
 
 
-_STEPS = {"auto": _auto, "shard_map": _in_shard_map}
-
-
 def _outline(tree):
     """What a program is made for, hashable."""
     leaves, structure = jax.tree.flatten(tree)
@@ -202,4 +193,4 @@ def _moved(x, sharding):
     """On its devices; what is there already, and numbers of Python, stay what they are."""
     if not hasattr(x, "shape") or getattr(x, "sharding", None) == sharding:
         return x
-    return jax.device_put(owned(x), sharding)
+    return _mesh.put(owned(x), sharding)

@@ -3,10 +3,16 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
+import jax
+from jax.sharding import PartitionSpec as P
+
+from lossopt import _jax, _mesh, _programs
+from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, Means, PyTree
 from lossopt.training._best import Best, Goal
+from lossopt.training._layout import Layout, place_of, within
 from lossopt.training._pool import Pool
-from lossopt.training._step import Optimizer, Recipe, State
+from lossopt.training._step import Optimizer, Recipe, State, take_step
 from lossopt.training._stop import StopRule
 
 
@@ -62,6 +68,7 @@ class Plan(NamedTuple):
       watch: regular expression on the paths of leaves that have columns of their own.
       evaluate_at: gives the parameters that are judged, from the optimizer's state and the
         parameters; None takes these.
+      layout: how it lies on a mesh, of Auto axes; or None.
     """
 
     objective: Callable
@@ -74,6 +81,7 @@ class Plan(NamedTuple):
     window: int
     watch: str | None = None
     evaluate_at: Callable[[PyTree, PyTree], PyTree] | None = None
+    layout: Layout | None = None
 
     @property
     def measures_training(self) -> bool:
@@ -83,7 +91,42 @@ class Plan(NamedTuple):
     @property
     def recipe(self) -> Recipe:
         """What a step is made for."""
-        return Recipe(self.objective, self.optimizer, self.microbatches, (), self.has_aux)
+        return Recipe(self.objective, self.optimizer, self.microbatches, self.has_aux)
+
+    @property
+    def measure(self) -> tuple:
+        """What a measurement is made for, see `_evaluation.measured`."""
+        source = self.source
+        return self.objective, self.has_aux, source.batch_size, source.shards, self.layout
+
+    def measured(self, fn: Callable, *args: PyTree) -> PyTree:
+        """`fn(*plan.measure, *args)`, likewise."""
+        with within(self.layout):
+            return _programs.call(fn, self.measure, *args)
+
+    def laid(self, progress: "Progress") -> "Progress":
+        """Progress that lies as it is to lie; the same without a mesh."""
+        if self.layout is None:
+            return progress
+        specs = jax.tree.map(lambda _: P(), progress)
+        specs = specs._replace(state=self.layout.of_state(progress.state))
+        if progress.best is not None:
+            rest = self.layout.of_params(progress.best.params).rest
+            params = jax.tree.structure(progress.best.params).unflatten(rest)
+            specs = specs._replace(best=specs.best._replace(params=params))
+        lie = jax.lax.with_sharding_constraint if _jax.traced() else _mesh.put
+        return jax.tree.map(lie, progress, _mesh.placed(self.layout.mesh, specs))
+
+    def step(self, data: "Data", state: State, batch: Batch | Parted, key: Key[Array, ""]) -> tuple:
+        """The one training step."""
+        place = place_of(self.layout, state.params)
+        taken = take_step(self.recipe, place, state, batch, key, data.hyperparameters)
+        return taken if self.layout is None else (self.layout.laid(taken[0]), *taken[1:])
+
+    def call(self, fn: Callable, *args: PyTree) -> PyTree:
+        """`fn(plan, *args)`, compiled, on the mesh if there is one."""
+        with within(self.layout):
+            return _programs.call(fn, (self,), *args)
 
     def of_rows(self, rows: int) -> "Plan":
         """The plan for a batch of so many rows, whose microbatches are no larger."""
@@ -107,8 +150,8 @@ class Pooled(NamedTuple):
 class Data(NamedTuple):
     """What a run reads and never changes."""
 
-    train: Batch
-    validation: Batch | Pooled
+    train: Batch | Parted
+    validation: Batch | Parted | Pooled
     key: Key[Array, ""]
     hyperparameters: PyTree
     stop: StopRule | None

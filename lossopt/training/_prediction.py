@@ -9,7 +9,7 @@ from lossopt import _checks, _jax, _programs
 from lossopt._jaxprs import canonical
 from lossopt._pieces import by_shard, of_shards, rows, walk
 from lossopt._typing import Batch, PyTree
-from lossopt.training._evaluation import on_device
+from lossopt.training._arrays import on_device
 
 
 def predict(fn: Callable, params: PyTree, data: Batch, *, batch_size: int | None = None) -> PyTree:

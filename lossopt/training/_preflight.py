@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from lossopt import _audit, _jax, _programs
+from lossopt import _audit, _jax
 from lossopt._jaxprs import prune
 from lossopt._mean import terms
+from lossopt._place import joined, parted
 from lossopt._typing import Array, PyTree
 from lossopt.training._evaluation import columns, measured
 from lossopt.training._inputs import start_is_finite
+from lossopt.training._layout import within
 from lossopt.training._loop import Data, Plan
 
 Check = bool | Sequence[str]
@@ -48,22 +50,23 @@ def preflight(
         return
     start_is_finite(params)
     given = model_state, data.hyperparameters
-    fixed = plan.objective, plan.has_aux, plan.source.batch_size, plan.source.shards
     for name, part, key in (("train", data.train, data.key), ("validation", data.validation, None)):
         if part is None:
             continue
         args = params, part, *given, key
-        found = jax.device_get(_programs.call(_broken, fixed, *args))
+        found = jax.device_get(plan.measured(_broken, *args))
         if found.conditions:
-            message = jax.jit(lambda *args: _error(*fixed, *args)[0])(*args).get()
+            with within(plan.layout):
+                message = jax.jit(lambda *args: _error(*plan.measure, *args)[0])(*args).get()
             raise ValueError(f"{name}: {message.removesuffix(' (`check` failed)')}")
         if name == "train":
             _weighed(found.weights)
             _known(check, found.weights)
         if found.rows:
-            _readable(plan, name, args)
+            _readable(plan, name, (params, joined(part), *given, key))
     if plan.microbatches > 1:
-        _cut(plan, check, (params, data.train, *given, data.key))
+        parts = parted(data.train, 1)
+        _cut(plan, check, (params, *(parts.even or parts.rest), *given, data.key))
 
 
 def _broken(*args) -> Broken:
@@ -71,7 +74,7 @@ def _broken(*args) -> Broken:
 
     The messages are not part of the program, so that another objective may use it.
     """
-    fixed, (params, part, *given) = args[:4], args[4:]
+    fixed, (params, part, *given) = args[:5], args[5:]
 
     def find(params, part, *given):
         error, weights = _error(*fixed, params, part, *given)
@@ -120,14 +123,16 @@ def _readable(plan, name, args):
     found = _audit.not_finite(part)
     size = -(-plan.source.batch_size // plan.microbatches)
     trial = _audit.Trial(plan.objective, plan.has_aux)
-    why = _audit.spoils(trial, found, size, name == "train", params, part, *given)
+    with within(plan.layout):
+        why = _audit.spoils(trial, found, size, name == "train", params, part, *given)
     if why:
         raise ValueError(f"{name}: {why}")
 
 
 def _cut(plan, check, args):
     meant = () if check is True else check
-    names = _audit.torn(_audit.Trial(plan.objective, plan.has_aux), *args)
+    with within(plan.layout):
+        names = _audit.torn(_audit.Trial(plan.objective, plan.has_aux), *args)
     names = [name for name in names if (name or "value") not in meant]
     if names:
         listed = [name or "value" for name in names]

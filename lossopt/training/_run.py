@@ -12,15 +12,16 @@ import optax
 
 from lossopt import _checks, _jax
 from lossopt._mean import terms
+from lossopt._place import joined
 from lossopt._typing import Array, Batch, Key, Number, PyTree
 from lossopt.training import _report
+from lossopt.training._arrays import on_device
 from lossopt.training._best import Judge, goal_of
-from lossopt.training._evaluation import on_device
 from lossopt.training._loop import advance_whole, start
 from lossopt.training._plan import Data, Plan, Progress
 from lossopt.training._pool import Pool
 from lossopt.training._source import source
-from lossopt.training._split import parted
+from lossopt.training._split import held_out
 from lossopt.training._step import Optimizer, judge
 from lossopt.training._stop import Stopped, StopRule, checked
 
@@ -233,13 +234,13 @@ def run(
       >>> print(*(f"{value:.1f}" for value in jax.vmap(trial)(jnp.array([0.001, 0.05]))))
       17.9 6.8
     """
-    train, validation, held = parted(train, validation, key, shards)
+    train, validation, held = held_out(train, validation, key, shards)
     train, validation, hyperparameters = on_device(
         train=train, validation=validation, hyperparameters=hyperparameters
     )
-    data = Data(train, validation, key, hyperparameters, stop)
     epochs = _checks.count("epochs", epochs, 1)
     rows = source(train, batch_size, drop_last, shards)
+    data = Data(rows.ready(train), validation, key, hyperparameters, stop)
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, rows, data, *options)
     plan = plan._replace(window=epochs, guard=None if stop is None else "keep")
@@ -283,7 +284,7 @@ def start_judged(plan: Plan, data: Data, params: PyTree, model_state: PyTree) ->
 
     def look(data, state):
         batch = plan.source.batch(data.train, data.key, 0)
-        judge(plan.recipe, state, batch, data.key, data.hyperparameters)
+        judge(plan.recipe, state, joined(batch), data.key, data.hyperparameters)
 
     jax.eval_shape(look, data, progress.state)
     return progress

@@ -91,6 +91,12 @@ class Saves:
         cut = {name: column[: saved["rows"]] for name, column in restored.state.history.items()}
         return dataclasses.replace(restored.state, history=cut, origin=unpacked(saved["origin"]))
 
+    def shards(self) -> int | None:
+        """Those of the run that was saved last, as far as its note tells them."""
+        newest = self._all and self._all.latest()
+        run = ((newest and newest.note) or {}).get("run")
+        return run and run["origin"]["identity"].get("source.shards")
+
     def check(self, state: Any) -> None:
         """Raises where nothing can be written, or a stream has a state that cannot be saved."""
         if self._all is None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lossopt import _checks, _jax, _pieces
 from lossopt._numerics import mixed
+from lossopt._place import Parted, parted
 from lossopt._typing import Array, Batch, Int, Key, Num, Number
 
 GOLDEN = 0x9E3779B9
@@ -21,7 +22,8 @@ class Rows(NamedTuple):
       rows: how many there are.
       batch_size: rows of a full batch, at most `rows`. A batch of all rows is not shuffled.
       drop_last: whether the rows that fill no batch are left out, others in each epoch.
-      shards: equal parts of consecutive rows; each gives its share of each batch, in order.
+      shards: equal parts of consecutive rows; each gives its share of each batch, in order. What
+        they do not divide, the last rows, belongs to the last batch of each epoch.
     """
 
     rows: int
@@ -30,14 +32,20 @@ class Rows(NamedTuple):
     shards: int = 1
 
     @property
+    def left(self) -> int:
+        """The last rows, which the shards do not divide."""
+        return self.rows % self.shards
+
+    @property
     def full(self) -> int:
         """Full batches of an epoch."""
-        return self.rows // self.batch_size
+        whole = self.batch_size == self.rows
+        return 1 if whole else (self.rows - self.left) // self.batch_size
 
     @property
     def rest(self) -> int:
         """Rows of the ragged last batch; 0 if there is none."""
-        return 0 if self.drop_last else self.rows % self.batch_size
+        return 0 if self.drop_last else self.rows - self.full * self.batch_size
 
     @property
     def steps(self) -> int:
@@ -49,11 +57,15 @@ class Rows(NamedTuple):
         epoch, number = jnp.divmod(step, self.steps)
         return epoch, number, self.steps - number
 
-    def batch(self, data: Batch, key: Key[Array, ""], number: Number) -> Batch:
+    def ready(self, data: Batch) -> Batch | Parted:
+        """The rows, cut once where shards do not divide them."""
+        return parted(data, self.shards) if self.left else data
+
+    def batch(self, data: Batch | Parted, key: Key[Array, ""], number: Number) -> Batch | Parted:
         """A full batch.
 
         Args:
-          data: the rows.
+          data: the rows; or `parted` by the shards.
           key: typed PRNG key of the epoch.
           number: of the batch within the epoch, from 0, perhaps traced.
 
@@ -62,14 +74,20 @@ class Rows(NamedTuple):
         """
         if self.batch_size == self.rows:
             return data
-        return self.take(data, key, number, self.batch_size)
+        (even,) = parted(data, self.shards).even
+        return self.take(even, key, number, self.batch_size)
 
-    def last(self, data: Batch, key: Key[Array, ""]) -> Batch:
+    def last(self, data: Batch | Parted, key: Key[Array, ""]) -> Batch | Parted:
         """The ragged last batch, of `rest` rows."""
-        return self.take(data, key, self.full, self.rest)
+        even = self.rest - self.left
+        if not self.left:
+            return self.take(data, key, self.full, even)
+        parts = parted(data, self.shards)
+        drawn = [self.take(x, key, self.full, even) for x in parts.even if even]
+        return Parted(tuple(drawn), parts.rest)
 
     def take(self, data: Batch, key: Key[Array, ""], number: Number, size: int) -> Batch:
-        """`size` rows, from where a batch of this number begins."""
+        """`size` rows that the shards divide, from where a batch of this number begins."""
         count, size = self.shards, size // self.shards
         shape = count, self.rows // count
 
@@ -114,10 +132,10 @@ def source(
         _checks.at_most(rows, batch_size=size)
     size = min(size, rows)
     parts = _jax.shards(data) if shards is None else _checks.count("shards", shards, 1)
-    if rows % parts or size % parts:
+    if size % parts and size < rows:
         raise ValueError(
-            f"Each of {parts} shards draws its own rows, as many as each other; got {rows} rows "
-            f"and batch_size={size}. Take multiples of {parts}, or shards=1, which draws from all "
+            f"Each of {parts} shards draws as many rows of a batch as each other; got "
+            f"batch_size={size}. Take a multiple of {parts}, or shards=1, which draws from all "
             "rows, wherever they lie."
         )
     return Rows(rows, size, bool(drop_last), parts)

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lossopt import _checks
 from lossopt._grad import in_pieces
 from lossopt._jaxprs import canonical
 from lossopt._objective import adapt, names
-from lossopt._place import Here, Place
-from lossopt._typing import Array, Axis, Batch, Key, Means, PyTree
-from lossopt.training._evaluation import on_device
+from lossopt._place import Parted, Place, joined, parted
+from lossopt._typing import Array, Batch, Key, Means, PyTree
+from lossopt.training._arrays import on_device
 from lossopt.training._inputs import trainable
 from lossopt.training._rules import judged, moved, started
 from lossopt.training._weights import uncut
@@ -29,7 +28,6 @@ class Recipe(NamedTuple):
     objective: Callable
     optimizer: Optimizer
     microbatches: int = 1
-    axis_name: Axis = ()
     has_aux: bool = False
 
 
@@ -101,14 +99,18 @@ def judge(
 
 
 def take_step(
-    recipe: Recipe, state: State, batch: Batch, key: Key[Array, ""] | None, hyperparameters: PyTree
+    recipe: Recipe,
+    place: Place,
+    state: State,
+    batch: Batch | Parted,
+    key: Key[Array, ""] | None,
+    hyperparameters: PyTree,
 ) -> tuple[State, Measured, PyTree]:
     """The one training step, and its gradient."""
-    inputs = state, batch, key, hyperparameters
-    place = Here(_checks.axes(recipe.axis_name))
-    after, measured, grads = step_in_place(recipe, place, *inputs)
-    if recipe.microbatches > 1:
-        measured = counted(recipe, place.axes, measured, *inputs)
+    given = key, hyperparameters
+    after, measured, grads = step_in_place(recipe, place, state, batch, *given)
+    if recipe.microbatches > 1 or _uneven(place, batch):
+        measured = counted(recipe, place.axes, measured, state, joined(batch), *given)
     return after, measured, grads
 
 
@@ -131,6 +133,12 @@ def counted(
     whole = _measurer(_checked(recipe, state, hyperparameters))
     pair = uncut((measured.terms, measured.metrics), axes, whole, state.params, batch, given)
     return Measured(measured.value, *pair)
+
+
+def _uneven(place, batch):
+    """Whether the rows of a batch are two pieces because devices do not divide them."""
+    parts = parted(batch, place.devices)
+    return place.devices > 1 and len(parts.even) + len(parts.rest) > 1
 
 
 def _taken(recipe, place, state, batch, key, hyperparameters):

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
+from lossopt import _checks
+from lossopt._place import Here
 from lossopt._shardings import Rules
 from lossopt._typing import Axis
 from lossopt.training._layout import Lowering, Partition, alone, layout, nowhere
@@ -88,7 +90,7 @@ def train_step(
       >>> print(state.params, measured.value, state.count)
       1.0 5.0 1
     """
-    recipe = Recipe(objective, optimizer, microbatches, axis_name, has_aux)
+    recipe = Recipe(objective, optimizer, microbatches, has_aux)
     if isinstance(mesh, AbstractMesh):
         raise TypeError(
             f"Expected mesh as a jax.sharding.Mesh of devices, got {mesh!r}. Make one with "
@@ -112,7 +114,8 @@ def train_step(
 
     def step(state, batch, *, key=None, hyperparameters=None):
         begun(state)
-        taken = take_step(recipe, state, batch, key, hyperparameters)
+        place = Here(_checks.axes(axis_name))
+        taken = take_step(recipe, place, state, batch, key, hyperparameters)
         if check:
             judge(recipe, state, batch, key, hyperparameters)
         return taken[:2]

@@ -1,0 +1,106 @@
+"""A process that cannot go on ends at once, so that none waits for it."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import jax
+
+from lossopt import _processes
+
+LOST = re.compile(  # texts of Gloo and NCCL, then those of jax's coordination service
+    r"Gloo .*(read error|write error|connection|broken pipe|timed out|timeout)"
+    r"|NCCL .*remote process exited"
+    r"|UNAVAILABLE|heartbeat|coordination service"
+    r"|barrier (failed|timed out)|GetKeyValue.*timed out",
+    re.IGNORECASE,
+)
+TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: try again
+GRACE = 1.0  # seconds; with process 0 jax's coordination service goes, which aborts all others
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """A context for a training loop over several processes: none waits for one that is gone.
+
+    In every step all processes wait for each other. Where one of them is gone, the others are given
+    an exception, say so in a sentence on stderr and end with exit code 75, which asks to be started
+    again. Where one has an exception of its own, it prints its traceback and ends with exit code 1,
+    so that the others learn of it. Both end without waiting for others as jax does at the end of a
+    process: `atexit` is skipped, and what other files buffer is lost. Process 0 stays a second
+    longer, because without it jax aborts the others before they can speak.
+
+    `fit` enters it by itself. With one process it does nothing; inside of itself it is harmless.
+
+    Returns:
+      A context manager.
+
+    Examples:
+      >>> with lo.parallel.guard():
+      ...     print(sum(range(3)))
+      3
+    """
+    if not _processes.several():
+        yield
+        return
+    try:
+        yield
+    except GeneratorExit:  # who asked for the values of a loop wants no more
+        raise
+    except BaseException as error:
+        _end(error)
+
+
+def _end(error):
+    code = 1
+    try:
+        code = _said(error)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        if jax.process_index() == 0:
+            time.sleep(GRACE)
+    finally:
+        os._exit(code)
+
+
+def _said(error):
+    """The exit code, after what there is to say is on stderr."""
+    who = f"Process {jax.process_index()} of {jax.process_count()}"
+    if lost := _lost(error):
+        _say(
+            f"{who} ends, because another process of this run is gone ({lost}): start all of them "
+            "again, and the run goes on from its newest checkpoint."
+        )
+        return TEMPORARY
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+        if not isinstance(code, int):
+            _say(str(code))
+            code = 1
+    else:
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        with suppress(Exception):
+            sys.excepthook(type(error), error, error.__traceback__)
+    _say(f"{who} ends at once, so that the others, which wait for it in a collective, learn of it.")
+    return code
+
+
+def _lost(error):
+    """What jax says of a process that is gone, in one line; None where it is another error."""
+    seen = []
+    while error is not None and error not in seen:
+        text = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(text):
+            return text.splitlines()[0]
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _say(sentence):
+    with suppress(Exception):
+        print(sentence, file=sys.stderr)

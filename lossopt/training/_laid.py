@@ -1,0 +1,82 @@
+"""Arrays of a run, put where they lie on a mesh."""
+
+import re
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lossopt import _jax, _mesh
+from lossopt._paths import paths
+from lossopt._place import Parted, parted
+from lossopt._shardings import EVERYWHERE
+from lossopt._typing import Batch, PyTree
+from lossopt.training._arrays import on_device, on_host
+from lossopt.training._layout import Layout
+from lossopt.training._step import maker
+
+
+def laid_rows(layout: Layout, data: Batch, shards: int | None = None) -> Batch | Parted:
+    """Rows over the devices, and on all of them the last rows, which shards do not divide.
+
+    Where devices do not divide the shards all rows are on all devices: a batch is drawn there, and
+    then cut. Without shards there are as many as devices.
+    """
+    devices = layout.devices
+    parts = parted(data, shards or devices)
+    over = P() if shards and shards % devices else _mesh.spec(layout.axes.rows)
+    even, rest = laid(layout, parts.even, over), laid(layout, parts.rest)
+    return Parted(even, rest) if rest or not even else even[0]
+
+
+def laid(layout: Layout, tree: PyTree, spec: P = EVERYWHERE) -> PyTree:
+    """Arrays on the mesh, each as the spec says."""
+    where = NamedSharding(layout.mesh, spec)
+    return jax.tree.map(lambda x: _mesh.put(x, where), tree)
+
+
+def laid_batch(layout: Layout | None, batch: Batch) -> Batch | Parted:
+    """A batch of a stream."""
+    if layout is None:
+        return on_device(data=batch)[0]
+    return laid_rows(layout, *on_host(data=batch))
+
+
+def laid_all(layout: Layout | None, **trees: PyTree) -> list[PyTree]:
+    """Trees on all devices; of a function what it makes."""
+    if layout is None:
+        return on_device(**trees)
+    made = {name: make() if (make := maker(tree)) else tree for name, tree in trees.items()}
+    return [laid(layout, tree) for tree in on_host(**made)]
+
+
+def resting(layout: Layout | None, params: PyTree) -> tuple[Layout | None, PyTree]:
+    """Parameters on the mesh, where they lie if they do, and a layout in which they rest there."""
+    (params,) = on_device(params=params) if layout is None else on_host(params=params)
+    if layout is None:
+        return None, params
+    named = zip(paths(params), jax.tree.leaves(params))
+    found = [(path, getattr(x, "sharding", None)) for path, x in named]
+    rules = [
+        (f"^{re.escape(path)}$", sharding.spec)
+        for path, sharding in found
+        if isinstance(sharding, NamedSharding) and sharding.mesh.shape == layout.mesh.shape
+    ]
+    layout = layout._replace(rules=tuple(rules))
+    return layout, laid_params(layout, params)
+
+
+def laid_params(layout: Layout | None, params: PyTree) -> PyTree:
+    """Parameters, or what a function makes of them, where they rest; none is ever in one place."""
+    if layout is None:
+        return on_device(params=params)[0]
+    make = maker(params)
+    if make is None:
+        (params,) = on_host(params=params)
+    shapes = params if make is None else jax.eval_shape(make)
+    rest = jax.tree.structure(shapes).unflatten(layout.of_params(shapes).rest)
+    where = _mesh.placed(layout.mesh, rest)
+    if make is None:
+        return jax.tree.map(_mesh.put, params, where)
+    with _jax.within(layout.mesh):
+        return jax.jit(make, out_shardings=where)()
