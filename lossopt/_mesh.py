@@ -159,6 +159,13 @@ def put(x: ArrayLike, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda place: whole[place])
 
 
+def put_part(sharding: NamedSharding, x: ArrayLike) -> Array:
+    """An array of which each process gives the part that it holds."""
+    if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+
 def named(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of axes as a tuple; None names none."""
     return (names,) if isinstance(names, str) else tuple(names or ())

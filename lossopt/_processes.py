@@ -38,6 +38,25 @@ def told(words: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(_gathered(padded), sizes)]
 
 
+def alike(do: Callable[[], Any]) -> Any:
+    """What `do` returns here; where it raises on one process, all of them raise."""
+    if not several():
+        return do()
+    result, error = None, None
+    try:
+        result = do()
+    except Exception as raised:
+        error = raised
+    if not gathered([error is not None]).any():
+        return result
+    words = told(error and f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    raise RuntimeError(
+        "\n".join(f"Process {i} failed, and with it all: {x}" for i, x in enumerate(words) if x)
+    )
+
+
 def of_first(find_out: Callable[[], Any], kinds: Sequence[type[Exception]] = ()) -> Any:
     """What `find_out` returns on process 0, in JSON, on every process; what it raises there, too.
 

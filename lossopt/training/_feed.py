@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from lossopt import _checks
+from lossopt._processes import gathered
 from lossopt._typing import Batch, PyTree
 from lossopt.training._pile import Pile, Stack, capacity
 from lossopt.training._plan import Plan
@@ -150,7 +151,8 @@ class Streamed:
         self._epochs = horizon.number if horizon.unit == "epochs" else NEVER
         self._steps = horizon.number if horizon.unit == "steps" else NEVER
         self._known, self._once = length(reader.stream), is_once(reader.stream)
-        self._most = capacity(reader.first, self._known)
+        self._most = int(_common(reader, capacity(reader.first, self._known)).min())
+        self._pace = 1
         self._read, self.exhausted = 0, False
         self._now: _Held | None = None
         self._ahead: _Held | None = None
@@ -222,26 +224,38 @@ class Streamed:
 
     def _stacked(self):
         reader, begun, step = self._reader, time.perf_counter(), self._read
-        mark, epoch, number, rows = reader.mark, reader.epoch, reader.number, reader.rows
-        most = min(self._most, self._steps - step)
+        mark, epoch, number, parts = reader.mark, reader.epoch, reader.number, reader.parts
+        most = min(self._most, self._steps - step, self._pace if reader.joint else self._most)
         pile = Pile(self._most)
         reader.take(pile.put)
-        while reader.next is not None and reader.rows == rows and pile.count < most:
-            if time.perf_counter() - begun > PATIENCE:
+        while reader.next is not None and reader.parts == parts and pile.count < most:
+            if not reader.joint and time.perf_counter() - begun > PATIENCE:
                 break
             reader.take(pile.put)
+        self._paced(pile.count, time.perf_counter() - begun)
         self._read = end = step + pile.count
         ends = reader.next is None
         final = end == self._steps or (ends and (epoch + 1 == self._epochs or self._once))
         last = end if final or (ends and self._every is None) else NEVER
         where = np.int32(epoch), np.int32(number), np.int32(step)
         try:
-            train = Stack(pile.on_device(), *where)
+            train = Stack(pile.laid(self._plan.layout), *where)
         except ValueError as error:
             what = f"{reader.name}, batches from {number} of pass {epoch}"
             raise ValueError(f"{what}: {error}") from None
-        piece = Piece(self._plan.of_rows(rows), train, end, self._every or NEVER, last)
+        piece = Piece(self._plan.of_rows(sum(parts)), train, end, self._every or NEVER, last)
         return _Held(piece, epoch, number, step, ends, mark)
+
+    def _paced(self, count, seconds):
+        """How many batches the next stack has; processes agree, for each has a clock of its own."""
+        if self._reader.joint:
+            fast = max(1, min(2 * count, int(count * PATIENCE / max(seconds, 1e-9))))
+            self._pace = int(_common(self._reader, fast)[0])
+
+
+def _common(reader, number):
+    """The number of each process that reads a part of the stream."""
+    return gathered([number])[:, 0] if reader.joint else np.array([number])
 
 
 class _Held(NamedTuple):

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import jax
@@ -14,17 +15,19 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from lossopt import _checks, _jax
+from lossopt._guard import guard
 from lossopt._shardings import Rules
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
 from lossopt.training._evaluation import measuring, pooled
+from lossopt.training._facts import same
 from lossopt.training._feed import Memory, Streamed, horizon
 from lossopt.training._given import given
 from lossopt.training._host import Host, Reached, Row, hosted, run_of
 from lossopt.training._inputs import trainable
 from lossopt.training._laid import laid_all, laid_params
-from lossopt.training._layout import Partition, layout_of
+from lossopt.training._layout import Partition, joint, layout_of
 from lossopt.training._loop import start as begin
 from lossopt.training._pile import Stack
 from lossopt.training._plan import Data, Plan, Pooled, Progress
@@ -176,7 +179,11 @@ def fit(
     _refuse_tracers(trees | {"train": train, "validation": validation, "stop": stop})
     until = horizon(epochs, steps, evaluate_every)
     layout = layout_of(mesh, partition, axes, rules, gather)
-    saves = Saves(checkpoint, checkpoint_every)
+    together = joint(layout)
+    if together:
+        numbers = {"batch_size": batch_size, "shards": shards, "microbatches": microbatches}
+        same(trees, **numbers, until=until, partition=partition, mesh=mesh)
+    saves = Saves(checkpoint, checkpoint_every, together=together)
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
     read = given(train, validation, key, until, layout, saves.shards() or _shards(start), **cut)
     if start is not None:
@@ -198,8 +205,10 @@ def fit(
         _judged_elsewhere(plan, begun)
         reader = read.reader
         feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
-        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, progress, limit)
-        return _gone_on(host, begun, start)
+        shown = progress if jax.process_index() == 0 or not together else False
+        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, shown, limit)
+        with guard() if together else nullcontext():
+            return _gone_on(host, begun, start)
 
 
 def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
@@ -248,7 +257,7 @@ def _called_with(plan, data, read, params, model_state):
     def validate(state):
         point = plan.call(Plan.judged, state) if plan.evaluate_at else state.params
         given = state.model_state, data.hyperparameters
-        reader = Reader(read.validating, "validation")
+        reader = Reader(read.validating, "validation", read.joint)
         return Pooled(*pooled(measure, reader, plan.layout, point, *given))
 
     like = measure(params, read.validation, model_state, data.hyperparameters)

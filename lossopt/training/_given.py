@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ from lossopt import _checks, _jax, _pieces
 from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._arrays import on_device, on_host
+from lossopt.training._facts import same_rows
 from lossopt.training._feed import Horizon
-from lossopt.training._laid import laid_rows
-from lossopt.training._layout import Layout
+from lossopt.training._laid import laid_batch, laid_rows
+from lossopt.training._layout import Layout, joint, own_rows
 from lossopt.training._pile import Stacks
 from lossopt.training._plan import Source
 from lossopt.training._source import source
@@ -32,6 +34,7 @@ class Given(NamedTuple):
       source: how batches are made of `train`.
       reader: of the stream that trains; or None.
       validating: the stream that validates; or None.
+      joint: whether each process reads its own part of streams.
     """
 
     train: Batch | Parted
@@ -41,6 +44,7 @@ class Given(NamedTuple):
     source: Source
     reader: Reader | None
     validating: Iterable | None
+    joint: bool
 
     def facts(self) -> dict[str, PyTree]:
         """What tells these data from others.
@@ -88,7 +92,7 @@ def given(
       batch_size: as `fit` has it.
       **cut: `shards` and `drop_last`, likewise.
     """
-    reader, held = None, None
+    reader, held, together = None, None, joint(layout)
     into = on_device if layout is None else on_host
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
@@ -102,7 +106,9 @@ def given(
                 f"epochs={until.number} reads train again, and it can be iterated only once, as a "
                 "generator is. Give an object whose __iter__ begins anew, or steps=."
             )
-        reader = Reader(train, "train")
+        if together:
+            own_rows(layout)
+        reader = Reader(train, "train", together)
         train = reader.first
     else:
         if cut["shards"] is None:
@@ -115,18 +121,23 @@ def given(
                 "validation is read at each row of history, and it can be iterated only once, as a "
                 "generator is. Give an object whose __iter__ begins anew."
             )
-        validation = Reader(validating, "validation").first
+        validation = Reader(validating, "validation", together).first
     train, validation = told = into(train=train, validation=validation)
     if validation is not None:
         _pieces.rows(validation, "validation")
     if reader is not None:
-        rows = Stacks(_pieces.rows(train, "train"), _jax.shards(train) if layout is None else 1)
+        rows = Stacks(reader.rows, _jax.shards(train) if layout is None else 1)
     else:
         rows = source(train, batch_size, **cut)
         each = rows.steps if until.unit == "epochs" else 1
         _checks.at_most(NEVER // each, **{until.unit: until.number})
         train = rows.ready(train)
+    if together:
+        same_rows(reader is not None, train=train)
+        same_rows(validating is not None, validation=validation)
     if layout is not None:
-        train = laid_rows(layout, train, rows.shards if reader is None else None)
-        validation = None if validation is None else laid_rows(layout, validation)
-    return Given(train, validation, (told[0], told[1]), held, rows, reader, validating)
+        lay = partial(laid_rows, shards=rows.shards) if reader is None else laid_batch
+        train = lay(layout, train)
+        lay = laid_rows if validating is None else laid_batch
+        validation = None if validation is None else lay(layout, validation)
+    return Given(train, validation, (told[0], told[1]), held, rows, reader, validating, together)

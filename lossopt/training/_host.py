@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossopt import _processes
 from lossopt._typing import Array
 from lossopt.training._bar import bar
 from lossopt.training._feed import Feed
@@ -63,6 +64,24 @@ class Host(NamedTuple):
     shown: bool | Literal["auto"] = False
     limit: float = math.inf
     clock: Callable[[], float] = time.perf_counter
+
+    @property
+    def together(self) -> bool:
+        """Whether it runs in several processes, which all take each step and each decision."""
+        return self.plan.layout is not None and _processes.several()
+
+    def agreed(self, count: int, *others: int) -> tuple[int, ...]:
+        """The count of the first process, and of other numbers the largest."""
+        if not self.together:
+            return count, *others
+        numbers = _processes.gathered([count, *others])
+        return tuple(map(int, (numbers[0, 0], *numbers[:, 1:].max(axis=0))))
+
+    def told(self, row: Row, state: State) -> bool:
+        """Whether the user, who sees a row, asks to end the run."""
+        see = partial(self.on_epoch, row, state) if self.on_epoch else lambda: None
+        stop = (_processes.alike(see) if self.together else see()) is STOP
+        return any(self.agreed(0, stop)[1:])
 
 
 class Reached(NamedTuple):
@@ -139,8 +158,10 @@ def _turns(host, reached, asked, show):
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
         left = host.limit - host.clock() if host.limit < math.inf else math.inf
         late = left < 2 * (spent or 0) + host.saves.took
-        if asked.signal is not None or late:
-            yield _ended(reached, Stopped.TIME if asked.signal is None else Stopped.INTERRUPTED)
+        count, late, heard = host.agreed(count, late, asked.signal or 0)
+        if heard or late:
+            asked.signal = heard or None
+            yield _ended(reached, Stopped.INTERRUPTED if heard else Stopped.TIME)
             return
         begun, before = reached.steps, reached.progress
         end = _end(host, piece, begun, count)
@@ -158,7 +179,7 @@ def _turns(host, reached, asked, show):
         for row in rows if host.on_epoch else ():
             numbers = {name: x.item() for name, x in row.items()}
             seen = jax.tree.map(lambda x: x, reached.progress.state)  # its dicts are not the run's
-            if host.on_epoch(numbers, seen) is STOP:
+            if host.told(numbers, seen):
                 reached = _ended(reached, STOP)
         yield reached
 

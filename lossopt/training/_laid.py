@@ -1,14 +1,18 @@
 """Arrays of a run, put where they lie on a mesh."""
 
 import re
+from functools import partial
 
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _jax, _mesh
 from lossopt._paths import paths
 from lossopt._place import Parted, parted
+from lossopt._processes import gathered
 from lossopt._shardings import EVERYWHERE
 from lossopt._typing import Batch, PyTree
 from lossopt.training._arrays import on_device, on_host
@@ -35,11 +39,40 @@ def laid(layout: Layout, tree: PyTree, spec: P = EVERYWHERE) -> PyTree:
     return jax.tree.map(lambda x: _mesh.put(x, where), tree)
 
 
-def laid_batch(layout: Layout | None, batch: Batch) -> Batch | Parted:
-    """A batch of a stream."""
+def laid_batch(layout: Layout | None, batch: Batch, ahead: int = 0) -> Batch | Parted:
+    """A batch of a stream, of which each process has its own part; or several, as a stack.
+
+    Rows of which not each device can have as many are on all devices.
+
+    Args:
+      layout: on a mesh, or None.
+      batch: tree of arrays, the rows of this process.
+      ahead: axes before the rows.
+    """
     if layout is None:
         return on_device(data=batch)[0]
-    return laid_rows(layout, *on_host(data=batch))
+    (batch,) = on_host(data=batch)
+    leaves = jax.tree.leaves(batch)
+    rows = gathered([leaves[0].shape[ahead]])[:, 0]
+    each = int(rows.min()) // (layout.devices // len(rows)) * (layout.devices // len(rows))
+    cut = lambda part: jax.tree.map(lambda x: x[(*[slice(None)] * ahead, part)], batch)
+    over = NamedSharding(layout.mesh, _mesh.spec(layout.axes.rows, ahead))
+    even = jax.tree.map(partial(_mesh.put_part, over), cut(slice(each)))
+    if (rows == each).all():
+        return even
+    rest = jax.tree.map(partial(_joined, rows - each, ahead), cut(slice(each, None)))
+    return Parted((even,) if each else (), (laid(layout, rest),))
+
+
+def _joined(rows, ahead, x):
+    """The rows that each process holds, on each of them."""
+    if len(rows) == 1:
+        return x
+    room = [(0, 0)] * x.ndim
+    room[ahead] = 0, max(rows) - x.shape[ahead]
+    parts = process_allgather(np.pad(np.asarray(x), room))
+    cut = [part[(*[slice(None)] * ahead, slice(n))] for part, n in zip(parts, rows)]
+    return np.concatenate(cut, axis=ahead)
 
 
 def laid_all(layout: Layout | None, **trees: PyTree) -> list[PyTree]:

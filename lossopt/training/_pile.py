@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lossopt._place import Parted
 from lossopt._typing import Array, ArrayLike, Batch, Key
-from lossopt.training._arrays import on_device
+from lossopt.training._laid import laid_batch
+from lossopt.training._layout import Layout
 from lossopt.training._stream import NEVER
 
 BYTES, MOST = 2**23, 1024  # of a stack, and its batches
@@ -31,7 +33,7 @@ class Stack(NamedTuple):
       step: of the first of them within the run.
     """
 
-    batches: Batch
+    batches: Batch | Parted
     epoch: ArrayLike
     number: Any
     step: Any
@@ -102,9 +104,9 @@ class Pile:
                 place[self.count] = x
         self.count += 1
 
-    def on_device(self) -> Batch:
-        """All of them; behind the last there are zeros."""
-        return on_device(train=jax.tree.unflatten(self._structure, self._leaves))[0]
+    def laid(self, layout: Layout | None) -> Batch | Parted:
+        """All of them on devices; behind the last there are zeros."""
+        return laid_batch(layout, jax.tree.unflatten(self._structure, self._leaves), ahead=1)
 
     def _room(self, x):
         if isinstance(x, jax.Array) and self._capacity == 1:

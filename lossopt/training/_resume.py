@@ -1,6 +1,5 @@
 """A run that goes on: what makes it the same run, and how it is taken up again."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,18 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossopt import _programs
-from lossopt._jax import undisturbed
 from lossopt._paths import paths
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._best import Best
+from lossopt.training._facts import of_rows
 from lossopt.training._history import watched
 from lossopt.training._plan import Data, Plan, Progress
 from lossopt.training._run import BROKEN, Run
 from lossopt.training._step import State
 from lossopt.training._stop import Stopped, StopRule
 
-ENDS = 8  # rows at either end of the data whose bytes tell them from others
-MANY = 100  # leaves of data, which are told as one then
 ENDED = (*BROKEN, Stopped.ASKED)
 
 Identity = Mapping[str, Any]
@@ -44,10 +41,7 @@ def identity(plan: Plan, key: Key[Array, ""], **data: Batch) -> Identity:
     if plan.best is not None:
         facts["best"] = f"{'lowest' if plan.best.sign == 1 else 'highest'} {plan.best.column}"
     for name, tree in data.items():
-        told = dict(_leaves(tree))
-        if len(told) > MANY:
-            told = {"": f"{len(told)} leaves, {_digest(repr(told).encode())}"}
-        facts |= {f"{name}/{path}".rstrip("/"): x for path, x in told.items()}
+        facts |= of_rows(name, tree)
     return facts
 
 
@@ -157,37 +151,6 @@ def _replayed(rule, values, count):
 
     begun = rule.init(), jnp.zeros((), jnp.int32)
     return jax.lax.scan(look, begun, jnp.arange(len(values)))[0]
-
-
-def _leaves(tree):
-    """Of each leaf its path, and dtype, shape and a digest of its ends."""
-    for path, x in zip(paths(tree), jax.tree.leaves(tree)):
-        told = f"{x.dtype}{list(x.shape)}"
-        if isinstance(x, jax.Array):
-            last = max(0, len(x) - ENDS)
-            ends = _rows(x, 0, min(ENDS, len(x))).tobytes() + _rows(x, last, len(x)).tobytes()
-            told += f", {_digest(ends)}"
-        yield path, told
-
-
-def _rows(x, low, high):
-    """The rows from low to before high, wherever they lie."""
-    rows = np.zeros((high - low, *x.shape[1:]), x.dtype)
-    with undisturbed():
-        for shard in x.addressable_shards:
-            first, end, _ = shard.index[0].indices(len(x))
-            start, stop = max(first, low), min(end, high)
-            if start < stop:
-                near = shard.device.platform == "cpu"  # no copy is made, and no program for a slice
-                data = np.asarray(shard.data) if near else shard.data
-                rows[start - low : stop - low, *shard.index[1:]] = data[
-                    start - first : stop - first
-                ]
-    return rows
-
-
-def _digest(text):
-    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _form(tree):

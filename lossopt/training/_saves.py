@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt import _checks
+from lossopt import _checks, _processes
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._packed import packed, unpacked
 from lossopt.training._resume import Identity, padded, rows_of, same_run
@@ -29,6 +29,7 @@ class Saves:
       place: a directory, or `Checkpoints`, which stay open; or None.
       every: seconds between two saves.
       clock: gives seconds.
+      together: whether several processes save one run, by the clock of the first.
 
     Attributes:
       took: seconds of a save, where one was timed.
@@ -39,11 +40,12 @@ class Saves:
         place: str | os.PathLike[str] | Checkpoints | None,
         every: float,
         clock: Callable[[], float] = time.perf_counter,
+        together: bool = False,
     ):
         _checks.at_least(0, checkpoint_every=every)
         self._all, self._own = opened(place)
         self._every, self._clock, self._last, self._at = every, clock, clock(), 0
-        self._timed, self.took = False, 0.0
+        self._timed, self.took, self._together = False, 0.0, together
 
     def __enter__(self) -> "Saves":
         return self
@@ -116,7 +118,8 @@ class Saves:
         if self._all is None:
             return
         begun, first = self._clock(), timed and not self._timed
-        if first or begun - self._last >= self._every:
+        due = first or begun - self._last >= self._every
+        if _processes.gathered([due])[0, 0] if self._together else due:
             self.now(run)
         if first:
             self._settle()

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,12 +11,14 @@ import numpy as np
 
 from lossopt import _pieces
 from lossopt._paths import paths
+from lossopt._processes import alike, gathered, told
 from lossopt._typing import Batch
 from lossopt.training._inputs import numbers
-from lossopt.training._packed import stateful
+from lossopt.training._packed import packed, stateful, unpacked
 
 NEVER = int(np.iinfo(np.int32).max)
 END = object()
+PARTS = "processes"
 CAPTURE = 32  # batches between two states of a stream
 
 
@@ -64,13 +67,16 @@ class Reader:
       next: the batch that comes; None where the pass has ended.
       epoch: the number of the pass.
       number: of `next` within it.
-      rows: of `next`; 0 where it has none.
+      parts: rows of `next` on each process that reads a part of it; none where it has none.
+      joint: whether each process reads its own part of every batch; one whose pass has ended has a
+        part without rows.
       mark: the last state that the stream told, `(epoch, number, state)`; or None.
     """
 
-    def __init__(self, stream: Iterable, name: str):
-        self.stream, self.name = stream, name
+    def __init__(self, stream: Iterable, name: str, joint: bool = False):
+        self.stream, self.name, self.joint = stream, name, joint
         self.epoch = self.number = 0
+        self.first: Any = None
         self.mark: tuple[int, int, Any] | None = None
         self._open()
         if self.next is None:
@@ -78,11 +84,14 @@ class Reader:
                 f"Expected batches in {name}, got an iterable that gives none. It may have been "
                 "read before: give a loader, a collections.deque, or a generator that is new."
             )
-        numbers(name, self.next)
-        self._sizes = {_pieces.rows(self.next, name)}
-        self.first = owned(self.next)
-        self._like = self._structure, [*map(_outline, self._leaves)]
+        self._together(partial(self._begin, name))
+        self._sizes = {self.rows}
         self._given = self.mark
+
+    @property
+    def rows(self) -> int:
+        """Of the next batch, on all processes."""
+        return sum(self.parts)
 
     @property
     def stateful(self) -> bool:
@@ -95,9 +104,7 @@ class Reader:
         Raises where the batch is not like the first.
         """
         batch = self.next
-        if not self._fits():
-            where = f"{self.name}, batch {self.number} of pass {self.epoch}"
-            raise ValueError(f"{where}: {self._differs(batch)}")
+        self._together(self._judge)
         self._sizes.add(self.rows)
         if len(self._sizes) == 3:
             self._sizes.add(0)
@@ -130,6 +137,7 @@ class Reader:
           place: `[epoch, number, marked number, state]`, as JSON has it; None where there was no
             state, so that all batches are read again.
         """
+        place = self._own(place)
         if place is not None and self._told:
             self.epoch, number, self.number, state = place
             self._open(state)
@@ -153,9 +161,23 @@ class Reader:
 
     def place(self, mark: tuple[int, int, Any] | None, epoch: int, number: int) -> Any:
         """What `go_to` needs to go on before a batch, JSON; None where there is no state."""
-        return None if mark is None else [epoch, number, *mark[1:]]
+        own = None if mark is None else [epoch, number, *mark[1:]]
+        return {PARTS: list(map(unpacked, told(packed(own))))} if self.joint else own
+
+    def _own(self, place):
+        """The place of this process."""
+        places = place[PARTS] if isinstance(place, dict) else [place]
+        wanted = jax.process_count() if self.joint else 1
+        if place is not None and len(places) != wanted:
+            raise ValueError(
+                f"Expected as many processes as the run had that goes on, {len(places)}, because "
+                f"each reads its own part of {self.name}, got {wanted}. Start {len(places)} again; "
+                "or begin in another directory with params=run.params."
+            )
+        return places[jax.process_index() if self.joint else 0]
 
     def _open(self, state=None):
+        self._ended = False
         told = stateful(self.stream)
         if state is not None and told:
             told.restore(state)
@@ -165,7 +187,34 @@ class Reader:
             self._told.restore(state)
         self._pull()
 
+    def _together(self, do):
+        return alike(do) if self.joint else do()
+
+    def _begin(self, name):
+        """Remembers the first batch."""
+        numbers(name, self.next)
+        _pieces.rows(self.next, name)
+        self.first = owned(self.next)
+        self._like = self._structure, [*map(_outline, self._leaves)]
+
+    def _judge(self):
+        if not self._fits():
+            where = f"{self.name}, batch {self.number} of pass {self.epoch}"
+            raise ValueError(f"{where}: {self._differs(self.next)}")
+
     def _pull(self):
+        self._together(self._read)
+        rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
+        self.parts = tuple(gathered([rows])[:, 0].tolist()) if self.joint else (rows,)
+        if self.next is None and self.rows and self.first is not None:
+            self.next = jax.tree.map(lambda x: np.asarray(x)[:0], self.first)
+            self._leaves, self._structure = jax.tree.flatten(self.next)
+
+    def _read(self):
+        """The next batch of this process."""
+        if self._ended:
+            self.next, self._leaves, self._structure = None, [], None
+            return
         if self._told and self.number % CAPTURE == 0:
             self.mark = self.epoch, self.number, copy.deepcopy(self._told.state())
         self.next = next(self._batches, END)
@@ -174,16 +223,17 @@ class Reader:
                 f"{self.name}, batch {self.number} of pass {self.epoch} is None. A loader whose "
                 "function leaves a batch out has to pass it by."
             )
-        self.next = None if self.next is END else self.next
+        self._ended = self.next is END
+        self.next = None if self._ended else self.next
         self._leaves, self._structure = jax.tree.flatten(self.next)
-        self.rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
 
     def _fits(self):
         """Whether the next batch is like the first, but for its rows, which all leaves share."""
-        alike = self._structure == self._like[0] and self.rows > 0
+        rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
+        alike = self._structure == self._like[0] and (rows > 0 or self._ended)
         outlines = map(_outline, self._leaves)
         return alike and all(
-            got == want and np.shape(x)[0] == self.rows
+            got == want and np.shape(x)[0] == rows
             for got, want, x in zip(outlines, self._like[1], self._leaves)
         )
 
