@@ -37,7 +37,7 @@ class Size(NamedTuple):
     share: float
 
 
-QUICK, FULL = Size(30, 2, 64, 8, 80, 4, 128, 0.5), Size(2, 8, 128, 16, 900, 12, None, 1.0)
+QUICK, FULL = Size(30, 2, 64, 8, 60, 4, 128, 0.5), Size(2, 4, 128, 16, 400, 10, None, 1.0)
 
 
 class Tokens:
@@ -78,14 +78,16 @@ def write(folder, train, held, single):
 
 
 def parameters(size, single):
-    """The kernels of all layers stacked, for what scans over them."""
-    wide, deep, keys = size.width, size.layers, jax.random.split(jax.random.key(0))
-    drawn = jax.random.normal(keys[0], (deep, wide, 12 * wide)) * wide**-0.5
-    kernels = zip(("in", "up", "out", "down"), jnp.split(drawn, [3 * wide, 7 * wide, 8 * wide], -1))
-    thin = {"in": 1, "up": 1, "out": (2 * deep) ** -0.5, "down": (8 * deep) ** -0.5}
-    layers = {name: thin[name] * x for name, x in kernels}
+    """The kernels of all layers stacked, for what scans over them; at first they add nothing."""
+    wide, zeros, keys = size.width, jnp.zeros, jax.random.split(jax.random.key(0))
+    drawn = jax.random.normal(keys[0], (size.layers, wide, 7 * wide)) * wide**-0.5
+    layers = {"in": drawn[..., : 3 * wide], "up": drawn[..., 3 * wide :]}
+    layers |= {
+        "out": zeros((size.layers, wide, wide)),
+        "down": zeros((size.layers, 4 * wide, wide)),
+    }
     embed = jax.random.normal(keys[1], (len(single), wide)) * wide**-0.5
-    places, bias = jnp.zeros((LENGTH, wide)), jnp.asarray(single, jnp.float32)
+    places, bias = zeros((LENGTH, wide)), jnp.asarray(single, jnp.float32)
     return {"layers": layers, "embed": embed, "places": places, "bias": bias}
 
 
@@ -96,7 +98,7 @@ def layer(x, kernels):
     parts = (normed(x) @ kernels["in"]).reshape(*x.shape[:2], HEADS, -1)
     heads = jax.nn.dot_product_attention(*jnp.split(parts, 3, axis=-1), is_causal=True)
     x += heads.reshape(x.shape) @ kernels["out"]
-    return x + jax.nn.gelu(normed(x) @ kernels["up"]) @ kernels["down"].T, None
+    return x + jax.nn.gelu(normed(x) @ kernels["up"]) @ kernels["down"], None
 
 
 def normed(x):
@@ -120,7 +122,7 @@ def objective(params, batch):
 def recipe(size, folder):
     """What makes the parameters, and what moves them: clipped, warmed up, averaged."""
     make = functools.partial(parameters, size, np.load(folder / "single.npy"))
-    rate = lo.schedules.warmup(lo.schedules.cosine(0.015, size.steps * 9 // 10), size.steps // 10)
+    rate = lo.schedules.warmup(lo.schedules.cosine(0.006, size.steps * 9 // 10), size.steps // 10)
     rule = lo.transforms.adam(rate, b2=0.99, weight_decay=0.1)
     clipped = optax.chain(lo.transforms.clip_by_global_norm(1.0), rule)
     return make, lo.transforms.average(clipped, decay=0.9)
@@ -131,7 +133,7 @@ def train(size, folder, saved=False, on_epoch=None):
     make, optimizer = recipe(size, folder)
     options = {"steps": size.steps, "evaluate_every": size.steps // size.rows, "has_aux": True}
     options |= {"validation": fields(np.load(folder / "held.npy")), "key": jax.random.key(0)}
-    options |= {"checkpoint": folder / "run" if saved else None, "checkpoint_every": 1}
+    options |= {"checkpoint": folder / "run" if saved else None, "checkpoint_every": 2}
     options |= {"evaluate_at": lo.transforms.averaged, "on_epoch": on_epoch}
     stream = Tokens(folder, size.batch)
     return lo.fit(objective, make, stream, optimizer, mesh=MESH(), **FSDP, **options)
@@ -139,13 +141,12 @@ def train(size, folder, saved=False, on_epoch=None):
 
 def killed(child, row):
     """After which step a training was killed: at a row of history, when something is saved."""
-    for number, step in enumerate(child.stdout, 1):
-        with lo.checkpoint.Checkpoints(child.args[-1] + "/run") as checkpoints:
-            if number >= row and checkpoints.steps():
-                break
-    child.kill()
-    assert child.wait() == -9
-    return int(step)
+    told = enumerate(child.stdout, 1)
+    with lo.checkpoint.Checkpoints(child.args[-1] + "/run") as checkpoints:
+        step = next(int(step) for number, step in told if number >= row and checkpoints.steps())
+        child.kill()
+        assert child.wait() == -9
+        return step, checkpoints.steps()[-1]
 
 
 def planned(size, folder):
@@ -166,8 +167,12 @@ def bits(run):
 def report(run, step, pairs, single):
     """A table, and a picture of the averaged copy."""
     found = run.history["validation/bits"]
-    table = Table("held-out text", "bits per byte", title="so many bits")
-    for name, x in {"single words": single, "pairs of words": pairs, "average": found[-1]}.items():
+    table = Table("held-out text", "bits per byte", title="the averaged copy")
+    for name, x in {
+        "single words": single,
+        "pairs of words": pairs,
+        "averaged copy": found[-1],
+    }.items():
         table.add_row(name, f"{x:.3f}")
     Console().print(table)
     figure, axes = plt.subplots(layout="constrained")
@@ -188,7 +193,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer words, layers and steps")
     parser.add_argument("--train", metavar="FOLDER", type=pathlib.Path, help="what is killed")
     options = parser.parse_args()
-    size, first = QUICK if options.quick else FULL, []
+    size, rows = QUICK if options.quick else FULL, []
     jax.config.update("jax_num_cpu_devices", 8)
     if options.train:
         train(size, options.train, True, lambda row, state: print(row["step"], flush=True))
@@ -202,21 +207,21 @@ def main():
         command = [sys.executable, *sys.argv, "--train", name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             temporary = planned(size, folder)
-            step = killed(child, size.rows // 2)
-        run = train(size, folder, True, lambda row, state: first.append(row["step"]))
+            step, kept = killed(child, size.rows // 2)
+        run = train(size, folder, True, lambda row, state: rows.append(row["step"]))
         equal = bits(run) == bits(train(size, folder))
+    resumed = kept <= rows[0] <= kept + size.steps // size.rows
     ones = -(single[held["y"]] * (held["bytes"] > 0)).sum() / held["bytes"].sum() / np.log(2)
     found, wanted = report(run, step, pairs, ones), ones + size.share * (pairs - ones)
     arrays = jax.tree.leaves(run.params)
     share = sum(x.addressable_shards[0].data.nbytes for x in arrays) / sum(x.nbytes for x in arrays)
-    print(f"{found:.3f} bits per byte (wanted: below {wanted:.3f})")
-    print(
-        f"killed after step {step}, first told of {first[0]} again; equal: {equal} (wanted: True)"
-    )
-    print(f"each device holds {share:.3f} of the parameters (wanted: 0.14)")
-    print(f"{temporary:.2f} of the temporary memory of gathering all (wanted: 0.9)")
+    print(f"{found:.3f} bits per byte (wanted: {wanted:.3f})")
+    print(f"killed after step {step}, resumed from step {kept}: {resumed} (wanted: True)")
+    print(f"bits equal to those of the untouched run: {equal} (wanted: True)")
+    print(f"{share:.3f} of the parameters on each device (wanted: 0.14)")
+    print(f"{temporary:.2f} of the temporary memory of gathering all at once (wanted: 0.9)")
     print("curve in figures/pretrain.png")
-    return int(not equal or found > wanted or share > 0.14 or temporary > 0.9)
+    return int(not (equal and resumed) or found > wanted or share > 0.14 or temporary > 0.9)
 
 
 if __name__ == "__main__":
