@@ -167,13 +167,10 @@ def bits(run):
 def report(run, step, pairs, single):
     """A table, and a picture of the averaged copy."""
     found = run.history["validation/bits"]
-    table = Table("held-out text", "bits per byte", title="the averaged copy")
-    for name, x in {
-        "single words": single,
-        "pairs of words": pairs,
-        "averaged copy": found[-1],
-    }.items():
-        table.add_row(name, f"{x:.3f}")
+    table = Table("held-out text", "bits per byte")
+    table.add_row("words, counted", f"{single:.3f}")
+    table.add_row("pairs of words, counted", f"{pairs:.3f}")
+    table.add_row("transformer, the averaged copy", f"{found[-1]:.3f}")
     Console().print(table)
     figure, axes = plt.subplots(layout="constrained")
     axes.plot(run.history["step"], found, marker=".", label="averaged copy")
