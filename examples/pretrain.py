@@ -37,7 +37,7 @@ class Size(NamedTuple):
     share: float
 
 
-QUICK, FULL = Size(30, 2, 64, 8, 60, 4, 128, 0.5), Size(2, 4, 128, 16, 400, 10, None, 1.0)
+QUICK, FULL = Size(30, 2, 64, 8, 48, 4, 128, 0.4), Size(2, 4, 128, 16, 400, 10, None, 1.0)
 
 
 class Tokens:
