@@ -143,7 +143,8 @@ def killed(child, row):
     """After which step a training was killed: at a row of history, when something is saved."""
     told = enumerate(child.stdout, 1)
     with lo.checkpoint.Checkpoints(child.args[-1] + "/run") as checkpoints:
-        step = next(int(step) for number, step in told if number >= row and checkpoints.steps())
+        late = (int(step) for number, step in told if number >= row and checkpoints.steps())
+        step = next(late, None)  # None where it ended before
         child.kill()
         assert child.wait() == -9
         return step, checkpoints.steps()[-1]
