@@ -204,8 +204,8 @@ def main():
         write(folder := pathlib.Path(name), text, held, single)
         command = [sys.executable, *sys.argv, "--train", name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            temporary = planned(size, folder)
             step, kept = killed(child, size.rows // 2)
+        temporary = planned(size, folder)
         run = train(size, folder, True, lambda row, state: rows.append(row["step"]))
         equal = bits(run) == bits(train(size, folder))
     resumed = kept <= rows[0] <= kept + size.steps // size.rows
