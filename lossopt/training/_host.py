@@ -115,7 +115,8 @@ def hosted(host: Host, reached: Reached) -> Run:
                     host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
         except Exception as error:
             if asked.signal is None:
-                host.saves.now(partial(run_of, host, reached))
+                if not host.together or _processes.agreed(error):  # or others would be waited for
+                    host.saves.now(partial(run_of, host, reached))
                 raise
             # It may be the loader's answer to the same Ctrl-C.
             warnings.warn(f"The run is interrupted; then came {error!r}.", stacklevel=3)

@@ -1,6 +1,5 @@
 """Arrays of a run, put where they lie on a mesh."""
 
-import re
 from functools import partial
 
 import jax
@@ -10,7 +9,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _jax, _mesh
-from lossopt._paths import paths
 from lossopt._place import Parted, parted
 from lossopt._processes import gathered
 from lossopt._shardings import EVERYWHERE
@@ -88,14 +86,10 @@ def resting(layout: Layout | None, params: PyTree) -> tuple[Layout | None, PyTre
     (params,) = on_device(params=params) if layout is None else on_host(params=params)
     if layout is None:
         return None, params
-    named = zip(paths(params), jax.tree.leaves(params))
-    found = [(path, getattr(x, "sharding", None)) for path, x in named]
-    rules = [
-        (f"^{re.escape(path)}$", sharding.spec)
-        for path, sharding in found
-        if isinstance(sharding, NamedSharding) and sharding.mesh.shape == layout.mesh.shape
-    ]
-    layout = layout._replace(rules=tuple(rules))
+    shape = layout.mesh.shape
+    found = [getattr(x, "sharding", None) for x in jax.tree.leaves(params)]
+    here = [x if isinstance(x, NamedSharding) and x.mesh.shape == shape else None for x in found]
+    layout = layout._replace(lying=tuple(x and x.spec for x in here))
     return layout, laid_params(layout, params)
 
 

@@ -20,7 +20,11 @@ Lowering = Literal["auto", "shard_map"]
 
 
 class Layout(NamedTuple):
-    """How a step lies on a mesh; see `train_step`."""
+    """How a step lies on a mesh; see `train_step`.
+
+    Attributes:
+      lying: in place of rules, where each parameter is to lie that has a place of its own.
+    """
 
     mesh: Mesh | AbstractMesh
     axes: _mesh.Axes
@@ -28,11 +32,12 @@ class Layout(NamedTuple):
     lowering: Lowering
     rules: _shardings.Rules
     gather: bool | str
+    lying: tuple[P | None, ...] | None = None
 
     def of_params(self, params: PyTree) -> Specs:
         """Where each parameter lies, in the order of leaves."""
         rows, fsdp = self.axes
-        given = _shardings.by_rules(params, self.mesh, self.rules)
+        given = self.lying or _shardings.by_rules(params, self.mesh, self.rules)
         free = [P() if spec is None else spec for spec in given]
         apart = self._apart(params)
         spread = lambda over, specs: [
