@@ -123,7 +123,7 @@ def measured(
         means, aux = call(params, batch, **given)
         return means, {name: part for name, part in aux.items() if name == "metrics"}
 
-    place = place_of(layout, params)
+    place = place_of(layout, params, shards)
     cut = partial(place.sized, size=batch_size, shards=shards)
     measure = Walked(still, True, cut, place).measure
     _, means, aux = canonical(measure)(params, data)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh, _paths, _processes, _shardings
 from lossopt._on_mesh import Auto, Specs
-from lossopt._place import HERE, Here
+from lossopt._place import Here
 from lossopt._typing import Axis, PyTree
 from lossopt.training._step import State
 
@@ -57,9 +57,9 @@ class Layout(NamedTuple):
         """Over how many rows lie."""
         return _mesh.size(self.mesh, self.axes.rows)
 
-    def place(self, params: PyTree) -> Auto:
+    def place(self, params: PyTree, shards: int = 1) -> Auto:
         """Where a step computes, on Auto axes and in one program."""
-        return Auto(self.mesh, self.axes.rows, self.of_params(params))
+        return Auto(self.mesh, self.axes.rows, self.of_params(params), shards)
 
     def of_state(self, state: State) -> Any:
         """The spec of each leaf of a state, in a tree like it."""
@@ -183,9 +183,9 @@ def _devices(layout):
     return np.asarray(layout.mesh.devices)
 
 
-def place_of(layout: Layout | None, params: PyTree) -> Here | Auto:
-    """Where an objective is measured: on the mesh, or here."""
-    return HERE if layout is None else layout.place(params)
+def place_of(layout: Layout | None, params: PyTree, shards: int) -> Here | Auto:
+    """Where an objective is measured: on the mesh, or here; each shard gives its part."""
+    return Here((), shards) if layout is None else layout.place(params, shards)
 
 
 def within(layout: Layout | None) -> AbstractContextManager[None]:
