@@ -92,8 +92,8 @@ def fit(
 
     Args:
       objective: as in `training.run`.
-      params: any tree of floating arrays; not changed. With a mesh it may be a function that makes
-        one, which is then never in one place.
+      params: any tree of floating arrays; not changed. Or a function that makes one, which with a
+        mesh is then never in one place.
       train: tree of arrays that share a leading axis of rows; or an iterable of such batches, for
         data larger than the device: a loader, a dataset, a generator. It brings its own batches in
         its own order, and one pass over it is an epoch. (A list is a tree; a deque of batches is
@@ -128,7 +128,7 @@ def fit(
         `start`, else the devices along the rows of `mesh`, or how `train` lies.
       microbatches: pieces a batch is cut into.
       has_aux: whether the objective returns `(means, aux)`.
-      model_state: the first one, such as batch statistics.
+      model_state: the first one, such as batch statistics, or a function that makes it.
       hyperparameters: numbers for the objective and the optimizer.
       drop_last: whether the ragged last batch is left out, with the rows that `shards` leave over.
       check: whether data and objective are checked before: conditions on values, rows that are not

@@ -75,9 +75,9 @@ def _joined(rows, ahead, x):
 
 def laid_all(layout: Layout | None, **trees: PyTree) -> list[PyTree]:
     """Trees on all devices; of a function what it makes."""
-    if layout is None:
-        return on_device(**trees)
     made = {name: make() if (make := maker(tree)) else tree for name, tree in trees.items()}
+    if layout is None:
+        return on_device(**made)
     return [laid(layout, tree) for tree in on_host(**made)]
 
 
@@ -95,9 +95,9 @@ def resting(layout: Layout | None, params: PyTree) -> tuple[Layout | None, PyTre
 
 def laid_params(layout: Layout | None, params: PyTree) -> PyTree:
     """Parameters, or what a function makes of them, where they rest; none is ever in one place."""
-    if layout is None:
-        return on_device(params=params)[0]
     make = maker(params)
+    if layout is None:
+        return on_device(params=params if make is None else make())[0]
     if make is None:
         (params,) = on_host(params=params)
     shapes = params if make is None else jax.eval_shape(make)
