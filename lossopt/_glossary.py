@@ -128,6 +128,13 @@ TABLE = {
         "pad, pad shard unpad, drop remainder, drop last": "lossopt.parallel.pad_batch, where rows "
         "must divide: those of lossopt.train_step(mesh=) need not",
         "all gather": "lossopt.parallel.gathered",
+        "init process group, distributed initialize, multi-host, multi-node, torchrun, SLURM": (
+            "lossopt.parallel.initialize (docs/processes.md)"
+        ),
+        "distributed sampler, host local array to global array, "
+        "make array from process local data": "lossopt.parallel.global_batch",
+        "elastic, fault tolerance, preemption": "lossopt.parallel.guard and "
+        "lossopt.fit(checkpoint=) (docs/processes.md#when-a-process-dies)",
     },
     "lossopt.sweeps": {
         "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",

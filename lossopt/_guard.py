@@ -11,12 +11,11 @@ import jax
 
 from lossopt import _processes
 
-LOST = re.compile(  # texts of Gloo and NCCL, then those of jax's coordination service
-    r"Gloo .*(read error|write error|connection|broken pipe|timed out|timeout)"
+LOST = re.compile(  # a status of XLA, and what Gloo, NCCL or jax's coordination service say
+    r"UNAVAILABLE: |[A-Z_]+: .*("
+    r"Gloo .*(Read error|Write error|[Cc]onnect|Broken pipe|[Tt]imed? ?out)"
     r"|NCCL .*remote process exited"
-    r"|UNAVAILABLE|heartbeat|coordination service"
-    r"|barrier (failed|timed out)|GetKeyValue.*timed out",
-    re.IGNORECASE,
+    r"|heartbeat|coordination service|Barrier (failed|timed out)|GetKeyValue\(\) timed out)"
 )
 TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h: try again
 GRACE = 1.0  # seconds; with process 0 jax's coordination service goes, which aborts all others
@@ -94,7 +93,7 @@ def _lost(error):
     seen = []
     while error is not None and error not in seen:
         text = str(error)
-        if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(text):
+        if isinstance(error, Exception) and LOST.match(text):  # JaxRuntimeError, or ValueError
             return text.splitlines()[0]
         seen.append(error)
         error = error.__cause__ or error.__context__
