@@ -1,14 +1,15 @@
 """Runs of one and of several processes for `test_processes.py`, all at once: `worker.py folder`.
 
-They are forks of this process, which has imported what they need, and not started jax.
+They are forks of this process, which has imported what they need, and not started jax. None of them
+sees its own directory in this file: what a process finds it pickles for the test.
 """
 
 import collections
-import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -23,56 +24,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint  # noqa: F401  # takes a third of a second, once for all
+import orbax.checkpoint  # noqa: F401  # so that not each of them imports it
 from jax.sharding import Mesh
 
 import lossopt as lo
 from lossopt import _jax
 from lossopt.training import STOP, Patience
 
-ROWS, BATCH, EPOCHS = 23, 8, 5  # odd, so that the last batch has a row that no devices divide
-STEPS, DEATH = 3 * EPOCHS, 6  # of a run; the row at which one dies
-HEARTBEAT, LONG = 6, 120  # seconds; after the last a process is lost
-WIDTH = 256
-OPTIMIZER = optax.adam(0.01)
+ROWS, BATCH, EPOCHS = 32, 8, 6  # of which a quarter validates
+ODD = 23  # rows, so that the last batch is ragged and devices do not divide it
+WIDTH = 256  # so that FSDP spreads a matrix
+DEATH = 3  # the row of history after which one dies
+HEARTBEAT, LONG = 6, 400  # seconds; after the last a process is lost
+OPTIMIZER = optax.adam(0.03)
 SIGNALS = {"killed": signal.SIGKILL, "first_killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
 
-class Scene(NamedTuple):
-    """So many processes of so many devices, and what each of them does."""
-
-    processes: int
-    devices: int
-    act: Callable[["Place"], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A process of a scene, and where it leaves what it finds."""
-
-    scene: str
-    rank: int
-    processes: int
-    folder: Path
-
-    def tell(self, name: str, value: Any):
-        """Leaves what is found for the test."""
-        (self.folder / f"{self.scene}_{self.rank}.{name}").write_bytes(pickle.dumps(value))
-
-    def here(self, batches):
-        """A stream of the part of each batch that this process reads."""
-        mine = (jax.tree.map(lambda x: np.array_split(x, self.processes)[self.rank], b) for b in batches)
-        return collections.deque(mine)
-
-
+COUNT = []
+jax.monitoring.register_event_duration_secs_listener(lambda e, d, **k: "backend_compile" in e and COUNT.append(d))
 def rows(count, seed=0):
     random = np.random.default_rng(seed)
     x, w = random.normal(size=(count, 4)), random.uniform(0.5, 1.5, count)
     return jax.tree.map(np.float32, {"x": x, "y": x @ [1, -2, 0.5, 0] + 1, "w": w})
 
 
+PARAMS = {
+    "in": np.float32(np.random.default_rng(2).normal(size=(4, WIDTH))),
+    "out": np.zeros(WIDTH, np.float32),
+}
 TRAIN, VALIDATION = rows(ROWS), rows(7, seed=1)
-PARAMS = {"in": np.float32(np.random.default_rng(2).normal(size=(4, WIDTH))), "out": np.zeros(WIDTH, np.float32)}
+# Rows that two processes read of each batch. The pass of the first ends before that of the second.
+PARTS = ((6, 6), (5, 3), (6, 6), (0, 6))
 
 
 def objective(params, batch, key=None):
@@ -86,29 +68,51 @@ def objective(params, batch, key=None):
 
 
 def quiet(params, batch):
-    """Without dropout, which follows how batches are cut."""
+    """Without dropout, which follows how rows are cut."""
     return objective(params, batch)
 
 
-def fit(mesh, objective=objective, params=None, train=None, **options):
-    """The run of these tests, or what differs from it."""
+def fit(mesh, objective=objective, params=PARAMS, train=TRAIN, **options):
+    """A run of batches with validation, which stops early; or what differs from it."""
     given = {"mesh": mesh, "epochs": EPOCHS, "key": jax.random.key(3), "progress": False}
-    if train is None:
-        train = TRAIN
-        given |= {"batch_size": BATCH, "validation": VALIDATION}
-    params = PARAMS if params is None else params
+    given |= {"batch_size": BATCH, "validation": 0.25, "stop": Patience(1, min_delta=0.1)}
     return lo.fit(objective, params, train, OPTIMIZER, **given | options)
 
 
+def odd(mesh, **options):
+    """FSDP with ragged last batches whose rows devices do not divide."""
+    given = {"validation": VALIDATION, "stop": None, "partition": "fsdp"}
+    return fit(mesh, train=rows(ODD), **given | options)
+
+
+def four(mesh, **options):
+    """FSDP of rows that are drawn as two devices draw them."""
+    return fit(mesh, partition="fsdp", shards=2, check=False, **options)
+
+
+def mortal(mesh, **options):
+    """The smallest program, of FSDP, for processes that die early."""
+    given = {"batch_size": None, "validation": None, "stop": None, "partition": "fsdp"}
+    return fit(mesh, quiet, check=False, **given | options)
+
+
+def streamed(mesh, train, **options):
+    """A run of batches of a stream."""
+    given = {"batch_size": None, "validation": None, "stop": None, "epochs": 2, "check": False}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "train has (no state|batches of)")
+        return fit(mesh, quiet, train=train, **given | options)
+
+
 def leaves(run):
-    """All numbers of a run, by path, but the seconds; and why it stopped."""
+    """All numbers of a run, by path, but the seconds."""
     history = {name: x for name, x in run.history.items() if name != "seconds"}
     found = jax.tree_util.tree_leaves_with_path(dataclasses.replace(run, history=history))
     return {jax.tree_util.keystr(path): _jax.on_host(x) for path, x in found}
 
 
 def raised(do):
-    """The error that it raises."""
+    """The error that it raises, in words."""
     try:
         do()
     except Exception as error:
@@ -116,24 +120,194 @@ def raised(do):
     return "nothing was raised"
 
 
-# The deaths
+def parts(rank=None):
+    """What one of two processes reads of each batch, or all of it."""
+    ends = np.cumsum([0, *np.ravel(PARTS)])
+    cut = [jax.tree.map(lambda x, i=i: x[ends[i] : ends[i + 1]], rows(99)) for i in range(8)]
+    joined = [jax.tree.map(lambda *xs: np.concatenate(xs), *cut[i : i + 2]) for i in (0, 2, 4, 6)]
+    return joined if rank is None else [b for b in cut[rank::2] if len(b["y"])]
+
+
+class Loader:
+    """Batches that are read again in each pass; one that is None fails."""
+
+    def __init__(self, batches):
+        self.batches, self.at = list(batches), 0
+
+    def __iter__(self):
+        self.at, begin = 0, self.at
+        for number, batch in enumerate(self.batches[begin:], begin):
+            if batch is None:
+                raise ConnectionError("the disk is away")
+            self.at = number + 1
+            yield batch
+
+
+class Told(Loader):
+    """A loader that tells where it is."""
+
+    def state(self):
+        return self.at
+
+    def restore(self, state):
+        self.at = state
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A process of a scene, and where it leaves what it finds."""
+
+    scene: str
+    rank: int
+    folder: Path
+
+    def tell(self, name: str, value: Any):
+        """Leaves it for the test, whole or not at all."""
+        path = self.folder / f"{self.scene}_{self.rank}.{name}"
+        path.with_suffix(".half").write_bytes(pickle.dumps(value))
+        path.with_suffix(".half").rename(path)
+        if "TICK" in os.environ: print(name, time.process_time(), len(COUNT), flush=True); COUNT.clear()
+
+    def wait(self, *names: str):
+        """Until others have left something of these names."""
+        while not all((self.folder / name).exists() for name in names):
+            time.sleep(0.1)
+
+    def begins(self):
+        """What is measured in seconds."""
+        print(f"{time.time()} is when it begins", flush=True)
+
+    def at(self, step: int, rank: int, do: Callable[[], Any]):
+        """An `on_epoch` that does something in one process alone."""
+        here = rank == self.rank
+        return lambda row, state: do() if here and row["step"] == step else None
 
 
 def dies(place):
-    """A run whose process dies at a row, after the steps before it were saved."""
-    victim = 0 if place.scene == "first_killed" else 1
+    """A run one of whose processes dies at a row, after the steps before it were saved."""
+    mesh, victim = lo.parallel.mesh(1, -1), 0 if place.scene == "first_killed" else 1
 
-    def act(row, state):
-        if row["step"] == DEATH and place.rank == victim:
-            print(f"{time.time()} is when it begins", flush=True)
-            os.kill(os.getpid(), SIGNALS[place.scene])
+    def die():
+        place.begins()
+        os.kill(os.getpid(), SIGNALS[place.scene])
 
-    run = partial(fsdp, on_epoch=act, check=False, evaluate_every=1)
-    run(lo.parallel.mesh(1, -1), checkpoint=place.folder / place.scene, checkpoint_every=0)
+    act = place.at(DEATH, victim, die)
+    mortal(mesh, on_epoch=act, checkpoint=place.folder / place.scene, checkpoint_every=0)
 
 
-def fsdp(mesh, **options):
-    return fit(mesh, partition="fsdp", **options)
+def single(place):
+    """What one process finds with two devices, with four and with one."""
+    two, many = lo.parallel.mesh(1, 2, devices=jax.devices()[:2]), lo.parallel.mesh(1, 4)
+    place.tell("data", leaves(fit(lo.parallel.mesh(2, devices=jax.devices()[:2]))))
+    place.tell("odd", leaves(odd(two)))
+    place.tell("four", leaves(four(many)))
+    place.wait("pair_0.interrupted", "pair_1.interrupted")
+    for count, run in {4: four, 1: fit}.items():
+        mesh = many if count == 4 else lo.parallel.mesh(1, devices=jax.devices()[:1])
+        copy = shutil.copytree(place.folder / "data", place.folder / f"data{count}")
+        place.tell(f"restarted{count}", leaves(run(mesh, checkpoint=copy, shards=None)))
+    place.wait("pair_0.streamed", "pair_1.streamed")
+    stream = partial(streamed, two, Told(parts()), checkpoint=place.folder / "stream")
+    place.tell("fewer", raised(stream))
+
+
+def square(place):
+    """The same with two processes of two devices; at last one has an error of its own."""
+    mesh = lo.parallel.mesh(1, 4)
+    place.tell("four", leaves(four(mesh)))
+    place.begins()
+    four(mesh, on_epoch=place.at(6, 1, {}.popitem), checkpoint=place.folder / "raises")
+
+
+def pair(place):
+    """All that two processes of one device do together."""
+    meshes = lo.parallel.mesh(2), lo.parallel.mesh(1, 2)
+    whole(place, *meshes)
+    interrupted(place, meshes[0])
+    streams(place, meshes[0])
+    refused(place, meshes[0])
+    place.wait(*(f"{name}_{rank}.ended" for name in SIGNALS for rank in range(2)))
+    place.tell("undisturbed", leaves(mortal(meshes[1])))
+    for name in SIGNALS:
+        place.tell(name, leaves(mortal(meshes[1], checkpoint=place.folder / name)))
+    batches = parts(place.rank)
+    if place.rank == 0:
+        batches[2] = None
+    place.begins()
+    streamed(meshes[0], Loader(batches), checkpoint=place.folder / "loader")
+
+
+def whole(place, data, fsdp):
+    """Runs of rows in memory, which one process with two devices takes as well."""
+    run = fit(data)
+    place.tell("data", leaves(run))
+    mine = jax.tree.map(lambda x: np.split(x, 2)[place.rank], TRAIN)
+    place.tell("global", leaves(fit(data, train=lo.parallel.global_batch(data, mine))))
+    found = odd(fsdp)
+    place.tell("odd", leaves(found))
+    place.tell("part", found.params["in"].addressable_shards[0].data.shape)
+    part = jax.tree.map(lambda x: np.split(x, [3])[place.rank], VALIDATION)
+    for name, given in {"array": VALIDATION, "stream": Loader([part])}.items():
+        measured = lo.training.evaluate(quiet, found.params, given, mesh=fsdp)
+        place.tell(f"evaluated_{name}", {name: float(x) for name, x in measured.items()})
+
+
+def interrupted(place, mesh):
+    """Ends that one process alone asks for, and how the run goes on."""
+    called, checkpoint = [], place.folder / "data"
+    signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
+    end = partial(signal.raise_signal, signal.SIGINT)
+    run = fit(mesh, on_epoch=place.at(3, 1, end), checkpoint=checkpoint)
+    place.tell("interrupted", (run.stopped, int(run.steps)))
+    end = partial(signal.raise_signal, signal.SIGTERM)
+    run = fit(mesh, on_epoch=place.at(6, 0, end), checkpoint=place.folder / "terminated")
+    place.tell("terminated", (run.stopped, int(run.steps), called))
+    run = fit(mesh, on_epoch=place.at(6, 1, lambda: STOP))
+    place.tell("asked", (run.stopped, int(run.steps)))
+    place.tell("goes_on", leaves(fit(mesh, checkpoint=place.folder / "terminated")))
+
+
+def streams(place, mesh):
+    """Batches of which each process reads its part, whole and in two runs."""
+    validation = Loader([jax.tree.map(lambda x: np.split(x, [3])[place.rank], VALIDATION)])
+    given = {"evaluate_every": 1, "validation": validation}
+    stream, told = partial(collections.deque, parts(place.rank)), Told(parts(place.rank))
+    place.tell("stream", leaves(streamed(mesh, stream(), **given)))
+    checkpoint = {"checkpoint": place.folder / "stream"} | given
+    streamed(mesh, told, epochs=None, steps=3, **checkpoint)
+    place.tell("streamed", leaves(streamed(mesh, told, epochs=None, steps=8, **checkpoint)))
+    checkpoint = {"checkpoint": place.folder / "again"} | given
+    streamed(mesh, stream(), epochs=None, steps=5, **checkpoint)
+    place.tell("again", leaves(streamed(mesh, stream(), epochs=None, steps=8, **checkpoint)))
+
+
+def refused(place, mesh):
+    """What is wrong on one process, or on both."""
+    rank, first = place.rank, place.rank == 0
+    checkpoint = {"checkpoint": place.folder / "terminated"}
+    other = {**TRAIN, "y": TRAIN["y"] + rank}
+    halves = jax.tree.map(lambda x: x[: 16 + rank], TRAIN)
+    wide = [{**parts(0)[0], "x": np.ones((6, 4 + rank), np.float32)}]
+    given = {
+        "data": {"train": other},
+        "rows": {"train": halves},
+        "params": {"params": {**PARAMS, "out": PARAMS["out"] + rank}},
+        "key": {"key": jax.random.key(rank)},
+        "batch_size": {"batch_size": 8 + 8 * rank},
+        "stop": {"stop": Patience(1 + rank)},
+        "check": {"check": first},
+        "kind": {"train": TRAIN if first else Loader([TRAIN]), "batch_size": None},
+        "checkpoint": checkpoint if first else {},
+        "left_out": {"mesh": Mesh(jax.devices()[:1], ("data",))},
+        "mesh": {"mesh": lo.parallel.mesh(2, devices=jax.devices()[:: 1 if first else -1])},
+        "shards": {"shards": 1} | checkpoint,
+        "structure": {"params": {**PARAMS, "in": PARAMS["in"][:, :4], "out": np.zeros(4)}}
+        | checkpoint,
+    }
+    found = {name: raised(partial(fit, **{"mesh": mesh} | x)) for name, x in given.items()}
+    found["wide"] = raised(partial(streamed, mesh, Loader(wide)))
+    found["first"] = raised(partial(streamed, mesh, Loader([None if first else parts(1)[0]])))
+    place.tell("refused", found)
 
 
 def act(name, scene, rank, port, folder):
@@ -143,13 +317,21 @@ def act(name, scene, rank, port, folder):
     os.dup2(out, sys.stderr.fileno())
     jax.config.update("jax_num_cpu_devices", scene.devices)
     if scene.processes > 1:
-        lo.parallel.initialize(
-            f"localhost:{port}", scene.processes, rank, heartbeat_timeout_seconds=HEARTBEAT
-        )
-    scene.act(Place(name, rank, scene.processes, folder))
+        address = f"localhost:{port}"
+        lo.parallel.initialize(address, 2, rank, heartbeat_timeout_seconds=HEARTBEAT)
+    scene.do(Place(name, rank, folder))
 
 
-SCENES = {name: Scene(2, 1, dies) for name in ("stopped", "killed", "first_killed")}
+class Scene(NamedTuple):
+    """So many processes of so many devices, and what each of them does."""
+
+    processes: int
+    devices: int
+    do: Callable[[Place], None]
+
+
+SCENES = {"pair": Scene(2, 1, pair), "single": Scene(1, 4, single), "square": Scene(2, 2, square)}
+SCENES |= {name: Scene(2, 1, dies) for name in SIGNALS}
 
 
 def main(folder, *names):
@@ -165,9 +347,9 @@ def main(folder, *names):
                 return
             runs[name, rank] = run
     while len(ended) < len(runs):
-        run, status = os.wait()
+        run, status, use = os.wait3(0)
         [(name, rank)] = [key for key in runs if runs[key] == run]
-        ended.append((name, rank, os.waitstatus_to_exitcode(status), time.time()))
+        ended.append((name, rank, os.waitstatus_to_exitcode(status), time.time(), use.ru_utime))
         (folder / f"{name}_{rank}.ended").touch()
         if (name, rank) == ("stopped", 0):  # who is stopped hears no other signal
             os.kill(runs["stopped", 1], signal.SIGKILL)
