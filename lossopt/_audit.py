@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _jax, _programs
+from lossopt import _jax, _processes, _programs
 from lossopt._grad import measure, value_and_grad
 from lossopt._jaxprs import prune
 from lossopt._mean import Mean, pool, terms
@@ -73,7 +73,7 @@ def not_finite(batch: Batch) -> dict[str, Int[np.ndarray, " found"]]:
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         if is_inexact(leaf):
-            whole = np.isfinite(_jax.on_host(leaf))
+            whole = np.isfinite(_processes.whole(leaf))
             spoiled = np.flatnonzero(~whole.reshape(len(whole), -1).all(1))
             found |= {jax.tree_util.keystr(path): spoiled} if len(spoiled) else {}
     return found

@@ -23,7 +23,6 @@ from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax._src.source_info_util import is_user_filename
 from jax._src.xla_bridge import backends_are_initialized
 from jax.core import Tracer
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import PartitionSpec as P
 from jaxlib import xla_client
 
@@ -259,13 +258,6 @@ def replicated(x: PyTree, like: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(x, jax.NamedSharding(place, P()))
 
 
-def on_host(x: ArrayLike) -> np.ndarray:
-    """All numbers of an array, also where other processes hold some: then each asks for them."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(process_allgather(x, tiled=True))
-    return np.asarray(x)
-
-
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Without what the caller asks of jax for computations of his own.
@@ -273,9 +265,13 @@ def undisturbed() -> Iterator[None]:
     Under `jax.set_mesh` jax takes arrays of that mesh only; a transfer guard forbids to hand it
     numbers of numpy; NaN is a value like others to who only moves it.
     """
-    nowhere = jax.sharding.Mesh(np.empty((), object), ())
-    with jax.set_mesh(nowhere), jax.transfer_guard("allow"), jax.debug_nans(False):
+    with nowhere(), jax.transfer_guard("allow"), jax.debug_nans(False):
         yield
+
+
+def nowhere() -> Any:
+    """A context without a mesh, where arrays of any may be computed with."""
+    return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,6 +56,13 @@ def alike(do: Callable[[], Any]) -> Any:
     raise RuntimeError(
         "\n".join(f"Process {i} failed, and with it all: {x}" for i, x in enumerate(words) if x)
     )
+
+
+def whole(x: ArrayLike) -> np.ndarray:
+    """All numbers of an array on the host, also where other processes hold some of them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def of_first(find_out: Callable[[], Any], kinds: Sequence[type[Exception]] = ()) -> Any:

@@ -20,7 +20,7 @@ BASE = {"_typing", "_checks", "_jax", "_jaxprs", "_paths", "_numerics", "_missin
 PARTS = {"_pieces", "_keys", "_mean"}
 DEVICES = {"_mesh", "_shardings", "_place", "_on_mesh"}
 PROCESSES = {"_processes", "_guard"}
-CORE = BASE | PARTS | DEVICES | {"_objective", "_programs", "_grad"}
+CORE = BASE | PARTS | DEVICES | {"_processes", "_objective", "_programs", "_grad"}
 MAY_IMPORT = {
     "_typing": set(),
     "_checks": {"_typing", "_numerics"},

@@ -223,6 +223,16 @@ CLAIMS = {
         "moves in three lines": "test_equals_one_device_and_numpy_by_hand",
         "on another mesh": "test_onto_any_mesh_and_back",
     },
+    "docs/processes.md": {
+        "Otherwise every process raises": "test_agree_and_refuse_alike",
+        "becomes one sentence on stderr": "test_what_jax_says_of_lost_processes",
+        "prints its traceback and a sentence": "test_an_error_of_one_ends_both",
+        "Both end at once": "test_a_killed_one_makes_the_other_leave_with_a_sentence",
+        "are aborted": "test_without_the_first_the_other_leaves_or_is_aborted",
+        "is found by its heartbeat": "test_a_stopped_one_is_found_by_its_heartbeat",
+        "Any other exception": "test_what_is_an_error_of_its_own",
+        "so `initialize` refuses that": "test_refuses_recoverability",
+    },
     "docs/long_runs.md": {
         "the bits are those of arrays": "test_however_stacks_are_cut",
         "so it is refused for": "test_before_it_begins",

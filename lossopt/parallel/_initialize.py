@@ -101,7 +101,7 @@ def _check_state():
             "asked for devices. Call it first: before jax.devices(), lossopt.parallel.mesh() and "
             "the first array or key."
         )
-    if jax.config.values["jax_enable_recoverability"]:
+    if jax.config.values.get("jax_enable_recoverability"):
         raise RuntimeError(
             "Expected jax_enable_recoverability off, got on: with it a process that hangs is never "
             "found, and the others wait for ever. Leave it off, and start all processes again when "

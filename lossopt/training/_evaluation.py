@@ -20,8 +20,9 @@ from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, Means, PyTree
 from lossopt.training._arrays import on_device, on_host
 from lossopt.training._laid import laid_all, laid_batch, laid_rows, resting
-from lossopt.training._layout import Layout, joint, layout_of, place_of, within
-from lossopt.training._stream import Reader, is_stream, own_batches, owned
+from lossopt.training._layout import Layout, joint, layout_of, outside, place_of, within
+from lossopt.training._reader import Reader
+from lossopt.training._stream import is_stream, own_batches, owned
 
 AHEAD = 3  # batches of a stream that are in flight
 
@@ -81,7 +82,8 @@ def evaluate(
         own_batches(data=data, batch_size=batch_size, shards=shards)
         measure = measuring(objective, has_aux, layout)
         reader = Reader(data, "data", joint(layout))
-        return columns(*pooled(measure, reader, layout, params, *given))
+        with outside(layout):
+            return columns(*pooled(measure, reader, layout, params, *given))
     (data,) = on_device(data=data) if layout is None else on_host(data=data)
     rows(data, "data")
     parts = parts or (layout.devices if layout else _jax.shards(data))

@@ -11,7 +11,8 @@ from lossopt._processes import gathered
 from lossopt._typing import Batch, PyTree
 from lossopt.training._pile import Pile, Stack, capacity
 from lossopt.training._plan import Plan
-from lossopt.training._stream import NEVER, Reader, is_once, length
+from lossopt.training._reader import Reader
+from lossopt.training._stream import NEVER, is_once, length
 
 PATIENCE = 0.25  # seconds of reading
 

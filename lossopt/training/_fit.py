@@ -1,6 +1,5 @@
 """A compiled run and its host: what is checked before, where data lie, and where it goes on."""
 
-import dataclasses
 import math
 import os
 import time
@@ -24,21 +23,23 @@ from lossopt.training._evaluation import measuring, pooled
 from lossopt.training._facts import same
 from lossopt.training._feed import Memory, Streamed, horizon
 from lossopt.training._given import given
-from lossopt.training._host import Host, Reached, Row, hosted, run_of
+from lossopt.training._going_on import as_started, given_back, gone_on, shards_of
+from lossopt.training._host import Host, Row
 from lossopt.training._inputs import trainable
 from lossopt.training._laid import laid_all, laid_params
-from lossopt.training._layout import Partition, joint, layout_of
+from lossopt.training._layout import Partition, joint, layout_of, outside
 from lossopt.training._loop import start as begin
 from lossopt.training._pile import Stack
-from lossopt.training._plan import Data, Plan, Pooled, Progress
+from lossopt.training._plan import Data, Plan, Pooled
 from lossopt.training._preflight import preflight
-from lossopt.training._resume import identity, padded, rows_of, same_form, same_run, taken_up
+from lossopt.training._reader import Reader
+from lossopt.training._resume import identity
 from lossopt.training._rules import average_reader
 from lossopt.training._run import Run, plan_of, start_judged
 from lossopt.training._saves import Saves
-from lossopt.training._step import Optimizer, State, maker
-from lossopt.training._stop import Stopped, StopRule
-from lossopt.training._stream import Reader, is_stream
+from lossopt.training._step import Optimizer, State
+from lossopt.training._stop import StopRule
+from lossopt.training._stream import is_stream
 
 WINDOW = 256
 
@@ -185,9 +186,9 @@ def fit(
         same(trees, **numbers, until=until, partition=partition, mesh=mesh)
     saves = Saves(checkpoint, checkpoint_every, together=together)
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
-    read = given(train, validation, key, until, layout, saves.shards() or _shards(start), **cut)
+    read = given(train, validation, key, until, layout, saves.shards() or shards_of(start), **cut)
     if start is not None:
-        trees = _as_started(start, trees)
+        trees = as_started(start, trees)
     params = laid_params(layout, trees.pop("params"))
     key, model_state, hyperparameters = laid_all(layout, **trees)
     trainable(params)
@@ -196,7 +197,7 @@ def fit(
     plan = plan_of(objective, optimizer, read.source, data, *options)
     plan = plan._replace(window=WINDOW, layout=layout)
     saves.check(read.reader and read.reader.mark and read.reader.mark[2])
-    with saves, read.lent(), _jax.on_mesh(read.train, params):
+    with outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
         data, validate = _called_with(plan, data, read, params, model_state)
@@ -208,36 +209,7 @@ def fit(
         shown = progress if jax.process_index() == 0 or not together else False
         host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, shown, limit)
         with guard() if together else nullcontext():
-            return _gone_on(host, begun, start)
-
-
-def _gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
-    """The run, from its beginning, or from where one that is given or saved had come."""
-    reached = Reached(begun, [], Stopped.FINISHED, begun.pool)
-
-    def like(rows):
-        run = run_of(host, reached)
-        return dataclasses.replace(run, history=padded(rows_of(run), rows))
-
-    saved, where = host.saves.newest(like, host.identity), str(host.saves)
-    if saved is None and start is not None:
-        same_run(start.origin and start.origin["identity"], host.identity, "start")
-        saved, where = start, "start"
-    if saved is None:
-        return hosted(host, reached)
-    progress = host.plan.laid(taken_up(host.plan, host.data, begun, saved, where))
-    stopped = Stopped(int(progress.status))
-    origin = saved.origin or {"place": None, "epochs": None}
-    if stopped is not Stopped.FINISHED or host.feed.over(int(saved.steps), origin["epochs"]):
-        ended = dataclasses.replace(saved, status=progress.status)
-        told = {**origin, "identity": host.identity}
-        host.saves.now(lambda: dataclasses.replace(ended, origin=told))
-        return ended
-    host.feed.go_to(int(saved.steps), origin["place"])
-    columns = rows_of(saved)
-    columns.setdefault("seconds", np.zeros(len(columns["step"])))
-    history = [dict(zip(columns, row)) for row in zip(*columns.values())]
-    return hosted(host, Reached(progress, history, stopped, progress.pool))
+            return given_back(mesh, gone_on(host, begun, start))
 
 
 def _called_with(plan, data, read, params, model_state):
@@ -274,24 +246,6 @@ def _judged_elsewhere(plan, begun):
             "part of the state.",
             stacklevel=3,
         )
-
-
-def _as_started(start, trees):
-    """The trees, with those of a run in their places; raises where they have another structure."""
-    if not isinstance(start, Run):
-        raise TypeError(
-            f"Expected start as a Run, from fit or training.run, got {type(start).__name__}. "
-            "Parameters to begin with are given as params."
-        )
-    had = {"params": start.params, "model_state": start.model_state}
-    shaped = lambda tree: jax.eval_shape(make) if (make := maker(tree)) else tree
-    same_form(had, {name: shaped(trees[name]) for name in had}, "start")
-    return trees | had
-
-
-def _shards(start):
-    """Those of a run that is given."""
-    return start.origin["identity"].get("source.shards") if start and start.origin else None
 
 
 def _limit(seconds):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +17,10 @@ from lossopt.training._laid import laid_batch, laid_rows
 from lossopt.training._layout import Layout, joint, own_rows
 from lossopt.training._pile import Stacks
 from lossopt.training._plan import Source
+from lossopt.training._reader import Reader
 from lossopt.training._source import source
 from lossopt.training._split import held_out
-from lossopt.training._stream import NEVER, Reader, is_once, is_stream, own_batches
+from lossopt.training._stream import NEVER, is_once, is_stream, own_batches
 
 
 class Given(NamedTuple):
@@ -92,22 +92,12 @@ def given(
       batch_size: as `fit` has it.
       **cut: `shards` and `drop_last`, likewise.
     """
-    reader, held, together = None, None, joint(layout)
-    into = on_device if layout is None else on_host
+    reader, held = None, None
+    together, into = joint(layout), on_device if layout is None else on_host
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
-        if isinstance(validation, int | float | np.number):
-            raise ValueError(
-                f"validation={validation} is a share of rows, and train is an iterable, whose rows "
-                "nobody has counted. Give arrays or another iterable to validate."
-            )
-        if until.unit == "epochs" and until.number > 1 and is_once(train):
-            raise ValueError(
-                f"epochs={until.number} reads train again, and it can be iterated only once, as a "
-                "generator is. Give an object whose __iter__ begins anew, or steps=."
-            )
-        if together:
-            own_rows(layout)
+        _readable(train, validation, until)
+        own_rows(layout)
         reader = Reader(train, "train", together)
         train = reader.first
     else:
@@ -116,13 +106,9 @@ def given(
         train, validation, held = held_out(train, validation, key, cut["shards"], into)
     validating = validation if is_stream(validation) else None
     if validating is not None:
-        if is_once(validating):
-            raise ValueError(
-                "validation is read at each row of history, and it can be iterated only once, as a "
-                "generator is. Give an object whose __iter__ begins anew."
-            )
+        _readable_again(validating)
         validation = Reader(validating, "validation", together).first
-    train, validation = told = into(train=train, validation=validation)
+    train, validation = into(train=train, validation=validation)
     if validation is not None:
         _pieces.rows(validation, "validation")
     if reader is not None:
@@ -131,13 +117,40 @@ def given(
         rows = source(train, batch_size, **cut)
         each = rows.steps if until.unit == "epochs" else 1
         _checks.at_most(NEVER // each, **{until.unit: until.number})
-        train = rows.ready(train)
+    streamed = reader is not None, validating is not None
     if together:
-        same_rows(reader is not None, train=train)
-        same_rows(validating is not None, validation=validation)
-    if layout is not None:
-        lay = partial(laid_rows, shards=rows.shards) if reader is None else laid_batch
-        train = lay(layout, train)
-        lay = laid_rows if validating is None else laid_batch
-        validation = None if validation is None else lay(layout, validation)
-    return Given(train, validation, (told[0], told[1]), held, rows, reader, validating, together)
+        same_rows(streamed[0], train=train)
+        same_rows(streamed[1], validation=validation)
+    laid = _laid(layout, rows, streamed, train, validation)
+    return Given(*laid, (train, validation), held, rows, reader, validating, together)
+
+
+def _laid(layout, rows, streamed, train, validation):
+    """Both on the devices of the mesh, if there is one."""
+    if layout is None:
+        return train if streamed[0] else rows.ready(train), validation
+    shards = {} if streamed[0] else {"shards": rows.shards}
+    lay = [laid_batch if alone else laid_rows for alone in streamed]
+    train = lay[0](layout, train, **shards)
+    return train, None if validation is None else lay[1](layout, validation)
+
+
+def _readable(train, validation, until):
+    if isinstance(validation, int | float | np.number):
+        raise ValueError(
+            f"validation={validation} is a share of rows, and train is an iterable, whose rows "
+            "nobody has counted. Give arrays or another iterable to validate."
+        )
+    if until.unit == "epochs" and until.number > 1 and is_once(train):
+        raise ValueError(
+            f"epochs={until.number} reads train again, and it can be iterated only once, as a "
+            "generator is. Give an object whose __iter__ begins anew, or steps=."
+        )
+
+
+def _readable_again(validating):
+    if is_once(validating):
+        raise ValueError(
+            "validation is read at each row of history, and it can be iterated only once, as a "
+            "generator is. Give an object whose __iter__ begins anew."
+        )

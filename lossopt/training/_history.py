@@ -1,8 +1,10 @@
 """A row of history, and what it decides."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lossopt._typing import Array, Means
 from lossopt.training._best import Best, finite, judged
@@ -46,6 +48,20 @@ def close(plan: Plan, data: Data, progress: Progress) -> Progress:
     return plan.laid(
         progress._replace(pool=emptied(progress.pool), rows=progress.rows + 1, **decided)
     )
+
+
+def new_rows(
+    progress: Progress, before: Progress, began: float, ended: float
+) -> list[dict[str, Any]]:
+    """The rows of history that are in one window and not yet in the other, in seconds between."""
+    window = jax.device_get(progress.window)
+    size = len(next(iter(window.values())))
+    rows = range(int(before.rows), int(progress.rows))
+    times = np.linspace(began, ended, len(rows) + 1)[1:]
+    return [
+        {name: column[i % size] for name, column in window.items()} | {"seconds": seconds}
+        for i, seconds in zip(rows, times)
+    ]
 
 
 def watched(data: Data) -> str:

@@ -17,7 +17,7 @@ from lossopt import _processes
 from lossopt._typing import Array
 from lossopt.training._bar import bar
 from lossopt.training._feed import Feed
-from lossopt.training._history import close
+from lossopt.training._history import close, new_rows
 from lossopt.training._loop import advance
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._pool import Pool
@@ -171,7 +171,7 @@ def _turns(host, reached, asked, show):
             fast = _adapted(end - begun, now - began)
             count = max(count, fast) if end - begun <= min(fast, count - 1) else fast
         spent = 0 if spent is None else now - began  # the first call compiles
-        rows = _new_rows(after.progress, before, began - origin, now - origin)
+        rows = new_rows(after.progress, before, began - origin, now - origin)
         reached = after._replace(history=[*reached.history, *rows])
         last = reached.history[-1] if reached.history else {}
         done = reached.steps if host.feed.unit == "steps" else host.feed.epochs(reached.steps)
@@ -235,18 +235,6 @@ def _last_finite(call, before, after, stopped):
             high, stopped = trial, Stopped.NONFINITE_PARAMETERS
         trial = (low + high) // 2
     return last, stopped
-
-
-def _new_rows(progress, before, began, ended):
-    """The rows of history that are in one window and not yet in the other, in seconds between."""
-    window = jax.device_get(progress.window)
-    size = len(next(iter(window.values())))
-    rows = range(int(before.rows), int(progress.rows))
-    times = np.linspace(began, ended, len(rows) + 1)[1:]
-    return [
-        {name: column[i % size] for name, column in window.items()} | {"seconds": seconds}
-        for i, seconds in zip(rows, times)
-    ]
 
 
 def _adapted(count, seconds, aim=0.25):

@@ -188,6 +188,11 @@ def within(layout: Layout | None) -> AbstractContextManager[None]:
     return nullcontext() if layout is None else _jax.within(layout.mesh)
 
 
+def outside(layout: Layout | None) -> AbstractContextManager[Any]:
+    """Where a host computes with what lies on the mesh, whatever the caller's mesh is."""
+    return nullcontext() if layout is None else _jax.nowhere()
+
+
 def nowhere(**given: bool) -> None:
     """Raises where there is no mesh, and something is given that is about one."""
     for name in (name for name, is_given in given.items() if is_given):
