@@ -39,8 +39,11 @@ def told(words: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(_gathered(padded), sizes)]
 
 
+ALL = "So it is on all processes of this run."
+
+
 def alike(do: Callable[[], Any]) -> Any:
-    """What `do` returns here; where it raises on one process, all of them raise."""
+    """What `do` returns here; where it raises on one process, all of them raise, see `agreed`."""
     if not several():
         return do()
     result, error = None, None
@@ -51,11 +54,15 @@ def alike(do: Callable[[], Any]) -> Any:
     if not gathered([error is not None]).any():
         return result
     words = told(error and f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    raise RuntimeError(
-        "\n".join(f"Process {i} failed, and with it all: {x}" for i, x in enumerate(words) if x)
-    )
+    failed = [f"Process {i} failed, and with it all: {x}" for i, x in enumerate(words) if x]
+    error = error or RuntimeError("\n".join(failed))
+    error.add_note(ALL)
+    raise error
+
+
+def agreed(error: BaseException) -> bool:
+    """Whether all processes raise, after `alike`, so that they can go on to do something alike."""
+    return not several() or ALL in getattr(error, "__notes__", ())
 
 
 def whole(x: ArrayLike) -> np.ndarray:

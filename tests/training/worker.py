@@ -1,7 +1,7 @@
 """Runs of one and of several processes for `test_processes.py`, all at once: `worker.py folder`.
 
-They are forks of this process, which has imported what they need, and not started jax. None of them
-sees its own directory in this file: what a process finds it pickles for the test.
+They are forks of this process, which has imported what they need, and not started jax. What a
+process finds it pickles for the test.
 """
 
 import collections
@@ -28,20 +28,18 @@ import orbax.checkpoint  # noqa: F401  # so that not each of them imports it
 from jax.sharding import Mesh
 
 import lossopt as lo
-from lossopt import _jax
+from lossopt._processes import whole
 from lossopt.training import STOP, Patience
 
 ROWS, BATCH, EPOCHS = 32, 8, 6  # of which a quarter validates
-ODD = 23  # rows, so that the last batch is ragged and devices do not divide it
+ODD = 23  # rows, which devices do not divide
 WIDTH = 256  # so that FSDP spreads a matrix
 DEATH = 3  # the row of history after which one dies
 HEARTBEAT, LONG = 6, 400  # seconds; after the last a process is lost
-OPTIMIZER = optax.adam(0.03)
+OPTIMIZER = optax.adam(0.01)
 SIGNALS = {"killed": signal.SIGKILL, "first_killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
 
-COUNT = []
-jax.monitoring.register_event_duration_secs_listener(lambda e, d, **k: "backend_compile" in e and COUNT.append(d))
 def rows(count, seed=0):
     random = np.random.default_rng(seed)
     x, w = random.normal(size=(count, 4)), random.uniform(0.5, 1.5, count)
@@ -54,7 +52,7 @@ PARAMS = {
 }
 TRAIN, VALIDATION = rows(ROWS), rows(7, seed=1)
 # Rows that two processes read of each batch. The pass of the first ends before that of the second.
-PARTS = ((6, 6), (5, 3), (6, 6), (0, 6))
+PARTS = ((6, 6), (5, 3), (0, 6))
 
 
 def objective(params, batch, key=None):
@@ -79,21 +77,15 @@ def fit(mesh, objective=objective, params=PARAMS, train=TRAIN, **options):
     return lo.fit(objective, params, train, OPTIMIZER, **given | options)
 
 
-def odd(mesh, **options):
-    """FSDP with ragged last batches whose rows devices do not divide."""
-    given = {"validation": VALIDATION, "stop": None, "partition": "fsdp"}
-    return fit(mesh, train=rows(ODD), **given | options)
-
-
 def four(mesh, **options):
     """FSDP of rows that are drawn as two devices draw them."""
-    return fit(mesh, partition="fsdp", shards=2, check=False, **options)
+    return fit(mesh, partition="fsdp", check=False, **{"shards": 2} | options)
 
 
-def mortal(mesh, **options):
-    """The smallest program, of FSDP, for processes that die early."""
-    given = {"batch_size": None, "validation": None, "stop": None, "partition": "fsdp"}
-    return fit(mesh, quiet, check=False, **given | options)
+def odd(mesh, **options):
+    """FSDP of batches of all rows, which devices do not divide."""
+    given = {"batch_size": None, "validation": VALIDATION, "stop": None, "partition": "fsdp"}
+    return fit(mesh, train=rows(ODD), check=False, **given | options)
 
 
 def streamed(mesh, train, **options):
@@ -108,7 +100,7 @@ def leaves(run):
     """All numbers of a run, by path, but the seconds."""
     history = {name: x for name, x in run.history.items() if name != "seconds"}
     found = jax.tree_util.tree_leaves_with_path(dataclasses.replace(run, history=history))
-    return {jax.tree_util.keystr(path): _jax.on_host(x) for path, x in found}
+    return {jax.tree_util.keystr(path): whole(x) for path, x in found}
 
 
 def raised(do):
@@ -123,8 +115,8 @@ def raised(do):
 def parts(rank=None):
     """What one of two processes reads of each batch, or all of it."""
     ends = np.cumsum([0, *np.ravel(PARTS)])
-    cut = [jax.tree.map(lambda x, i=i: x[ends[i] : ends[i + 1]], rows(99)) for i in range(8)]
-    joined = [jax.tree.map(lambda *xs: np.concatenate(xs), *cut[i : i + 2]) for i in (0, 2, 4, 6)]
+    cut = [jax.tree.map(lambda x, i=i: x[ends[i] : ends[i + 1]], rows(99)) for i in range(6)]
+    joined = [jax.tree.map(lambda *xs: np.concatenate(xs), *cut[i : i + 2]) for i in (0, 2, 4)]
     return joined if rank is None else [b for b in cut[rank::2] if len(b["y"])]
 
 
@@ -132,12 +124,19 @@ class Loader:
     """Batches that are read again in each pass; one that is None fails."""
 
     def __init__(self, batches):
-        self.batches, self.at = list(batches), 0
+        self.batches, self.at, self.begin = list(batches), 0, 0
+
+    def __len__(self):
+        return len(self.batches)
 
     def __iter__(self):
-        self.at, begin = 0, self.at
+        self.at, self.begin = self.begin, 0
+        return self.rest(self.at)
+
+    def rest(self, begin):
         for number, batch in enumerate(self.batches[begin:], begin):
             if batch is None:
+                print(f"{time.time()} is when it begins", flush=True)
                 raise ConnectionError("the disk is away")
             self.at = number + 1
             yield batch
@@ -150,7 +149,7 @@ class Told(Loader):
         return self.at
 
     def restore(self, state):
-        self.at = state
+        self.begin = state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +165,6 @@ class Place:
         path = self.folder / f"{self.scene}_{self.rank}.{name}"
         path.with_suffix(".half").write_bytes(pickle.dumps(value))
         path.with_suffix(".half").rename(path)
-        if "TICK" in os.environ: print(name, time.process_time(), len(COUNT), flush=True); COUNT.clear()
 
     def wait(self, *names: str):
         """Until others have left something of these names."""
@@ -192,22 +190,21 @@ def dies(place):
         os.kill(os.getpid(), SIGNALS[place.scene])
 
     act = place.at(DEATH, victim, die)
-    mortal(mesh, on_epoch=act, checkpoint=place.folder / place.scene, checkpoint_every=0)
+    odd(mesh, on_epoch=act, checkpoint=place.folder / place.scene, checkpoint_every=0)
 
 
 def single(place):
     """What one process finds with two devices, with four and with one."""
-    two, many = lo.parallel.mesh(1, 2, devices=jax.devices()[:2]), lo.parallel.mesh(1, 4)
-    place.tell("data", leaves(fit(lo.parallel.mesh(2, devices=jax.devices()[:2]))))
+    two, many = lo.parallel.mesh(1, 2), lo.parallel.mesh(1, 4)
+    place.tell("data", leaves(fit(lo.parallel.mesh(2))))
     place.tell("odd", leaves(odd(two)))
     place.tell("four", leaves(four(many)))
     place.wait("pair_0.interrupted", "pair_1.interrupted")
-    for count, run in {4: four, 1: fit}.items():
-        mesh = many if count == 4 else lo.parallel.mesh(1, devices=jax.devices()[:1])
-        copy = shutil.copytree(place.folder / "data", place.folder / f"data{count}")
-        place.tell(f"restarted{count}", leaves(run(mesh, checkpoint=copy, shards=None)))
+    copy = shutil.copytree(place.folder / "data", place.folder / "copy")
+    place.tell("restarted", leaves(four(many, checkpoint=copy, shards=None)))
     place.wait("pair_0.streamed", "pair_1.streamed")
-    stream = partial(streamed, two, Told(parts()), checkpoint=place.folder / "stream")
+    stream = partial(streamed, two, Told(parts()), validation=Loader([VALIDATION]))
+    stream = partial(stream, checkpoint=place.folder / "stream", evaluate_every=1)
     place.tell("fewer", raised(stream))
 
 
@@ -215,29 +212,33 @@ def square(place):
     """The same with two processes of two devices; at last one has an error of its own."""
     mesh = lo.parallel.mesh(1, 4)
     place.tell("four", leaves(four(mesh)))
-    place.begins()
-    four(mesh, on_epoch=place.at(6, 1, {}.popitem), checkpoint=place.folder / "raises")
+
+    def fail():
+        place.begins()
+        {}.popitem()
+
+    four(mesh, on_epoch=place.at(6, 1, fail), checkpoint=place.folder / "raises")
 
 
 def pair(place):
     """All that two processes of one device do together."""
     meshes = lo.parallel.mesh(2), lo.parallel.mesh(1, 2)
-    whole(place, *meshes)
+    in_memory(place, *meshes)
     interrupted(place, meshes[0])
     streams(place, meshes[0])
     refused(place, meshes[0])
     place.wait(*(f"{name}_{rank}.ended" for name in SIGNALS for rank in range(2)))
-    place.tell("undisturbed", leaves(mortal(meshes[1])))
     for name in SIGNALS:
-        place.tell(name, leaves(mortal(meshes[1], checkpoint=place.folder / name)))
-    batches = parts(place.rank)
-    if place.rank == 0:
-        batches[2] = None
-    place.begins()
-    streamed(meshes[0], Loader(batches), checkpoint=place.folder / "loader")
+        seen = []
+        act = lambda row, state, seen=seen: seen.append(int(row["step"]))
+        run = odd(meshes[1], checkpoint=place.folder / name, on_epoch=act)
+        place.tell(name, (seen[0], leaves(run)))
+    place.tell("loader", None)
+    batches = parts(place.rank)[:1] * 4 + [None] * (place.rank == 0)
+    streamed(meshes[0], Loader(batches), checkpoint=place.folder / "loader", checkpoint_every=0)
 
 
-def whole(place, data, fsdp):
+def in_memory(place, data, fsdp):
     """Runs of rows in memory, which one process with two devices takes as well."""
     run = fit(data)
     place.tell("data", leaves(run))
@@ -248,7 +249,7 @@ def whole(place, data, fsdp):
     place.tell("part", found.params["in"].addressable_shards[0].data.shape)
     part = jax.tree.map(lambda x: np.split(x, [3])[place.rank], VALIDATION)
     for name, given in {"array": VALIDATION, "stream": Loader([part])}.items():
-        measured = lo.training.evaluate(quiet, found.params, given, mesh=fsdp)
+        measured = lo.training.evaluate(quiet, run.params, given, mesh=data)
         place.tell(f"evaluated_{name}", {name: float(x) for name, x in measured.items()})
 
 
@@ -275,10 +276,10 @@ def streams(place, mesh):
     place.tell("stream", leaves(streamed(mesh, stream(), **given)))
     checkpoint = {"checkpoint": place.folder / "stream"} | given
     streamed(mesh, told, epochs=None, steps=3, **checkpoint)
-    place.tell("streamed", leaves(streamed(mesh, told, epochs=None, steps=8, **checkpoint)))
+    place.tell("streamed", leaves(streamed(mesh, told, epochs=None, steps=6, **checkpoint)))
     checkpoint = {"checkpoint": place.folder / "again"} | given
-    streamed(mesh, stream(), epochs=None, steps=5, **checkpoint)
-    place.tell("again", leaves(streamed(mesh, stream(), epochs=None, steps=8, **checkpoint)))
+    streamed(mesh, stream(), epochs=None, steps=4, **checkpoint)
+    place.tell("again", leaves(streamed(mesh, stream(), epochs=None, steps=6, **checkpoint)))
 
 
 def refused(place, mesh):
@@ -299,12 +300,13 @@ def refused(place, mesh):
         "kind": {"train": TRAIN if first else Loader([TRAIN]), "batch_size": None},
         "checkpoint": checkpoint if first else {},
         "left_out": {"mesh": Mesh(jax.devices()[:1], ("data",))},
-        "mesh": {"mesh": lo.parallel.mesh(2, devices=jax.devices()[:: 1 if first else -1])},
+        "mesh": {"mesh": Mesh(jax.devices()[:: 1 if first else -1], ("data",))},
         "shards": {"shards": 1} | checkpoint,
         "structure": {"params": {**PARAMS, "in": PARAMS["in"][:, :4], "out": np.zeros(4)}}
         | checkpoint,
     }
-    found = {name: raised(partial(fit, **{"mesh": mesh} | x)) for name, x in given.items()}
+    common = {"mesh": mesh, "check": False}
+    found = {name: raised(partial(fit, **common | x)) for name, x in given.items()}
     found["wide"] = raised(partial(streamed, mesh, Loader(wide)))
     found["first"] = raised(partial(streamed, mesh, Loader([None if first else parts(1)[0]])))
     place.tell("refused", found)
@@ -312,6 +314,7 @@ def refused(place, mesh):
 
 def act(name, scene, rank, port, folder):
     signal.alarm(LONG)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
     out = os.open(folder / f"{name}_{rank}", os.O_CREAT | os.O_WRONLY)
     os.dup2(out, sys.stdout.fileno())
     os.dup2(out, sys.stderr.fileno())
@@ -347,9 +350,9 @@ def main(folder, *names):
                 return
             runs[name, rank] = run
     while len(ended) < len(runs):
-        run, status, use = os.wait3(0)
+        run, status = os.wait()
         [(name, rank)] = [key for key in runs if runs[key] == run]
-        ended.append((name, rank, os.waitstatus_to_exitcode(status), time.time(), use.ru_utime))
+        ended.append((name, rank, os.waitstatus_to_exitcode(status), time.time()))
         (folder / f"{name}_{rank}.ended").touch()
         if (name, rank) == ("stopped", 0):  # who is stopped hears no other signal
             os.kill(runs["stopped", 1], signal.SIGKILL)
