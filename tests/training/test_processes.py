@@ -207,7 +207,7 @@ REFUSED = {
     "params": r"Expected params/out alike .* and float32\[256\], .* make parameters from one key",
     "key": r"Expected key alike .* \[0, 0\] on process 0 and .* \[0, 1\] on process 1",
     "batch_size": "Expected batch_size alike on all processes, got 8 on process 0 and 16 on",
-    "stop": r"Expected stop/patience alike .* int64\[\] 1 on process 0 and int64\[\] 2 on process 1",
+    "stop": r"Expected stop/patience alike .* int64\[\] 1 on process 0 and int64\[\] 2 on",
     "check": "Expected check alike on all processes, got True on process 0 and False on process 1",
     "kind": "Expected train alike on all processes, got given on process 0 and an iterable on",
     "checkpoint": "Expected checkpoint alike on all processes, got given on process 0 and nothing",

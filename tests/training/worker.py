@@ -35,7 +35,8 @@ ROWS, BATCH, EPOCHS = 32, 8, 6  # of which a quarter validates
 ODD = 23  # rows, which devices do not divide
 WIDTH = 256  # so that FSDP spreads a matrix
 DEATH = 3  # the row of history after which one dies
-HEARTBEAT, LONG = 6, 400  # seconds; after the last a process is lost
+HEARTBEAT = int(os.environ.get("HEARTBEAT", "6"))  # seconds
+LONG = 600  # likewise, after which a process is lost
 OPTIMIZER = optax.adam(0.01)
 SIGNALS = {"killed": signal.SIGKILL, "first_killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
@@ -321,7 +322,7 @@ def act(name, scene, rank, port, folder):
     jax.config.update("jax_num_cpu_devices", scene.devices)
     if scene.processes > 1:
         address = f"localhost:{port}"
-        lo.parallel.initialize(address, 2, rank, heartbeat_timeout_seconds=HEARTBEAT)
+        lo.parallel.initialize(address, scene.processes, rank, heartbeat_timeout_seconds=HEARTBEAT)
     scene.do(Place(name, rank, folder))
 
 
@@ -337,16 +338,17 @@ SCENES = {"pair": Scene(2, 1, pair), "single": Scene(1, 4, single), "square": Sc
 SCENES |= {name: Scene(2, 1, dies) for name in SIGNALS}
 
 
-def main(folder, *names):
+def main(folder, scenes):
+    """Tells how each process ended, when all have."""
     runs, ended = {}, []
-    for name in names or SCENES:
+    for name, scene in scenes.items():
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        for rank in range(SCENES[name].processes):
+        for rank in range(scene.processes):
             run = os.fork()
             if not run:
-                act(name, SCENES[name], rank, port, folder)
+                act(name, scene, rank, port, folder)
                 return
             runs[name, rank] = run
     while len(ended) < len(runs):
@@ -360,4 +362,5 @@ def main(folder, *names):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    names = sys.argv[2:] or SCENES
+    main(Path(sys.argv[1]), {name: SCENES[name] for name in names})
