@@ -136,7 +136,8 @@ def run(console, quick, dtypes, every):
     if every > 1:
         console.print(f"one in {every} cases of the whole matrix was run", highlight=False)
     dtypes = dtypes[-1:] if quick else dtypes
-    console.print(_table(groups, dtypes))
+    title = "Worst errors, relative; leaves that differ from data, auto"
+    console.print(table(groups, dtypes, MEASURES, title))
     yield from _claims(console, groups, dtypes)
     if not quick:
         yield from _bits(console, meshes[:2], ways, every)
@@ -155,7 +156,7 @@ def _bits(console, meshes, ways, every):
     leaves, different = (sum(group.leaves[i] for group in groups.values()) for i in (0, 1))
     what = f"as XLA optimizes them: leaves of {leaves} with other bits than data"
     yield Claim(what, different, 0)
-    yield from _unbroken("bits", console, groups.values())
+    yield from unbroken("bits", console, groups.values())
 
 
 @contextlib.contextmanager
@@ -184,7 +185,7 @@ def _on_a_mesh(groups, ways, where, dtype, count, rows):
             same = [np.array_equal(a, b) for a, b in pairs]
             group.leaves[0] += len(same)
             group.leaves[1] += len(same) - sum(same)
-        _note(group, "20 steps", dtype, _apart(end, base))
+        note(group, "20 steps", dtype, apart(end, base))
 
 
 def _in_a_map(groups, transform, dtype, count):
@@ -193,7 +194,7 @@ def _in_a_map(groups, transform, dtype, count):
     make = partial(_placed.mapped, objective, OPTIMIZER, transform, count)
     end = _case(group, make, dtype, ROWS[0])
     if end is not None:
-        _note(group, "20 steps", dtype, _apart(end, _alone(dtype)))
+        note(group, "20 steps", dtype, apart(end, _alone(dtype)))
 
 
 @cache
@@ -216,10 +217,10 @@ def _case(group, make, dtype, rows, penalty=0.0, steps=STEPS):
                 placed = stepping.place(batch)
                 state, measured = stepping.step(stepping.init(params), placed)
                 got = jax.device_get(stepping.one((measured.value, state.opt_state[0].trace)))
-                _note(group, "value", dtype, abs(got[0] - value) / abs(value))
-                _note(group, "gradient", dtype, _apart(got[1], gradient))
+                note(group, "value", dtype, abs(got[0] - value) / abs(value))
+                note(group, "gradient", dtype, apart(got[1], gradient))
                 router = got[1]["router"], gradient["router"]
-                _note(group, "router", dtype, _apart(*router))
+                note(group, "router", dtype, apart(*router))
             for _ in range(steps - 1):
                 state, _ = stepping.step(state, placed)
             return jax.device_get(stepping.one(state.params))
@@ -239,14 +240,13 @@ def _penalties(console, meshes, ways, dtypes, every):
     for dtype, measure in itertools.product(dtypes, MEASURES[:3]):
         what = f"{dtype}, with a penalty: error of the {measure}"
         yield Claim(what, group.worst[measure, dtype], WITHIN[dtype])
-    yield from _unbroken("with a penalty", console, [group])
+    yield from unbroken("with a penalty", console, [group])
 
 
-def _table(groups, dtypes):
-    headings = [f"{m}, {d}" for d in dtypes for m in MEASURES]
-    table = Table(
-        box=box.MARKDOWN, title="Worst errors, relative; leaves that differ from data, auto"
-    )
+def table(groups, dtypes, measures, title):
+    """The worst error of each measure, and how many programs or runs there were."""
+    headings = [f"{m}, {d}" for d in dtypes for m in measures]
+    table = Table(box=box.MARKDOWN, title=title)
     for column in ("", "mesh", *headings, "other bits", "programs"):
         left = column in ("", "mesh")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
@@ -254,7 +254,7 @@ def _table(groups, dtypes):
         errors = [
             f"{group.worst[m, d]:.1e}" if (m, d) in group.worst else ""
             for d in dtypes
-            for m in MEASURES
+            for m in measures
         ]
         bits = f"{group.leaves[1]} of {group.leaves[0]}" if group.leaves[0] else ""
         table.add_row(way, mesh, *errors, bits, str(group.cases))
@@ -273,10 +273,11 @@ def _claims(console, groups, dtypes):
     different, leaves = (sum(group.leaves[i] for group in every) for i in (1, 0))
     what = f"{STEPS} steps, zero1 and fsdp, auto: leaves of {leaves} with other bits than data"
     yield Claim(what, different, 0)
-    yield from _unbroken("the matrix", console, every)
+    yield from unbroken("the matrix", console, every)
 
 
-def _unbroken(name, console, groups):
+def unbroken(name, console, groups):
+    """The claim that nothing raised; says what did."""
     broken = [x for group in groups for x in group.broken]
     for x in dict.fromkeys(broken):
         console.print(x, highlight=False, markup=False, style="red")
@@ -368,7 +369,7 @@ def _routing(params, batch):
     return even + jax.nn.logsumexp(scores, axis=1) ** 2
 
 
-def _apart(got, wanted):
+def apart(got, wanted):
     """The largest difference, relative to the largest number."""
     got, wanted = (jax.tree.map(np.float64, x) for x in (got, wanted))
     apart = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), got, wanted)
@@ -376,7 +377,7 @@ def _apart(got, wanted):
     return max(jax.tree.leaves(apart)) / max(jax.tree.leaves(large))
 
 
-def _note(group, measure, dtype, error):
+def note(group, measure, dtype, error):
     """The largest error; a NaN is larger than all."""
     error = np.inf if np.isnan(error) else float(error)
     group.worst[measure, dtype] = max(group.worst[measure, dtype], error)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lossopt as lo
-from benchmarks import _device_laws, _placed
+from benchmarks import _device_laws, _placed, _run_laws
 from benchmarks._accelerator import accelerated
 from benchmarks._measure import Claim, header, spread, take_turns
 from benchmarks._placed import DEVICES, here
@@ -223,7 +223,9 @@ def claims(console, options, rounds):
     if not options.laws:
         yield from whole(console, options.quick, rounds)
     if options.laws or options.quick:
-        yield from _device_laws.run(console, options.quick, options.dtypes, options.every)
+        yield from _run_laws.run(console, options.quick, options.every)
+        if not options.runs:
+            yield from _device_laws.run(console, options.quick, options.dtypes, options.every)
 
 
 def main():
@@ -235,7 +237,9 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="of the laws one in so many cases")
     dtypes = tuple(_device_laws.WITHIN)
     parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes, help="of the laws")
+    parser.add_argument("--runs", action="store_true", help="of the laws those of whole runs")
     options = parser.parse_args()
+    options.laws = options.laws or options.runs
     if options.laws or options.quick:  # many programs that run once
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {in_one_piece()}"
         jax.config.update("jax_disable_most_optimizations", True)

@@ -40,14 +40,15 @@ class Decoder(nn.Module):
         return nn.LayerNorm()(x)
 
 
-def read():
-    """Rows of training and held-out tokens: the most frequent chunks of text, or single bytes."""
+def read(least=2):
+    """Rows of training and held-out tokens: chunks of text that occur so often, or single bytes."""
     parts = list(dict.fromkeys("\n\n".join(pydoc_data.topics.topics.values()).split("\n\n")))
     held = parts[::10]
     del parts[::10]
     texts = ["\n\n".join(part).encode() for part in (parts, held)]
     counts = collections.Counter(CHUNK.findall(texts[0]))
-    known = [bytes([b]) for b in range(256)] + [x for x, n in counts.items() if n > 1 < len(x)]
+    frequent = [x for x, n in counts.items() if n >= least and len(x) > 1]
+    known = [bytes([b]) for b in range(256)] + frequent
     words = {x: number for number, x in enumerate(known)}
 
     def rows(text):

@@ -30,7 +30,8 @@ def guard() -> Iterator[None]:
     again. Where one has an exception of its own, it prints its traceback and ends with exit code 1,
     so that the others learn of it. Both end without waiting for others as jax does at the end of a
     process: `atexit` is skipped, and what other files buffer is lost. Process 0 stays a second
-    longer, because without it jax aborts the others before they can speak.
+    longer, because without it jax aborts the others before they can speak. Errors that all
+    processes raise alike, as `fit` sees to where a loader fails in one, are raised.
 
     `fit` enters it by itself. With one process it does nothing; inside of itself it is harmless.
 
@@ -50,6 +51,8 @@ def guard() -> Iterator[None]:
     except GeneratorExit:  # who asked for the values of a loop wants no more
         raise
     except BaseException as error:
+        if _processes.agreed(error):
+            raise
         _end(error)
 
 

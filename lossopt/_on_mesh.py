@@ -12,7 +12,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from lossopt import _mesh, _place, _shardings
 from lossopt._pieces import Pieces, rows, strided
-from lossopt._place import Alike, Lie, Parted, parted, sized
+from lossopt._place import Alike, Lie, Parted, parted, sized, striped
 from lossopt._typing import Array, Batch, PyTree
 
 
@@ -32,11 +32,13 @@ class Auto:
       mesh: of Auto axes.
       rows: those of its axes over which rows lie.
       specs: where parameters lie.
+      shards: of the run, whose pieces are the same on all devices that divide them.
     """
 
     mesh: Mesh | AbstractMesh
     rows: tuple[str, ...]
     specs: Specs
+    shards: int = 1
 
     axes = ()
 
@@ -45,15 +47,19 @@ class Auto:
         """How many have rows of their own."""
         return _mesh.size(self.mesh, self.rows)
 
+    @property
+    def parts(self) -> int:
+        """The shards, where devices divide them; else the devices."""
+        return self.devices if self.shards % self.devices else self.shards
+
     def cut(self, batch: Batch | Parted, count: int) -> Pieces:
-        parts = self._laid(batch)
-        cut = [strided(x, count, self.devices) for x in parts.even]
-        stacked = [self._over(x, 1) for pieces in cut for x in pieces.stacked]
-        last = [self._over(x) for pieces in cut for x in pieces.last]
-        return Pieces(tuple(stacked), (*last, *parts.rest))
+        parts = self._laid(batch, self.parts)
+        pieces = striped(Parted(parts.even, ()), count, self.parts)
+        last = (*map(self._over, pieces.last), *parts.rest)
+        return Pieces(tuple(self._over(x, 1) for x in pieces.stacked), last)
 
     def sized(self, batch: Batch | Parted, size: int | None, shards: int) -> Pieces:
-        parts = self._laid(batch)
+        parts = self._laid(batch, self.devices)
         whole = all(shards % self.devices == rows(x) % shards == 0 for x in parts.even)
         pieces = sized(parts, size, shards if whole else self.devices)
         return Pieces(tuple(self._over(x, 1) for x in pieces.stacked), pieces.last)
@@ -73,9 +79,9 @@ class Auto:
         """A part of a parameter that lies as `spec` says, gathered."""
         return self._lie(_shardings.without(spec, self.rows), x)
 
-    def _laid(self, batch):
-        """Its rows over the devices, and what these do not divide on all."""
-        parts = parted(batch, self.devices)
+    def _laid(self, batch, count):
+        """Its rows over the devices, and those that so many do not divide on all."""
+        parts = parted(batch, count)
         alike = jax.tree.map(partial(self._lie, P()), parts.rest)
         return Parted(tuple(map(self._over, parts.even)), alike)
 
@@ -100,7 +106,7 @@ class Manual:
     mesh: Mesh | AbstractMesh
     specs: Specs
 
-    devices = 1
+    parts = 1
 
     def cut(self, batch: Parted, count: int) -> Pieces:
         cut = [strided(x, min(count, rows(x))) for x in batch.even]

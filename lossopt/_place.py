@@ -59,6 +59,14 @@ def parted(batch: Batch | Parted, devices: int) -> Parted:
     return Parted((cut(slice(even)),) if even else (), (cut(slice(even, total)),))
 
 
+def striped(batch: Parted, count: int, shards: int) -> Pieces:
+    """At most `count` pieces of the even rows, which go round within each shard, and the rest."""
+    most = lambda even: min(count, rows(even)) if jax.tree.leaves(even) else count
+    cut = [strided(even, most(even), shards) for even in batch.even]
+    stacked = [x for pieces in cut for x in pieces.stacked]
+    return Pieces((*stacked,), (*(x for pieces in cut for x in pieces.last), *batch.rest))
+
+
 def sized(batch: Parted, size: int | None, shards: int) -> Pieces:
     """Pieces of about `size` rows of the even ones, of each shard equally many, and the rest."""
     cut = [by_shard(even, size or rows(even), shards) for even in batch.even]
@@ -75,8 +83,8 @@ class Place(Protocol):
         ...
 
     @property
-    def devices(self) -> int:
-        """Over how many, seen from here, rows lie."""
+    def parts(self) -> int:
+        """Into how many, seen from here, rows are cut, of which each gives a piece as many."""
         ...
 
     def cut(self, batch: Batch, count: int) -> Pieces:
@@ -98,14 +106,20 @@ class Place(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Here:
-    """One device, or one of those of an enclosing map."""
+    """One device, or one of those of an enclosing map.
+
+    Attributes:
+      axes: of the map.
+      parts: the shards of a run, so that its pieces are those that several devices take.
+    """
 
     axes: tuple[Hashable, ...] = ()
-
-    devices = 1
+    parts: int = 1
 
     def cut(self, batch: Batch | Parted, count: int) -> Pieces:
-        return strided(joined(batch), count)
+        if self.parts == 1:
+            return strided(joined(batch), count)
+        return striped(parted(batch, self.parts), count, self.parts)
 
     def sized(self, batch: Batch | Parted, size: int | None, shards: int) -> Pieces:
         """Pieces of about `size` rows, from each shard alike, and those that these do not divide.

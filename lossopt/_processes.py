@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from lossopt._jax import undisturbed
 from lossopt._typing import ArrayLike
 
+ON_ALL = "All processes raise, each for itself."
+
 
 def several() -> bool:
     """Whether this run has more than one process."""
@@ -39,11 +41,8 @@ def told(words: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(_gathered(padded), sizes)]
 
 
-ALL = "So it is on all processes of this run."
-
-
 def alike(do: Callable[[], Any]) -> Any:
-    """What `do` returns here; where it raises on one process, all of them raise, see `agreed`."""
+    """What `do` returns here; where it raises on one process, all of them raise."""
     if not several():
         return do()
     result, error = None, None
@@ -54,15 +53,15 @@ def alike(do: Callable[[], Any]) -> Any:
     if not gathered([error is not None]).any():
         return result
     words = told(error and f"{type(error).__name__}: {error}")
-    failed = [f"Process {i} failed, and with it all: {x}" for i, x in enumerate(words) if x]
-    error = error or RuntimeError("\n".join(failed))
-    error.add_note(ALL)
-    raise error
+    if error is None:
+        failed = [f"Process {i} failed, and with it all: {x}" for i, x in enumerate(words) if x]
+        error = RuntimeError("\n".join(failed))
+    raise _common(error)
 
 
 def agreed(error: BaseException) -> bool:
-    """Whether all processes raise, after `alike`, so that they can go on to do something alike."""
-    return not several() or ALL in getattr(error, "__notes__", ())
+    """Whether all processes raise, so that none waits for another."""
+    return ON_ALL in getattr(error, "__notes__", ())
 
 
 def whole(x: ArrayLike) -> np.ndarray:
@@ -91,7 +90,7 @@ def of_first(find_out: Callable[[], Any], kinds: Sequence[type[Exception]] = ())
             outcome = {"kind": kind, "message": str(error)}
     outcome, *_ = told(outcome)
     if "kind" in outcome:
-        raise (*kinds, RuntimeError)[outcome["kind"]](outcome["message"])
+        raise _common((*kinds, RuntimeError)[outcome["kind"]](outcome["message"]))
     return outcome["result"]
 
 
@@ -119,10 +118,16 @@ def same(facts: Mapping[str, str], remedy: str) -> None:
             stray = values[strays[0]]
             which = [i for i in strays if values[i] == stray]
             word = "process" if len(which) == 1 else "processes"
-            raise ValueError(
+            message = (
                 f"Expected {name} alike on all processes, got {values[0]} on process 0 and {stray} "
                 f"on {word} {', '.join(map(str, which))}. {remedy}"
             )
+            raise _common(ValueError(message))
+
+
+def _common(error):
+    error.add_note(ON_ALL)
+    return error
 
 
 def _gathered(row):

@@ -19,6 +19,7 @@ from lossopt._pieces import Pieces, rows
 from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, Means, PyTree
 from lossopt.training._arrays import on_device, on_host
+from lossopt.training._facts import same, same_rows
 from lossopt.training._laid import laid_all, laid_batch, laid_rows, resting
 from lossopt.training._layout import Layout, joint, layout_of, outside, place_of, within
 from lossopt.training._reader import Reader
@@ -76,16 +77,20 @@ def evaluate(
     adapt(objective, has_aux, model_state=model_state, hyperparameters=hyperparameters)
     layout = layout_of(mesh, axes=axes, gather=gather)
     others = {"model_state": model_state, "hyperparameters": hyperparameters}
+    if together := joint(layout):
+        same({"params": params, **others}, batch_size=batch_size)
     layout, params = resting(layout, params)
     given = laid_all(layout, **others)
     if is_stream(data):
         own_batches(data=data, batch_size=batch_size, shards=shards)
         measure = measuring(objective, has_aux, layout)
-        reader = Reader(data, "data", joint(layout))
+        reader = Reader(data, "data", together)
         with outside(layout):
             return columns(*pooled(measure, reader, layout, params, *given))
     (data,) = on_device(data=data) if layout is None else on_host(data=data)
     rows(data, "data")
+    if together:
+        same_rows(False, data=data)
     parts = parts or (layout.devices if layout else _jax.shards(data))
     plan = objective, has_aux, size, parts, layout
     data = data if layout is None else laid_rows(layout, data)
@@ -118,7 +123,7 @@ def measured(
         means, aux = call(params, batch, **given)
         return means, {name: part for name, part in aux.items() if name == "metrics"}
 
-    place = place_of(layout, params)
+    place = place_of(layout, params, shards)
     cut = partial(place.sized, size=batch_size, shards=shards)
     measure = Walked(still, True, cut, place).measure
     _, means, aux = canonical(measure)(params, data)

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from lossopt import _checks, _jax
-from lossopt._guard import outlived
+from lossopt._guard import guard, outlived
 from lossopt._shardings import Rules
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
@@ -92,8 +92,8 @@ def fit(
 
     Args:
       objective: as in `training.run`.
-      params: any tree of floating arrays; not changed. With a mesh it may be a function that makes
-        one, which is then never in one place.
+      params: any tree of floating arrays; not changed. Or a function that makes one, which with a
+        mesh is then never in one place.
       train: tree of arrays that share a leading axis of rows; or an iterable of such batches, for
         data larger than the device: a loader, a dataset, a generator. It brings its own batches in
         its own order, and one pass over it is an epoch. (A list is a tree; a deque of batches is
@@ -123,14 +123,14 @@ def fit(
       gather: which parameters the objective does not gather by itself, see `train_step`.
       shards: equal parts of consecutive rows, of which each draws its own share of each batch, so
         that devices keep the rows they hold; those that they do not divide are in the last batch.
-        A number of the run, not of the machine: 8 draw the same rows on any devices. None is that
-        of the run in `checkpoint` or `start`, else the devices along the rows of `mesh`, or how
-        `train` lies.
+        A number of the run, not of the machine: 8 draw the same rows on any devices, and the
+        same noise and statistics on any that divide 8. None is that of the run in `checkpoint` or
+        `start`, else the devices along the rows of `mesh`, or how `train` lies.
       microbatches: pieces a batch is cut into.
       has_aux: whether the objective returns `(means, aux)`.
-      model_state: the first one, such as batch statistics.
+      model_state: the first one, such as batch statistics, or a function that makes it.
       hyperparameters: numbers for the objective and the optimizer.
-      drop_last: whether the ragged last batch is left out.
+      drop_last: whether the ragged last batch is left out, with the rows that `shards` leave over.
       check: whether data and objective are checked before: conditions on values, rows that are not
         finite, whole against pieces, and a penalty that the optimizer alone holds; or the names of
         the terms that are meant for each microbatch on its own.
@@ -215,7 +215,8 @@ def fit(
         feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
         shown = progress if jax.process_index() == 0 or not together else False
         host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, shown, limit)
-        return given_back(mesh, gone_on(host, begun, start))
+        with guard() if together else nullcontext():
+            return given_back(mesh, gone_on(host, begun, start))
 
 
 def _called_with(plan, data, read, params, model_state):

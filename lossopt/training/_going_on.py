@@ -1,14 +1,11 @@
 """A run from its beginning, or from where one that is given or saved had come."""
 
 import dataclasses
-from contextlib import nullcontext
-from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lossopt._guard import guard
 from lossopt._typing import PyTree
 from lossopt.training._host import Host, Reached, hosted, run_of
 from lossopt.training._plan import Progress
@@ -26,12 +23,16 @@ def gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
         run = run_of(host, reached)
         return dataclasses.replace(run, history=padded(rows_of(run), rows))
 
-    saved, where = host.alike(partial(host.saves.newest, like, host.identity)), str(host.saves)
-    if saved is None and start is not None:
-        same_run(start.origin and start.origin["identity"], host.identity, "start")
-        saved, where = start, "start"
+    def found():
+        saved = host.saves.newest(like, host.identity)
+        if saved is None and start is not None:
+            same_run(start.origin and start.origin["identity"], host.identity, "start")
+            return start, "start"
+        return saved, str(host.saves)
+
+    saved, where = host.alike(found)
     if saved is None:
-        return _guarded(host, reached)
+        return hosted(host, reached)
     progress = host.plan.laid(taken_up(host.plan, host.data, begun, saved, where))
     stopped = Stopped(int(progress.status))
     origin = saved.origin or {"place": None, "epochs": None}
@@ -44,13 +45,7 @@ def gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
     columns = rows_of(saved)
     columns.setdefault("seconds", np.zeros(len(columns["step"])))
     history = [dict(zip(columns, row)) for row in zip(*columns.values())]
-    return _guarded(host, Reached(progress, history, stopped, progress.pool))
-
-
-def _guarded(host, reached):
-    """Where the processes of a run take steps together, none outlives the others in silence."""
-    with guard() if host.together else nullcontext():
-        return hosted(host, reached)
+    return hosted(host, Reached(progress, history, stopped, progress.pool))
 
 
 def as_started(start: Run, trees: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -57,7 +57,8 @@ def trainable(params: PyTree) -> None:
 def start_is_finite(params: PyTree) -> None:
     """Raises where a leaf of the parameters holds NaN or infinity."""
     for path, leaf in tree_leaves_with_path(params):
-        broken = int(_not_finite(leaf))
+        near = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        broken = np.sum(~np.isfinite(np.asarray(leaf))) if near else int(_not_finite(leaf))
         if broken:
             raise ValueError(
                 f"Expected finite params, got {broken} of {np.size(leaf)} numbers NaN or infinite "

@@ -1,6 +1,5 @@
 """Arrays of a run, put where they lie on a mesh."""
 
-import re
 from functools import partial
 
 import jax
@@ -10,7 +9,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _jax, _mesh
-from lossopt._paths import paths
 from lossopt._place import Parted, parted
 from lossopt._processes import gathered
 from lossopt._shardings import EVERYWHERE
@@ -77,9 +75,9 @@ def _joined(rows, ahead, x):
 
 def laid_all(layout: Layout | None, **trees: PyTree) -> list[PyTree]:
     """Trees on all devices; of a function what it makes."""
-    if layout is None:
-        return on_device(**trees)
     made = {name: make() if (make := maker(tree)) else tree for name, tree in trees.items()}
+    if layout is None:
+        return on_device(**made)
     return [laid(layout, tree) for tree in on_host(**made)]
 
 
@@ -88,22 +86,18 @@ def resting(layout: Layout | None, params: PyTree) -> tuple[Layout | None, PyTre
     (params,) = on_device(params=params) if layout is None else on_host(params=params)
     if layout is None:
         return None, params
-    named = zip(paths(params), jax.tree.leaves(params))
-    found = [(path, getattr(x, "sharding", None)) for path, x in named]
-    rules = [
-        (f"^{re.escape(path)}$", sharding.spec)
-        for path, sharding in found
-        if isinstance(sharding, NamedSharding) and sharding.mesh.shape == layout.mesh.shape
-    ]
-    layout = layout._replace(rules=tuple(rules))
+    shape = layout.mesh.shape
+    found = [getattr(x, "sharding", None) for x in jax.tree.leaves(params)]
+    here = [x if isinstance(x, NamedSharding) and x.mesh.shape == shape else None for x in found]
+    layout = layout._replace(lying=tuple(x and x.spec for x in here))
     return layout, laid_params(layout, params)
 
 
 def laid_params(layout: Layout | None, params: PyTree) -> PyTree:
     """Parameters, or what a function makes of them, where they rest; none is ever in one place."""
-    if layout is None:
-        return on_device(params=params)[0]
     make = maker(params)
+    if layout is None:
+        return on_device(params=params if make is None else make())[0]
     if make is None:
         (params,) = on_host(params=params)
     shapes = params if make is None else jax.eval_shape(make)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lossopt import _checks, _jax, _mesh, _paths, _processes, _shardings
 from lossopt._on_mesh import Auto, Specs
-from lossopt._place import HERE, Here
+from lossopt._place import Here
 from lossopt._typing import Axis, PyTree
 from lossopt.training._step import State
 
@@ -20,7 +20,11 @@ Lowering = Literal["auto", "shard_map"]
 
 
 class Layout(NamedTuple):
-    """How a step lies on a mesh; see `train_step`."""
+    """How a step lies on a mesh; see `train_step`.
+
+    Attributes:
+      lying: in place of rules, where each parameter is to lie that has a place of its own.
+    """
 
     mesh: Mesh | AbstractMesh
     axes: _mesh.Axes
@@ -28,11 +32,12 @@ class Layout(NamedTuple):
     lowering: Lowering
     rules: _shardings.Rules
     gather: bool | str
+    lying: tuple[P | None, ...] | None = None
 
     def of_params(self, params: PyTree) -> Specs:
         """Where each parameter lies, in the order of leaves."""
         rows, fsdp = self.axes
-        given = _shardings.by_rules(params, self.mesh, self.rules)
+        given = self.lying or _shardings.by_rules(params, self.mesh, self.rules)
         free = [P() if spec is None else spec for spec in given]
         apart = self._apart(params)
         spread = lambda over, specs: [
@@ -52,9 +57,9 @@ class Layout(NamedTuple):
         """Over how many rows lie."""
         return _mesh.size(self.mesh, self.axes.rows)
 
-    def place(self, params: PyTree) -> Auto:
+    def place(self, params: PyTree, shards: int = 1) -> Auto:
         """Where a step computes, on Auto axes and in one program."""
-        return Auto(self.mesh, self.axes.rows, self.of_params(params))
+        return Auto(self.mesh, self.axes.rows, self.of_params(params), shards)
 
     def of_state(self, state: State) -> Any:
         """The spec of each leaf of a state, in a tree like it."""
@@ -178,9 +183,9 @@ def _devices(layout):
     return np.asarray(layout.mesh.devices)
 
 
-def place_of(layout: Layout | None, params: PyTree) -> Here | Auto:
-    """Where an objective is measured: on the mesh, or here."""
-    return HERE if layout is None else layout.place(params)
+def place_of(layout: Layout | None, params: PyTree, shards: int) -> Here | Auto:
+    """Where an objective is measured: on the mesh, or here; each shard gives its part."""
+    return Here((), shards) if layout is None else layout.place(params, shards)
 
 
 def within(layout: Layout | None) -> AbstractContextManager[None]:

@@ -119,7 +119,7 @@ class Plan(NamedTuple):
 
     def step(self, data: "Data", state: State, batch: Batch | Parted, key: Key[Array, ""]) -> tuple:
         """The one training step."""
-        place = place_of(self.layout, state.params)
+        place = place_of(self.layout, state.params, self.source.shards)
         taken = take_step(self.recipe, place, state, batch, key, data.hyperparameters)
         return taken if self.layout is None else (self.layout.laid(taken[0]), *taken[1:])
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from lossopt import _pieces
-from lossopt._paths import paths
 from lossopt._processes import alike, gathered, told
 from lossopt._typing import Batch
+from lossopt.training._form import Form, leading
 from lossopt.training._inputs import numbers
 from lossopt.training._packed import packed, stateful, unpacked
 from lossopt.training._stream import owned
@@ -40,14 +40,10 @@ class Reader:
         self.stream, self.name, self.joint = stream, name, joint
         self.epoch = self.number = 0
         self.first: Any = None
+        self._form: Form | None = None
         self.mark: tuple[int, int, Any] | None = None
         self._open()
-        if self.next is None:
-            raise ValueError(
-                f"Expected batches in {name}, got an iterable that gives none. It may have been "
-                "read before: give a loader, a collections.deque, or a generator that is new."
-            )
-        self._together(partial(self._begin, name))
+        self._together(self._begin)
         self._sizes = {self.rows}
         self._given = self.mark
 
@@ -67,7 +63,8 @@ class Reader:
         Raises where the batch is not like the first.
         """
         batch = self.next
-        self._together(self._judge)
+        if self._unlike:
+            self._together(self._judge)
         self._sizes.add(self.rows)
         if len(self._sizes) == 3:
             self._sizes.add(0)
@@ -141,6 +138,10 @@ class Reader:
 
     def _open(self, state=None):
         self._ended = False
+        self._together(partial(self._iterate, state))
+        self._pull()
+
+    def _iterate(self, state):
         told = stateful(self.stream)
         if state is not None and told:
             told.restore(state)
@@ -148,35 +149,55 @@ class Reader:
         self._told = told or stateful(self._batches)
         if state is not None and self._told and not told:
             self._told.restore(state)
-        self._pull()
 
     def _together(self, do):
         return alike(do) if self.joint else do()
 
-    def _begin(self, name):
+    def _begin(self):
         """Remembers the first batch."""
-        numbers(name, self.next)
-        _pieces.rows(self.next, name)
+        if self.next is None:
+            raise ValueError(
+                f"Expected batches in {self.name}, got an iterable that gives none. It may have "
+                "been read before: give a loader, a collections.deque, or a generator that is new."
+            )
+        numbers(self.name, self.next)
+        _pieces.rows(self.next, self.name)
         self.first = owned(self.next)
-        self._like = self._structure, [*map(_outline, self._leaves)]
+        self._form = Form(self.first)
+
+    def _strange(self):
+        """What is not like in the first batch; None where all is."""
+        form, batch = self._form, self.next
+        if form is None or batch is None or self._ended or form.fits(batch):
+            return None
+        return form.differs(batch)
 
     def _judge(self):
-        if not self._fits():
+        if differs := self._strange():
             where = f"{self.name}, batch {self.number} of pass {self.epoch}"
-            raise ValueError(f"{where}: {self._differs(self.next)}")
+            raise ValueError(f"{where}: {differs}")
 
     def _pull(self):
-        self._together(self._read)
-        rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
-        self.parts = tuple(gathered([rows])[:, 0].tolist()) if self.joint else (rows,)
+        """Reads the next batch; processes tell each other of theirs in one go."""
+        error = None
+        try:
+            self._read()
+        except Exception as raised:
+            if not self.joint:
+                raise
+            error = raised
+        found = error is not None, self._strange() is not None, leading(self.next)
+        failed, others, rows = (gathered(found) if self.joint else np.array([found])).T
+        if failed.any():
+            alike(partial(_raised, error))
+        self._unlike, self.parts = others.any(), tuple(rows.tolist())
         if self.next is None and self.rows and self.first is not None:
             self.next = jax.tree.map(lambda x: np.asarray(x)[:0], self.first)
-            self._leaves, self._structure = jax.tree.flatten(self.next)
 
     def _read(self):
         """The next batch of this process."""
         if self._ended:
-            self.next, self._leaves, self._structure = None, [], None
+            self.next = None
             return
         if self._told and self.number % CAPTURE == 0:
             self.mark = self.epoch, self.number, copy.deepcopy(self._told.state())
@@ -188,43 +209,8 @@ class Reader:
             )
         self._ended = self.next is END
         self.next = None if self._ended else self.next
-        self._leaves, self._structure = jax.tree.flatten(self.next)
-
-    def _fits(self):
-        """Whether the next batch is like the first, but for its rows, which all leaves share."""
-        rows = next(iter(np.shape(self._leaves[0])), 0) if self._leaves else 0
-        alike = self._structure == self._like[0] and (rows > 0 or self._ended)
-        outlines = map(_outline, self._leaves)
-        return alike and all(
-            got == want and np.shape(x)[0] == rows
-            for got, want, x in zip(outlines, self._like[1], self._leaves)
-        )
-
-    def _differs(self, batch):
-        """What is not like in the first batch."""
-        tell = lambda tree: dict(zip(paths(tree), map(_told, jax.tree.leaves(tree))))
-        want, got = tell(self.first), tell(batch)
-        lines = [
-            f"{path or 'the batch'} is {got.get(path, 'nothing')}, in the first it is "
-            f"{want.get(path, 'nothing')}"
-            for path in {**want, **got}
-            if got.get(path) != want.get(path)
-        ] or [
-            f"it is a tree {jax.tree.structure(batch)}, the first {jax.tree.structure(self.first)}"
-        ]
-        return f"{'; '.join(lines[:4])}. Batches may differ in rows alone, the same for all leaves."
 
 
-def _outline(x):
-    """All but the rows."""
-    shape = np.shape(x)
-    return _dtype(x), len(shape), shape[1:]
-
-
-def _dtype(x):
-    kind = getattr(x, "dtype", None)
-    return kind if isinstance(kind, np.dtype) else np.asarray(x).dtype
-
-
-def _told(x):
-    return f"{_dtype(x)}{list(np.shape(x))}"
+def _raised(error):
+    if error is not None:
+        raise error

@@ -58,6 +58,9 @@ def differences(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def same_run(had: Identity | None, now: Identity, where: str) -> None:
     """Raises where another run is to be taken up."""
     if had is not None and (lines := differences(had, now)):
+        shards, asked = (facts.get("source.shards") for facts in (had, now))
+        if shards != asked and "source.rows" in had:
+            lines += [f"Give shards={shards}, which do on any number of devices, or leave it out."]
         raise ValueError(
             f"{where} holds another run than this call asks for:\n" + "\n".join(lines) + "\nCall "
             "fit as it was called then. Other epochs, steps, hyperparameters, stop rules and "

@@ -209,7 +209,7 @@ def run(
         `"metrics"`, a tree of `Mean`, and `"model_state"`.
       model_state: the first one, such as batch statistics.
       hyperparameters: numbers for the objective and the optimizer, perhaps traced.
-      drop_last: whether the ragged last batch is left out.
+      drop_last: whether the ragged last batch is left out, with the rows that `shards` leave over.
       check: whether an optimizer with a regularizer is refused beside an objective that does not
         hold its value, `constant(R(params), gradient=False)`.
       watch: regular expression on the paths of leaves of `params`, as in `"kernel$"`; each that it

@@ -21,7 +21,8 @@ class Rows(NamedTuple):
     Attributes:
       rows: how many there are.
       batch_size: rows of a full batch, at most `rows`. A batch of all rows is not shuffled.
-      drop_last: whether the rows that fill no batch are left out, others in each epoch.
+      drop_last: whether the rows that fill no batch are left out, others in each epoch, but for
+        those that the shards do not divide.
       shards: equal parts of consecutive rows; each gives its share of each batch, in order. What
         they do not divide, the last rows, belongs to the last batch of each epoch.
     """

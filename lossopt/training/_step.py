@@ -136,9 +136,9 @@ def counted(
 
 
 def _uneven(place, batch):
-    """Whether the rows of a batch are two pieces because devices do not divide them."""
-    parts = parted(batch, place.devices)
-    return place.devices > 1 and len(parts.even) + len(parts.rest) > 1
+    """Whether the rows of a batch are two pieces because shards do not divide them."""
+    parts = parted(batch, place.parts)
+    return place.parts > 1 and len(parts.even) + len(parts.rest) > 1
 
 
 def _taken(recipe, place, state, batch, key, hyperparameters):

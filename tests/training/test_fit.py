@@ -88,6 +88,12 @@ def fitted():
 # The same run
 
 
+def test_functions_make_the_start_as_they_do_on_a_mesh(fitted):
+    made = _fit_it(params=_params, model_state=lambda: jnp.array(0))
+    _same_bits(made, fitted)
+    assert made.model_state > 0
+
+
 def test_the_first_row_is_not_the_last(fitted):
     assert len(np.unique(fitted.history["train/value"])) == EPOCHS
 

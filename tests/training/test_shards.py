@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lossopt as lo
+from lossopt._place import joined
 from lossopt.training._source import Rows, source
 
 ROWS, WIDTH, SHARDS = 72, 64, 8
@@ -81,12 +82,12 @@ class TestRows:
 
     def _epoch(self, rows):
         """The batches of an epoch."""
-        key, data = jax.random.key(0), jnp.arange(rows.rows)
+        key, data = jax.random.key(0), rows.ready(jnp.arange(rows.rows))
 
         @jax.jit
         def epoch():
             full = jax.lax.map(lambda number: rows.batch(data, key, number), jnp.arange(rows.full))
-            return full, rows.last(data, key) if rows.rest else data[:0]
+            return full, joined(rows.last(data, key)) if rows.rest else None
 
         full, last = jax.device_get(epoch())
         return [*full, last] if rows.rest else list(full)
@@ -110,11 +111,25 @@ class TestRows:
         assert np.mean(equal) < 3
         assert max(equal) < 9
 
-    @pytest.mark.parametrize(("rows", "batch_size"), [(100, 40), (96, 36), (96, None)])
-    def test_what_does_not_divide_is_refused(self, rows, batch_size):
-        shards = 5 if batch_size is None else 8
-        with pytest.raises(ValueError, match=rf"Each of {shards} shards .* got {rows} rows"):
-            source(np.arange(rows), batch_size, False, shards)
+    def test_the_last_batch_has_what_shards_do_not_divide(self):
+        rows = Rows(100, 40, False, 8)
+        (*full, last), data = self._epoch(rows), rows.ready(jnp.arange(100))
+        assert [rows.steps, *map(len, full), len(last)] == [3, 40, 40, 20]
+        np.testing.assert_array_equal(np.sort(np.concatenate([*full, last])), np.arange(100))
+        np.testing.assert_array_equal(last[16:], [96, 97, 98, 99])
+        for batch in (*full, last[:16]):
+            parts = batch.reshape(8, -1) // 12
+            np.testing.assert_array_equal(parts, np.indices(parts.shape)[0])
+        assert rows._replace(drop_last=True).steps == 2
+        alone = Rows(4, 4, False, 8)
+        assert (alone.steps, alone.rest) == (1, 0)
+        assert alone.batch(data, jax.random.key(0), 0) is data
+
+    def test_batches_that_shards_do_not_divide_are_refused(self):
+        with pytest.raises(
+            ValueError, match=r"Each of 8 shards .* got batch_size=36\. Take a mult"
+        ):
+            source(np.arange(96), 36, False, 8)
 
 
 class TestMeshes:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lossopt as lo
-from lossopt.training import _feed, _pile, _stream
+from lossopt.training import _feed, _pile, _reader, _stream
 from lossopt.training._packed import packed, unpacked
 from lossopt.training._source import source
 
@@ -268,7 +268,7 @@ class TestResume:
 
     @pytest.fixture(autouse=True)
     def often(self, monkeypatch):
-        monkeypatch.setattr(_stream, "CAPTURE", 3)
+        monkeypatch.setattr(_reader, "CAPTURE", 3)
         monkeypatch.setattr(_pile, "MOST", 1)
 
     @pytest.mark.parametrize("kind", [Ours, Grain, Torch, Plain])
@@ -419,7 +419,7 @@ class TestStates:
             def state(self):
                 return self.place | ({"open": object()} if self.place["epoch"] else {})
 
-        monkeypatch.setattr(_stream, "CAPTURE", 3)
+        monkeypatch.setattr(_reader, "CAPTURE", 3)
         with pytest.warns(UserWarning, match=r"is object, .*\nThe run itself goes on"):
             _same(_fit(Grows(order), checkpoint=tmp_path), memory)
 
@@ -631,13 +631,13 @@ class TestEnds:
 
     def test_a_first_batch_of_another_size_slows_nothing(self, order, monkeypatch):
         """Batches of any size go to the device many at once."""
-        piles, real = [], _pile.Pile.on_device
+        piles, real = [], _pile.Pile.laid
 
-        def on_device(pile):
+        def laid(pile, layout):
             piles.append(pile.count)
-            return real(pile)
+            return real(pile, layout)
 
-        monkeypatch.setattr(_pile.Pile, "on_device", on_device)
+        monkeypatch.setattr(_pile.Pile, "laid", laid)
         batches = collections.deque([order[0][4], *order[0][:4] * 2])
         _fit(batches, epochs=1, validation=None, stop=None, microbatches=1)
         assert piles == [1, 8]
@@ -720,7 +720,7 @@ class TestLeaves:
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *pair)
         pile = _pile.Pile(_pile.capacity(placed := [*map(put, batches[0])], None))
         pile.put(placed)
-        assert [x.sharding.shard_shape(x.shape) for x in pile.on_device()] == [(1, 2), (1, 2)]
+        assert [x.sharding.shard_shape(x.shape) for x in pile.laid(None)] == [(1, 2), (1, 2)]
 
 
 @pytest.fixture(scope="module")

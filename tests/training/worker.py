@@ -137,7 +137,6 @@ class Loader:
     def rest(self, begin):
         for number, batch in enumerate(self.batches[begin:], begin):
             if batch is None:
-                print(f"{time.time()} is when it begins", flush=True)
                 raise ConnectionError("the disk is away")
             self.at = number + 1
             yield batch
@@ -210,15 +209,12 @@ def single(place):
 
 
 def square(place):
-    """The same with two processes of two devices; at last one has an error of its own."""
+    """The same with two processes of two devices; then one has an error of its own."""
     mesh = lo.parallel.mesh(1, 4)
     place.tell("four", leaves(four(mesh)))
 
-    def fail():
-        place.begins()
-        {}.popitem()
-
-    four(mesh, on_epoch=place.at(6, 1, fail), checkpoint=place.folder / "raises")
+    act, checkpoint = place.at(6, 1, {}.popitem), place.folder / "raises"
+    place.tell("raised", raised(partial(four, mesh, on_epoch=act, checkpoint=checkpoint)))
 
 
 def pair(place):
@@ -234,9 +230,9 @@ def pair(place):
         act = lambda row, state, seen=seen: seen.append(int(row["step"]))
         run = odd(meshes[1], checkpoint=place.folder / name, on_epoch=act)
         place.tell(name, (seen[0], leaves(run)))
-    place.tell("loader", None)
     batches = parts(place.rank)[:1] * 4 + [None] * (place.rank == 0)
-    streamed(meshes[0], Loader(batches), checkpoint=place.folder / "loader", checkpoint_every=0)
+    saved = {"checkpoint": place.folder / "loader", "checkpoint_every": 0}
+    place.tell("raised", raised(partial(streamed, meshes[0], Loader(batches), **saved)))
 
 
 def in_memory(place, data, fsdp):

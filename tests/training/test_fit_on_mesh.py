@@ -1,0 +1,467 @@
+"""Whole runs on 8 devices end as those of 8 shards on one, and as plain loops of numpy."""
+
+import collections
+import itertools
+import shutil
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import lossopt as lo
+from lossopt import _jax, _programs
+from lossopt.training import Stopped
+from lossopt.training._loop import advance
+from lossopt.training._plan import Plan
+from lossopt.training._source import Rows
+from tests import placed
+from tests.training import resumed
+from tests.training.test_shards import _close
+
+pytestmark = pytest.mark.usefixtures("uncached")
+DEVICES, KEY = placed.DEVICES, jax.random.key(0)
+
+
+def mesh(devices=DEVICES):
+    """The first devices along one axis."""
+    auto = (AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), auto, devices=jax.devices()[:devices])
+
+
+MESH = mesh()
+
+
+@pytest.fixture
+def counted():
+    """Programs that were compiled."""
+    seen = []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def orders(rows, batch_size, epoch, shards=DEVICES, drop_last=False):
+    """Which rows each batch of an epoch has."""
+    source = Rows(rows, batch_size, drop_last, shards)
+    shuffle, _ = jax.random.split(jax.random.fold_in(KEY, epoch))
+    data = source.ready(jnp.arange(rows))
+    batches = [source.batch(data, shuffle, number) for number in range(source.full)]
+    batches += [source.last(data, shuffle)] if source.rest else []
+    return [jnp.concatenate(jax.tree.leaves(batch)) for batch in batches]
+
+
+# Two terms of weighted rows, two leaves that devices divide; neither rows nor masks divide
+
+TRAIN, VALIDATION = placed.batch("last", 37), placed.batch("first", 13)
+ADAM, RATE = optax.adam(1e-2), 1e-2
+WAYS = [("data", "explicit", 1), ("zero1", "auto", 3), ("fsdp", "explicit", 3)]
+
+
+def fit(**options):
+    """All rows at once, because orders take long to compile."""
+    given = {"epochs": 3, "key": KEY, "validation": VALIDATION, "best": ("validation/value", max)}
+    given |= {"progress": False, **options}
+    return lo.fit(placed.objective, placed.params(), TRAIN, ADAM, **given)
+
+
+def numbers(run):
+    history = {name: x for name, x in run.history.items() if name != "seconds"}
+    return run.params, run.best_params, run.opt_state, run.best_epoch, history
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return fit(shards=DEVICES, microbatches=3)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Adam in float64: the parameters after each epoch."""
+    params, ends = placed.params(np.float64), []
+    first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
+    for step in (1, 2, 3):
+        _, grads = placed.reference(params, TRAIN)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
+        unbiased = 1 - 0.9**step, 1 - 0.999**step
+        move = lambda p, m, v, a=unbiased: p - RATE * (m / a[0]) / (np.sqrt(v / a[1]) + 1e-8)
+        params = jax.tree.map(move, params, first, second)
+        ends.append(params)
+    return ends
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: "-".join(map(str, way)))
+def placed_run(request):
+    partition, kind, pieces = request.param
+    return partition, fit(mesh=placed.mesh(kind), partition=partition, microbatches=pieces)
+
+
+class TestRuns:
+    """Every partition, kind of mesh and number of pieces."""
+
+    def test_is_the_run_of_as_many_shards_on_one_device(self, placed_run, alone):
+        _close(numbers(placed_run[1]), numbers(alone))
+
+    def test_is_the_plain_loop(self, placed_run, by_hand):
+        close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
+        jax.tree.map(close, placed_run[1].params, by_hand[-1])
+        values = [placed.reference(params, VALIDATION)[0] for params in by_hand]
+        close(placed_run[1].history["validation/value"], values)
+        jax.tree.map(close, placed_run[1].best_params, by_hand[np.argmax(values)])
+
+    def test_what_devices_share_lies_in_parts(self, placed_run):
+        partition, run = placed_run
+        params, small = run.params, 4 * placed.WIDTH
+        size = sum(x.nbytes for x in jax.tree.leaves(params))
+        parts = (size - small) // DEVICES + small
+        moments = 2 * (parts if partition != "data" else size) + 4
+        for device in jax.devices():
+            for tree in (params, run.best_params):
+                assert placed.bytes_on(device, tree) == (parts if partition == "fsdp" else size)
+            assert placed.bytes_on(device, run.opt_state) == moments
+
+
+# Least squares of one leaf, by hand
+
+RNG = np.random.default_rng(0)
+LINES = {"x": RNG.normal(size=(45, 4)), "y": RNG.normal(size=45), "mask": RNG.uniform(size=45)}
+LINES = jax.tree.map(np.float32, LINES)
+START = np.array([1, -1, 0.5, 2], np.float32)
+
+
+def squares(w, batch):
+    return {"fit": lo.mean((batch["x"] @ w - batch["y"]) ** 2, batch["mask"])}
+
+
+def some(rows):
+    return jax.tree.map(lambda x: x[:rows], LINES)
+
+
+def momentum(rate):
+    return optax.sgd(rate, momentum=0.9)
+
+
+def lines(train, where: Any = MESH, optimizer: Any = momentum, **options):
+    given = {"epochs": 1, "batch_size": 16, "key": KEY, "hyperparameters": 0.1, "check": False}
+    given |= options
+    return lo.fit(squares, START, train, optimizer, mesh=where, progress=False, **given)
+
+
+def stepped(batches, rate=0.1):
+    w, trace = START.astype(float), 0.0
+    for batch in batches:
+        x, y, mask = (batch[name].astype(float) for name in ("x", "y", "mask"))
+        trace = 0.9 * trace + 2 * (mask * (x @ w - y)) @ x / mask.sum()
+        w = w - rate * trace
+    return w
+
+
+def error(w, *batches):
+    """Of all rows of some batches."""
+    x, y, mask = (np.concatenate([x[name] for x in batches]) for name in ("x", "y", "mask"))
+    return mask @ (x @ np.asarray(w, float) - y) ** 2 / mask.sum()
+
+
+def drawn(data, *args, **options):
+    order = jax.device_get(orders(*args, **options))
+    return [jax.tree.map(lambda x, at=at: x[at], data) for at in order]
+
+
+close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+
+
+class TestRowsThatDoNotDivide:
+    """The last batch, or the only one."""
+
+    @pytest.mark.parametrize(("rows", "pieces"), [(13, 13), (5, 1)])
+    def test_all_at_once(self, rows, pieces):
+        """Also in more pieces than there are rows that divide."""
+        data = some(rows)
+        run = lines(data, batch_size=None, epochs=2, microbatches=pieces)
+        close(run.params, stepped([data, data]))
+
+    def test_a_share_validates(self):
+        run = lines(LINES, batch_size=None, validation=0.2)
+        train, held = lo.training.split(LINES, 0.2, key=KEY, shards=DEVICES)
+        assert (len(train["y"]), len(held["y"])) == (37, 8)
+        np.testing.assert_array_equal(LINES["y"][run.validation_rows], held["y"])
+        close(run.params, stepped([train]))
+        close(run.history["validation/fit"], error(run.params, held))
+
+    def test_run_in_jit(self):
+        given = {"epochs": 2, "key": KEY, "shards": DEVICES, "validation": some(13)}
+        run = jax.jit(lambda data: lo.training.run(squares, START, data, momentum(0.1), **given))
+        got = run(LINES)
+        close(got.params, stepped([LINES, LINES]))
+        close(got.history["validation/fit"][-1], error(got.params, some(13)))
+
+
+# Dropout, a running mean, a metric, an average that is judged, a rule that stops it
+
+
+def states(**options):
+    return resumed.fit(watch="w", **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return states(mesh=MESH)
+
+
+@pytest.fixture(scope="module")
+def cut():
+    with resumed.interrupted(13):
+        return states(mesh=MESH)
+
+
+class TestStates:
+    """Pieces are cut within shards, so that all that depends on them is the same."""
+
+    def test_noise_and_statistics_are_those_of_one_device(self, whole):
+        alone = states(shards=DEVICES)
+        assert whole.stopped is Stopped.PATIENCE
+        assert 0 < whole.best_epoch < len(whole.history["step"])
+        got, want = map(resumed.leaves, (whole, alone))
+        assert got.keys() == want.keys()
+        _close(got, want)
+
+    def test_other_epochs_compile_nothing(self, whole, counted):
+        rows = []
+
+        def told(row, state):
+            rows.append((row["step"], state.params["w"].sharding.mesh.size))
+            return lo.training.STOP if row["step"] == 8 else None
+
+        run = states(mesh=MESH, epochs=9, on_epoch=told)
+        assert counted == []
+        assert (run.stopped, run.steps) == (Stopped.ASKED, 8)
+        assert rows == [(4, DEVICES), (8, DEVICES)]
+        columns = whole.history["train/value"]
+        np.testing.assert_array_equal(run.history["train/value"], columns[:2])
+
+    @pytest.mark.parametrize("devices", [8, 4])
+    def test_goes_on_where_there_are_other_devices(self, devices, whole, cut):
+        assert (cut.stopped, cut.steps) == (Stopped.INTERRUPTED, 13)
+        run = states(start=cut, mesh=mesh(devices))
+        assert run.params["w"].sharding.mesh.size == devices
+        got, want = map(resumed.leaves, (run, whole))
+        if devices == DEVICES:
+            resumed.same(got, want)
+        else:
+            _close(got, want, rtol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[DEVICES, 1], ids=["of 8", "of one"])
+def begun(request, tmp_path_factory):
+    """Where half a run lies, and how it was begun."""
+    place, shards = tmp_path_factory.mktemp("run"), request.param
+    begin = partial(lines, LINES, where=MESH if shards > 1 else None, drop_last=shards == 1)
+    begin(checkpoint=place)
+    return place, shards, begin
+
+
+class TestCheckpoints:
+    """A run goes on anywhere, with the shards that it began with."""
+
+    def test_goes_on_where_there_are_other_devices(self, begun, tmp_path):
+        place, shards, begin = begun
+        shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+        where = MESH if shards == 1 else None
+        run = begin(where=where, epochs=2, checkpoint=tmp_path)
+        assert run.params.sharding.num_devices == (DEVICES if where else 1)
+        drop_last = shards == 1
+        first, second = (drawn(LINES, 45, 16, epoch, shards, drop_last) for epoch in (0, 1))
+        assert [len(x["y"]) for x in second] == ([16, 16] if drop_last else [16, 16, 13])
+        close(run.params, stepped(first + second))
+
+    def test_other_shards_are_refused(self, begun):
+        place, shards, begin = begun
+        message = rf"shards: was {shards}, is 2\nGive shards={shards}"
+        for given in ({"checkpoint": place}, {"start": begin()}):
+            with pytest.raises(ValueError, match=message):
+                begin(where=MESH, epochs=2, shards=2, **given)
+
+    def test_another_structure_is_refused(self, begun):
+        place, _, begin = begun
+        with pytest.raises(ValueError, match=r"opt_state/.*: saved float32\[4\], wanted nothing"):
+            begin(where=MESH, optimizer=optax.sgd, checkpoint=place)
+        with pytest.raises(
+            ValueError, match=r"train/x: was float32\[45, 4\].*, is float32\[44, 4\]"
+        ):
+            lines(some(44), checkpoint=place)
+
+
+CUTS = itertools.pairwise((0, 16, 32, 45))
+BATCHES = [jax.tree.map(lambda x, at=slice(*ends): x[at], LINES) for ends in CUTS]
+HELD = collections.deque([some(8), some(5)])
+
+
+def streamed(train, **options):
+    return lines(train, batch_size=None, validation=HELD, **options)
+
+
+class Loader:
+    """Batches that tell where they are; devices do not divide the last."""
+
+    at = 0
+
+    def state(self):
+        return self.at
+
+    def restore(self, state):
+        self.at = state
+
+    def __iter__(self):
+        while self.at < len(BATCHES):
+            self.at += 1
+            yield BATCHES[self.at - 1]
+        self.at = 0
+
+
+class TestStreams:
+    """Batches as they come, cut over the devices."""
+
+    def test_is_the_plain_loop(self):
+        run = streamed(collections.deque(BATCHES), epochs=2)
+        wanted = stepped(BATCHES * 2)
+        close(run.params, wanted)
+        close(run.history["validation/fit"][-1], error(wanted, *HELD))
+
+    def test_goes_on_where_it_was(self, tmp_path):
+        """After a batch of the second pass."""
+        for steps in (4, 6):
+            run = streamed(Loader(), epochs=None, steps=steps, checkpoint=tmp_path)
+        close(run.params, stepped(BATCHES * 2))
+
+
+class TestGather:
+    """Layers that the objective gathers one by one."""
+
+    @staticmethod
+    def objective(params, batch):
+        @jax.checkpoint
+        def block(x, layer):
+            return x + jnp.tanh(x @ lo.parallel.gathered(layer)), None
+
+        x, _ = jax.lax.scan(block, batch["x"], params["layers"])
+        return {"fit": lo.mean(jnp.sum((x @ params["head"] - batch["y"]) ** 2, axis=1))}
+
+    def test_is_the_same_run_in_less_memory(self, monkeypatch):
+        draw = lambda *shape: RNG.normal(size=shape).astype(np.float32) / 8
+        params = {"layers": draw(8, 64, 64), "head": draw(64, 3)}
+        data = {"x": draw(16, 64), "y": draw(16, 3)}
+        made = lambda: jax.tree.map(jnp.asarray, params)
+        temporaries, runs = [], []
+
+        def called(plan, fn, *args, call=Plan.call):
+            if fn is not advance:
+                return call(plan, fn, *args)
+            with _jax.within(plan.layout.mesh):
+                program = _programs.made(fn, (plan,), *args)
+                compiled = program.run.lower(program.arrays, *args).compile()
+                temporaries.append(placed.temporary(compiled))
+                return compiled(program.arrays, *args)
+
+        monkeypatch.setattr(Plan, "call", called)
+        given = {"epochs": 1, "key": KEY, "mesh": placed.mesh(), "partition": "fsdp"}
+        for begin, gather in ((params, True), (made, "^layers")):
+            run = lo.fit(
+                self.objective,
+                begin,
+                data,
+                ADAM,
+                gather=gather,
+                progress=False,
+                check=False,
+                **given,
+            )
+            runs.append(numbers(run))
+        jax.tree.map(np.testing.assert_array_equal, *runs)
+        assert temporaries[1] < 0.4 * temporaries[0]
+
+
+def test_convolutions():
+    """Which are rewritten on a CPU."""
+
+    def errors(params, batch):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            batch["x"], params["kernel"], (1, 1), "SAME", dimension_numbers=numbers
+        )
+        return (jnp.tanh(x).mean(axis=(1, 2)) @ params["head"] - batch["y"]) ** 2
+
+    draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
+    params = {"kernel": draw(3, 3, 2, 4) / 4, "head": draw(4)}
+    data = {"x": draw(19, 5, 5, 2), "y": draw(19)}
+    run = lo.fit(
+        lambda params, batch: {"fit": lo.mean(errors(params, batch))},
+        params,
+        data,
+        optax.sgd(0.1),
+        epochs=1,
+        key=KEY,
+        mesh=MESH,
+        check=False,
+        progress=False,
+    )
+    grads = jax.grad(lambda params: jnp.mean(errors(params, data)))(params)
+    jax.tree.map(close, run.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads))
+
+
+class TestNumbersThatAreNotFinite:
+    """Told as on one device."""
+
+    def test_the_run_ends_with_the_last_finite_parameters(self):
+        run = lines(LINES, hyperparameters=1e25)
+        assert (run.stopped, run.stopped_at) == (Stopped.NONFINITE_LOSS, (0, 1, "fit"))
+        first = drawn(LINES, 45, 16, 0)[0]
+        close(run.params, stepped([first], rate=1e25))
+
+    @pytest.mark.parametrize("row", [17, 44])
+    def test_rows_are_found(self, row):
+        """Also among those that are on all devices."""
+        data = jax.tree.map(np.copy, LINES)
+        data["x"][row, 2] = np.nan
+        with pytest.raises(ValueError, match=f"train: row {row} holds NaN or infinite numbers"):
+            lines(data, check=True)
+
+    def test_labels_are_found(self):
+        data = {"x": LINES["x"], "y": np.where(np.arange(45) == 44, 7, 1)}
+        objective = lambda w, batch: {
+            "fit": lo.mean(lo.losses.softmax_cross_entropy(batch["x"] @ w, batch["y"]))
+        }
+        messages = []
+        for where in (MESH, None):
+            with pytest.raises(ValueError, match="expected labels from 0 to 2") as error:
+                lo.fit(objective, np.eye(4, 3), data, ADAM, epochs=1, key=KEY, mesh=where)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]
+
+
+REFUSED = {
+    "partition": ({"mesh": None, "partition": "zero1"}, ValueError, "a mesh beside partition="),
+    "no devices": ({"mesh": MESH.abstract_mesh}, TypeError, "mesh as a jax.sharding.Mesh"),
+    "rules": ({"rules": [("nope", P("data"))]}, ValueError, "'nope' takes no leaf"),
+    "names": ({"axes": {"data": "nope"}}, ValueError, r"among those of mesh, \('data',"),
+    "batches": ({"batch_size": 12}, ValueError, "Each of 8 shards .* batch_size=12"),
+    "terms": ({"check": ["other"]}, ValueError, r"got \['other'\]; the terms are fit"),
+}
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(given, kind, message):
+    options = {"epochs": 1, "batch_size": 16, "key": KEY, "mesh": MESH} | given
+    with pytest.raises(kind, match=message):
+        lo.fit(squares, START, LINES, optax.sgd(0.1), **options)
