@@ -4,6 +4,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -49,7 +50,9 @@ def of_all(facts: Mapping[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def same(trees: dict[str, PyTree], kinds: dict[str, Any], **others: Any) -> None:
+def same(
+    trees: dict[str, PyTree], kinds: Mapping[str, Any] = MappingProxyType({}), **others: Any
+) -> None:
     """Raises where processes are given other things, before one of them waits for the others.
 
     Args:
