@@ -417,7 +417,9 @@ def programs():
     plan = plan_of(_twisted, OPTIMIZER, source(train, 4, False), data, None, 1, False)
     begun = start(plan, data, params, None)
     loop = jax.jit(partial(advance, plan)).lower(data, begun, *map(np.int32, (0, 3, 3, 3)))
-    check = jax.jit(partial(_broken, _twisted, False, 4, 1)).lower(params, train, None, None, KEY)
+    check = jax.jit(partial(_broken, _twisted, False, 4, 1, None)).lower(
+        params, train, None, None, KEY
+    )
     programs = {"loop": loop, "preflight": check}
     return {name: program.compile().as_text() for name, program in programs.items()}
 
