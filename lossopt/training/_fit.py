@@ -14,14 +14,14 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from lossopt import _checks, _jax
-from lossopt._guard import guard
+from lossopt._guard import guard, outlived
 from lossopt._shardings import Rules
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
 from lossopt.training._evaluation import measuring, pooled
-from lossopt.training._facts import same
-from lossopt.training._feed import Memory, Streamed, horizon
+from lossopt.training._facts import in_words, same, seen
+from lossopt.training._feed import feed_of, horizon
 from lossopt.training._given import given
 from lossopt.training._going_on import as_started, given_back, gone_on, shards_of
 from lossopt.training._host import Host, Row
@@ -181,11 +181,15 @@ def fit(
     until = horizon(epochs, steps, evaluate_every)
     layout = layout_of(mesh, partition, axes, rules, gather)
     together = joint(layout)
-    if together:
-        numbers = {"batch_size": batch_size, "shards": shards, "microbatches": microbatches}
-        same(trees, **numbers, until=until, partition=partition, mesh=mesh)
-    saves = Saves(checkpoint, checkpoint_every, together=together)
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
+    if together:
+        told = cut | {"microbatches": microbatches, "has_aux": has_aux, "watch": watch}
+        told |= {"check": check, "until": until, "mesh": in_words(mesh), "partition": partition}
+        own = {"train": train, "validation": validation, "best": best, "start": start}
+        own |= {"checkpoint": checkpoint, "seconds": seconds, "evaluate_at": evaluate_at}
+        same(trees | {"stop": stop}, own, **told, rules=rules, gather=gather)
+        on_epoch = seen(on_epoch)
+    saves = Saves(checkpoint, checkpoint_every, together=together)
     read = given(train, validation, key, until, layout, saves.shards() or shards_of(start), **cut)
     if start is not None:
         trees = as_started(start, trees)
@@ -197,17 +201,16 @@ def fit(
     plan = plan_of(objective, optimizer, read.source, data, *options)
     plan = plan._replace(window=WINDOW, layout=layout)
     saves.check(read.reader and read.reader.mark and read.reader.mark[2])
-    with outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
+    gone = outlived() if together else nullcontext()
+    with gone, outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = identity(plan, key, **read.facts())
+        facts = read.joined(identity(plan, key, **read.facts()))
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
         begun = plan.laid(plan.call(first, data, params, model_state))
         _judged_elsewhere(plan, begun)
-        reader = read.reader
-        feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
-        shown = progress if jax.process_index() == 0 or not together else False
-        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, shown, limit)
+        feed = feed_of(plan, data, read.reader, until)
+        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, progress, limit)
         with guard() if together else nullcontext():
             return given_back(mesh, gone_on(host, begun, start))
 

@@ -364,7 +364,7 @@ def _calls(seconds, epochs):
     """How many calls there are where each takes so long, and what they leave behind."""
     readings = itertools.count()
     run = _hosted(lambda: seconds * next(readings), epochs=epochs)
-    return next(readings) - 1, run
+    return (next(readings) - 1) // 2, run
 
 
 def test_short_calls_grow_after_the_first_which_compiles():
@@ -417,7 +417,9 @@ def programs():
     plan = plan_of(_twisted, OPTIMIZER, source(train, 4, False), data, None, 1, False)
     begun = start(plan, data, params, None)
     loop = jax.jit(partial(advance, plan)).lower(data, begun, *map(np.int32, (0, 3, 3, 3)))
-    check = jax.jit(partial(_broken, _twisted, False, 4, 1)).lower(params, train, None, None, KEY)
+    check = jax.jit(partial(_broken, _twisted, False, 4, 1, None)).lower(
+        params, train, None, None, KEY
+    )
     programs = {"loop": loop, "preflight": check}
     return {name: program.compile().as_text() for name, program in programs.items()}
 
