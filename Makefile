@@ -57,6 +57,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.fused
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.parallel
+	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.optax_rules
 	$(BIN)/python -m benchmarks.low_memory

@@ -56,6 +56,30 @@ def guard() -> Iterator[None]:
         _end(error)
 
 
+@contextmanager
+def outlived() -> Iterator[None]:
+    """The same where a process is gone; any other error is raised, for all processes have it."""
+    try:
+        yield
+    except Exception as error:
+        if _processes.several() and lost(error):
+            _end(error)
+        raise
+
+
+def lost(error: BaseException) -> str | None:
+    """What jax says of a process that is gone, in one line; None where it is another error."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        text = str(cause)
+        if isinstance(cause, Exception) and LOST.match(text):  # JaxRuntimeError, or ValueError
+            return text.splitlines()[0]
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _end(error):
     code = 1
     try:
@@ -72,9 +96,9 @@ def _end(error):
 def _said(error):
     """The exit code, after what there is to say is on stderr."""
     who = f"Process {jax.process_index()} of {jax.process_count()}"
-    if lost := _lost(error):
+    if gone := lost(error):
         _say(
-            f"{who} ends, because another process of this run is gone ({lost}): start all of them "
+            f"{who} ends, because another process of this run is gone ({gone}): start all of them "
             "again, and the run goes on from its newest checkpoint."
         )
         return TEMPORARY
@@ -89,18 +113,6 @@ def _said(error):
             sys.excepthook(type(error), error, error.__traceback__)
     _say(f"{who} ends at once, so that the others, which wait for it in a collective, learn of it.")
     return code
-
-
-def _lost(error):
-    """What jax says of a process that is gone, in one line; None where it is another error."""
-    seen = []
-    while error is not None and error not in seen:
-        text = str(error)
-        if isinstance(error, Exception) and LOST.match(text):  # JaxRuntimeError, or ValueError
-            return text.splitlines()[0]
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _say(sentence):

@@ -21,6 +21,7 @@ VERDICTS = {
     "learning_rate": 2,
     "optax_rules": 1,
     "parallel": 12,
+    "processes": 1,
     "scaling": 3,
     "sparsity": 2,
     "sweeps": 5,
@@ -28,7 +29,7 @@ VERDICTS = {
 # For longer than they run, if XLA does what it can.
 COMPILING = {"fit", "optax_rules", "scaling", "sweeps"}
 
-SEVERAL = {"parallel"}  # of devices, in programs of their own
+SEVERAL = {"parallel", "processes"}  # of devices, in programs of their own
 
 
 @pytest.mark.parametrize(("name", "verdicts"), VERDICTS.items())

@@ -11,13 +11,13 @@ from tests.xla import UNCACHED, one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "lr_robustness"]
-NAMES += ["overfit", "parallel", "penalty_path", "pretrain", "resume", "schedules", "sparse"]
-NAMES += ["streamed"]
+NAMES += ["overfit", "parallel", "penalty_path", "pretrain", "processes", "resume", "schedules"]
+NAMES += ["sparse", "streamed"]
 # These take longer to compile than to run, if XLA does what it can.
 COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "lr_robustness", "overfit"}
-COMPILING |= {"parallel", "penalty_path", "pretrain", "schedules"}
+COMPILING |= {"parallel", "penalty_path", "pretrain", "processes", "schedules"}
 
-SEVERAL = {"auxiliary", "parallel", "pretrain"}  # of devices, in programs of their own
+SEVERAL = {"auxiliary", "parallel", "pretrain", "processes"}  # of devices, in programs of their own
 
 
 @pytest.mark.parametrize("name", NAMES)

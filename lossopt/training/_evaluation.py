@@ -158,7 +158,7 @@ def pooled(
       params: any tree of arrays.
       *given: model state and hyperparameters.
     """
-    parts, others, size = [], [], rows(reader.first)
+    parts, others, size = [], [], reader.rows
     while reader.next is not None:
         kept = parts if reader.rows == size else others
         batch = laid_batch(layout, reader.take(owned))

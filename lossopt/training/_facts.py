@@ -1,23 +1,29 @@
 """What tells arrays from others, in words: for runs that go on, and processes that run alike."""
 
 import hashlib
+import re
 import zlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _processes
 from lossopt._jax import undisturbed
 from lossopt._paths import paths
+from lossopt._processes import gathered
 from lossopt._typing import Batch, PyTree
 from lossopt.training._step import maker
+from lossopt.training._stream import is_stream
 
 ENDS = 8  # rows at either end of the data whose bytes tell them from others
 MANY = 100  # leaves of data, which are told as one then
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in each process another
 ALIKE = (
     "All processes call fit with the same arguments and the same arrays, whole: make parameters "
     "from one key, and read all rows. Of rows that each process has read for itself make one array "
@@ -33,19 +39,50 @@ def of_rows(name: str, tree: Batch) -> dict[str, str]:
     return {f"{name}/{path}".rstrip("/"): x for path, x in told.items()}
 
 
-def same(trees: dict[str, PyTree], **others: Any) -> None:
+def of_all(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of which some are of parts that each process reads: the same on all, of all."""
+    parts = _processes.told(dict(facts))
+    joined: dict[str, Any] = {"processes": len(parts)}
+    for name, fact in parts[0].items():
+        own = [part.get(name) for part in parts]
+        others = "" if own == own[:1] * len(own) else f" and others, {_digest(repr(own).encode())}"
+        joined[name] = f"{fact}{others}" if others else fact
+    return joined
+
+
+def same(
+    trees: dict[str, PyTree], kinds: Mapping[str, Any] = MappingProxyType({}), **others: Any
+) -> None:
     """Raises where processes are given other things, before one of them waits for the others.
 
     Args:
       trees: trees that are the same to the bit, or functions that make them, by name.
+      kinds: what each process has of its own, or what is compared later, if it is given at all.
       **others: what is the same in words.
     """
-    facts = {name: str(x) for name, x in others.items()}
+    facts = {name: str(x) for name, x in others.items()} | {
+        name: "nothing" if x is None else "an iterable" if is_stream(x) else "given"
+        for name, x in kinds.items()
+    }
     for name, tree in trees.items():
         tree = tree if maker(tree) is None else jax.eval_shape(tree)
-        leaves = ", ".join(map(_whole, jax.tree.leaves(tree)))
-        facts[name] = f"{jax.tree.structure(tree)}, {leaves}"
-    _processes.same(facts, ALIKE)
+        leaves = zip(paths(tree), jax.tree.leaves(tree))
+        facts |= {f"{name}/{path}".rstrip("/"): _whole(x) for path, x in leaves}
+        facts[f"the structure of {name}"] = str(jax.tree.structure(tree))
+    _processes.same({name: ADDRESS.sub("", x) for name, x in facts.items()}, ALIKE)
+
+
+def in_words(mesh: Mesh | None) -> str:
+    """A mesh, with the order of its devices."""
+    if mesh is None:
+        return "None"
+    return f"{dict(mesh.shape)} of devices {[device.id for device in mesh.devices.flat]}"
+
+
+def seen(on_epoch: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The user's, also where only other processes have one: then all of them stop at each row."""
+    asked = gathered([on_epoch is not None]).any()
+    return on_epoch or ((lambda row, state: None) if asked else None)
 
 
 def same_rows(streamed: bool, **data: Batch) -> None:
@@ -102,6 +139,8 @@ def _whole(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return f"{x.dtype}{list(x.shape)}, on all"
     array = np.asarray(x)
+    if array.size == 1:
+        return f"{array.dtype}{list(array.shape)} {array.item()}"
     return f"{array.dtype}{list(array.shape)}, {zlib.crc32(array.tobytes()):08x}"
 
 

@@ -14,13 +14,13 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from lossopt import _checks, _jax
-from lossopt._guard import guard
+from lossopt._guard import guard, outlived
 from lossopt._shardings import Rules
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
 from lossopt.training._evaluation import measuring, pooled
-from lossopt.training._facts import same
+from lossopt.training._facts import in_words, of_all, same, seen
 from lossopt.training._feed import Memory, Streamed, horizon
 from lossopt.training._given import given
 from lossopt.training._going_on import as_started, given_back, gone_on, shards_of
@@ -182,8 +182,13 @@ def fit(
     layout = layout_of(mesh, partition, axes, rules, gather)
     together = joint(layout)
     if together:
-        numbers = {"batch_size": batch_size, "shards": shards, "microbatches": microbatches}
-        same(trees, **numbers, until=until, partition=partition, mesh=mesh)
+        told = {"batch_size": batch_size, "shards": shards, "microbatches": microbatches}
+        told |= {"drop_last": drop_last, "has_aux": has_aux, "check": check, "watch": watch}
+        kinds = {"train": train, "validation": validation, "best": best, "start": start}
+        kinds |= {"checkpoint": checkpoint, "seconds": seconds, "evaluate_at": evaluate_at}
+        told |= {"partition": partition, "rules": rules, "gather": gather, "until": until}
+        same(trees | {"stop": stop}, kinds, **told, mesh=in_words(mesh))
+        on_epoch = seen(on_epoch)
     saves = Saves(checkpoint, checkpoint_every, together=together)
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
     read = given(train, validation, key, until, layout, saves.shards() or shards_of(start), **cut)
@@ -197,9 +202,11 @@ def fit(
     plan = plan_of(objective, optimizer, read.source, data, *options)
     plan = plan._replace(window=WINDOW, layout=layout)
     saves.check(read.reader and read.reader.mark and read.reader.mark[2])
-    with outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
+    gone = outlived() if together else nullcontext()
+    with gone, outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
         facts = identity(plan, key, **read.facts())
+        facts = of_all(facts) if read.parted else facts
         data, validate = _called_with(plan, data, read, params, model_state)
         first = start_judged if check else begin
         begun = plan.laid(plan.call(first, data, params, model_state))

@@ -46,6 +46,11 @@ class Given(NamedTuple):
     validating: Iterable | None
     joint: bool
 
+    @property
+    def parted(self) -> bool:
+        """Whether a process has a part that others have not."""
+        return self.joint and (self.reader is not None or self.validating is not None)
+
     def facts(self) -> dict[str, PyTree]:
         """What tells these data from others.
 

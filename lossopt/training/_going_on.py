@@ -23,10 +23,14 @@ def gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
         run = run_of(host, reached)
         return dataclasses.replace(run, history=padded(rows_of(run), rows))
 
-    saved, where = host.saves.newest(like, host.identity), str(host.saves)
-    if saved is None and start is not None:
-        same_run(start.origin and start.origin["identity"], host.identity, "start")
-        saved, where = start, "start"
+    def found():
+        saved = host.saves.newest(like, host.identity)
+        if saved is None and start is not None:
+            same_run(start.origin and start.origin["identity"], host.identity, "start")
+            return start, "start"
+        return saved, str(host.saves)
+
+    saved, where = host.alike(found)
     if saved is None:
         return hosted(host, reached)
     progress = host.plan.laid(taken_up(host.plan, host.data, begun, saved, where))

@@ -77,11 +77,18 @@ class Host(NamedTuple):
         numbers = _processes.gathered([count, *others])
         return tuple(map(int, (numbers[0, 0], *numbers[:, 1:].max(axis=0))))
 
+    def heard(self, number: int | None) -> int | None:
+        """The signal that any process got."""
+        return self.agreed(0, number or 0)[1] or None
+
     def told(self, row: Row, state: State) -> bool:
         """Whether the user, who sees a row, asks to end the run."""
         see = partial(self.on_epoch, row, state) if self.on_epoch else lambda: None
-        stop = (_processes.alike(see) if self.together else see()) is STOP
-        return any(self.agreed(0, stop)[1:])
+        return any(self.agreed(0, self.alike(see) is STOP)[1:])
+
+    def alike(self, do: Callable[[], Any]) -> Any:
+        """What `do` returns; where it raises on one process, all raise."""
+        return _processes.alike(do) if self.together else do()
 
 
 class Reached(NamedTuple):
@@ -114,9 +121,11 @@ def hosted(host: Host, reached: Reached) -> Run:
                     reached = turn
                     host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
         except Exception as error:
+            if host.together and not _processes.agreed(error):
+                raise  # the others are elsewhere, or gone: nothing can be saved with them
+            asked.signal = host.heard(asked.signal)
             if asked.signal is None:
-                if not host.together or _processes.agreed(error):  # or others would be waited for
-                    host.saves.now(partial(run_of, host, reached))
+                host.saves.now(partial(run_of, host, reached))
                 raise
             # It may be the loader's answer to the same Ctrl-C.
             warnings.warn(f"The run is interrupted; then came {error!r}.", stacklevel=3)
@@ -125,6 +134,7 @@ def hosted(host: Host, reached: Reached) -> Run:
             reached = _ended(reached, Stopped.EXHAUSTED)
         host.saves.now(partial(run_of, host, reached))
         host.saves.wait()
+        asked.signal = host.heard(asked.signal) or asked.signal
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     if asked.signal is not None:
@@ -157,8 +167,8 @@ def _turns(host, reached, asked, show):
     now, count, spent = host.clock(), 1, None
     origin = now - past
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
-        left = host.limit - host.clock() if host.limit < math.inf else math.inf
-        late = left < 2 * (spent or 0) + host.saves.took
+        called = host.clock()
+        late = host.limit - called < 2 * (spent or 0) + host.saves.took
         count, late, heard = host.agreed(count, late, asked.signal or 0)
         if heard or late:
             asked.signal = heard or None
@@ -169,7 +179,7 @@ def _turns(host, reached, asked, show):
         after = _called(host, piece, reached, end)
         began, now = now, host.clock()
         if spent is not None:
-            fast = _adapted(end - begun, now - began)
+            fast = _adapted(end - begun, now - called)
             count = max(count, fast) if end - begun <= min(fast, count - 1) else fast
         spent = 0 if spent is None else now - began  # the first call compiles
         rows = new_rows(after.progress, before, began - origin, now - origin)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lossopt import _checks, _processes
+from lossopt._guard import lost
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._packed import packed, unpacked
 from lossopt.training._resume import Identity, padded, rows_of, same_run
@@ -56,7 +57,8 @@ class Saves:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None or issubclass(kind, Exception):  # Ctrl-C waits for nothing
+        alone = self._together and error is not None and not _processes.agreed(error)
+        if kind is None or (issubclass(kind, Exception) and not alone):  # Ctrl-C waits for nothing
             self.wait()
 
     def __str__(self) -> str:
@@ -151,6 +153,8 @@ class Saves:
         try:
             do()
         except Exception as error:
+            if self._together and lost(error):
+                raise
             warnings.warn(f"{error}\nThe run itself goes on.", stacklevel=4)
             return False
         return True
