@@ -229,6 +229,13 @@ CLAIMS = {
         "on four devices, or on one": "test_goes_on_where_there_are_other_devices",
         "than that of the checkpoint is refused": "test_other_shards_are_refused",
         "that of one device with the same": "test_noise_and_statistics_are_those_of_one_device",
+        "is refused before the first step": "test_what_differs_or_does_not_fit",
+        "no rows in the batches that follow": "test_parts_are_one_batch",
+        "ends all of them": "test_signals",
+        "go on from the checkpoint": "test_all_go_on",
+        "and one process of two": "test_two_processes_take_the_run_of_one_to_the_bit",
+        "of one process, and of two": "test_four_devices_of_one_process_or_of_two",
+        "and gone on with on another": "test_a_run_of_two_processes_goes_on_with_four_devices",
     },
     "docs/processes.md": {
         "Otherwise every process raises": "test_agree_and_refuse_alike",
@@ -267,6 +274,8 @@ CLAIMS = {
         "is sent on when the run is saved": ("test_sigterm_saves_and_goes_to_its_handler_once"),
         "ends it before a limit": "test_a_run_ends_before_its_limit",
         "noted in the main thread alone": "test_other_threads_touch_no_handler",
+        "goes on with as many": "test_go_on_in_as_many_processes_alone",
+        "ends all": "test_signals",
     },
     "docs/sweeps.md": {
         "does not depend on which other trials": "test_an_order_of_trials_is_that_of_the_rows",
