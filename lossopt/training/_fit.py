@@ -183,11 +183,9 @@ def fit(
     together = joint(layout)
     if together:
         told = {"batch_size": batch_size, "shards": shards, "microbatches": microbatches}
-        told |= {"drop_last": drop_last, "has_aux": has_aux, "check": check, "watch": watch}
-        kinds = {"train": train, "validation": validation, "best": best, "start": start}
-        kinds |= {"checkpoint": checkpoint, "seconds": seconds, "evaluate_at": evaluate_at}
-        told |= {"partition": partition, "rules": rules, "gather": gather, "until": until}
-        same(trees | {"stop": stop}, kinds, **told, mesh=in_words(mesh))
+        told |= {"drop_last": drop_last, "check": check, "mesh": in_words(mesh), "until": until}
+        kinds = {"train": train, "validation": validation, "start": start, "seconds": seconds}
+        same(trees | {"stop": stop}, kinds | {"checkpoint": checkpoint}, **told)
         on_epoch = seen(on_epoch)
     saves = Saves(checkpoint, checkpoint_every, together=together)
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
@@ -201,17 +199,18 @@ def fit(
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, read.source, data, *options)
     plan = plan._replace(window=WINDOW, layout=layout)
-    saves.check(read.reader and read.reader.mark and read.reader.mark[2])
+    if together:
+        same({}, **plan._asdict())
+    reader = read.reader
+    saves.check(reader and reader.mark and reader.mark[2])
     gone = outlived() if together else nullcontext()
     with gone, outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = identity(plan, key, **read.facts())
-        facts = of_all(facts) if read.parted else facts
+        facts = of_all(identity(plan, key, **read.facts()), read.parted)
         data, validate = _called_with(plan, data, read, params, model_state)
-        first = start_judged if check else begin
-        begun = plan.laid(plan.call(first, data, params, model_state))
+        begun = plan.call(start_judged if check else begin, data, params, model_state)
+        begun = plan.laid(begun)
         _judged_elsewhere(plan, begun)
-        reader = read.reader
         feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
         shown = progress if jax.process_index() == 0 or not together else False
         host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, shown, limit)
