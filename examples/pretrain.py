@@ -128,15 +128,21 @@ def recipe(size, folder):
     return make, lo.transforms.average(clipped, decay=0.9)
 
 
-def train(size, folder, saved=False, on_epoch=None):
+def train(size, folder, checkpoint=None, on_epoch=None):
     """The run; where it is saved, it goes on from there."""
     make, optimizer = recipe(size, folder)
     options = {"steps": size.steps, "evaluate_every": size.steps // size.rows, "has_aux": True}
     options |= {"validation": fields(np.load(folder / "held.npy")), "key": jax.random.key(0)}
-    options |= {"checkpoint": folder / "run" if saved else None, "checkpoint_every": 2}
-    options |= {"evaluate_at": lo.transforms.averaged, "on_epoch": on_epoch}
+    options |= {"checkpoint": checkpoint, "checkpoint_every": 2, "on_epoch": on_epoch}
+    options |= {"evaluate_at": lo.transforms.averaged}
     stream = Tokens(folder, size.batch)
     return lo.fit(objective, make, stream, optimizer, mesh=MESH(), **FSDP, **options)
+
+
+def tell(saved, row, state):
+    """Prints a step, when what is being saved has landed."""
+    saved.wait()
+    print(row["step"], flush=True)
 
 
 def killed(child, row):
@@ -194,7 +200,8 @@ def main():
     size, rows = QUICK if options.quick else FULL, []
     jax.config.update("jax_num_cpu_devices", 8)
     if options.train:
-        train(size, options.train, True, lambda row, state: print(row["step"], flush=True))
+        with lo.checkpoint.Checkpoints(options.train / "run") as saved:
+            train(size, options.train, saved, functools.partial(tell, saved))
         return 0
     print(f"platform: {jax.device_count()} x {jax.devices()[0].platform}, jax {jax.__version__}")
     words, text, held = read(size.least)
@@ -206,7 +213,7 @@ def main():
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             step, kept = killed(child, size.rows // 2)
         temporary = planned(size, folder)
-        run = train(size, folder, True, lambda row, state: rows.append(row["step"]))
+        run = train(size, folder, folder / "run", lambda row, state: rows.append(row["step"]))
         equal = bits(run) == bits(train(size, folder))
     resumed = kept <= rows[0] <= kept + size.steps // size.rows
     ones = -(single[held["y"]] * (held["bytes"] > 0)).sum() / held["bytes"].sum() / np.log(2)

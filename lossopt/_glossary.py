@@ -10,8 +10,9 @@ TABLE = {
         "gradient accumulation, microbatching": "lossopt.value_and_grad(microbatches=), exact for "
         "ragged masks, or lossopt.transforms.accumulate for microbatches that come one by one",
         "mini-batch, batch size, epochs, train loop, trainer": "lossopt.fit(batch_size=, epochs=)",
-        "data parallel, DDP, multi-GPU, distributed, FSDP, ZeRO, sharding": "lossopt.train_step("
-        "mesh=, partition=), or axis_name= inside of a map (docs/devices.md)",
+        "data parallel, DDP, multi-GPU, distributed, FSDP, ZeRO, sharding": "lossopt.fit(mesh=, "
+        "partition=), and lossopt.train_step, which takes axis_name= inside of a map "
+        "(docs/devices.md)",
         "mixed precision, AMP, autocast, bf16, fp16": "a cast in the objective "
         "(docs/own_loop.md#float32-parameters-computed-in-bfloat16), or bfloat16 parameters and "
         "lossopt.transforms.stochastic_rounding (docs/transforms.md#bfloat16-parameters)",
@@ -115,7 +116,8 @@ TABLE = {
     },
     "lossopt.parallel": {
         "data parallel, DDP, distributed data parallel, FSDP, fully sharded data parallel, ZeRO, "
-        "ZeRO-1, ZeRO-3, fully shard": "lossopt.train_step(mesh=, partition=)",
+        "ZeRO-1, ZeRO-3, fully shard": "lossopt.fit(mesh=, partition=) or "
+        "lossopt.train_step(mesh=, partition=)",
         "device mesh, make mesh, init device mesh, num devices": "lossopt.parallel.mesh",
         "tensor parallel, model parallel, partition rules, logical axis rules, NamedSharding": (
             "lossopt.parallel.shardings(rules=), and the same rules in lossopt.train_step(rules=)"

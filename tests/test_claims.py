@@ -222,6 +222,13 @@ CLAIMS = {
         "dropout masks are the same": ("test_dropout_states_and_numbers_are_those_of_one_device"),
         "moves in three lines": "test_equals_one_device_and_numpy_by_hand",
         "on another mesh": "test_onto_any_mesh_and_back",
+        "takes the mesh, and with it": "test_is_the_plain_loop",
+        "a device has 1/n of": "test_what_devices_share_lies_in_parts",
+        "and they count once": "test_all_at_once",
+        "takes its share of each part": "test_a_share_validates",
+        "on four devices, or on one": "test_goes_on_where_there_are_other_devices",
+        "than that of the checkpoint is refused": "test_other_shards_are_refused",
+        "that of one device with the same": "test_noise_and_statistics_are_those_of_one_device",
     },
     "docs/processes.md": {
         "Otherwise every process raises": "test_agree_and_refuse_alike",

@@ -167,8 +167,8 @@ def _turns(host, reached, asked, show):
     now, count, spent = host.clock(), 1, None
     origin = now - past
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
-        left = host.limit - host.clock() if host.limit < math.inf else math.inf
-        late = left < 2 * (spent or 0) + host.saves.took
+        called = host.clock()
+        late = host.limit - called < 2 * (spent or 0) + host.saves.took
         count, late, heard = host.agreed(count, late, asked.signal or 0)
         if heard or late:
             asked.signal = heard or None
@@ -179,7 +179,7 @@ def _turns(host, reached, asked, show):
         after = _called(host, piece, reached, end)
         began, now = now, host.clock()
         if spent is not None:
-            fast = _adapted(end - begun, now - began)
+            fast = _adapted(end - begun, now - called)
             count = max(count, fast) if end - begun <= min(fast, count - 1) else fast
         spent = 0 if spent is None else now - began  # the first call compiles
         rows = new_rows(after.progress, before, began - origin, now - origin)

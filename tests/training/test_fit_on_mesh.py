@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import shutil
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from lossopt import _jax, _programs
 from lossopt.training import Stopped
 from lossopt.training._loop import advance
 from lossopt.training._plan import Plan
+from lossopt.training._saves import Saves
 from lossopt.training._source import Rows
 from tests import placed
 from tests.training import resumed
@@ -142,7 +142,9 @@ START = np.array([1, -1, 0.5, 2], np.float32)
 
 
 def squares(w, batch):
-    return {"fit": lo.mean((batch["x"] @ w - batch["y"]) ** 2, batch["mask"])}
+    """And a penalty, which each batch counts once."""
+    fit = lo.mean((batch["x"] @ w - batch["y"]) ** 2, batch["mask"])
+    return {"fit": fit, "penalty": lo.constant(0.05 * jnp.sum(w**2))}
 
 
 def some(rows):
@@ -163,7 +165,7 @@ def stepped(batches, rate=0.1):
     w, trace = START.astype(float), 0.0
     for batch in batches:
         x, y, mask = (batch[name].astype(float) for name in ("x", "y", "mask"))
-        trace = 0.9 * trace + 2 * (mask * (x @ w - y)) @ x / mask.sum()
+        trace = 0.9 * trace + 2 * (mask * (x @ w - y)) @ x / mask.sum() + 0.1 * w
         w = w - rate * trace
     return w
 
@@ -215,6 +217,14 @@ def states(**options):
     return resumed.fit(watch="w", **options)
 
 
+def _saved(run, directory):
+    """A directory that holds a run, as `fit` would have left it."""
+    saves = Saves(directory, 60.0)
+    saves.now(lambda: run)
+    saves.wait()
+    return directory
+
+
 @pytest.fixture(scope="module")
 def whole():
     return states(mesh=MESH)
@@ -251,56 +261,53 @@ class TestStates:
         columns = whole.history["train/value"]
         np.testing.assert_array_equal(run.history["train/value"], columns[:2])
 
-    @pytest.mark.parametrize("devices", [8, 4])
-    def test_goes_on_where_there_are_other_devices(self, devices, whole, cut):
+    @pytest.mark.parametrize("devices", [8, 4, None])
+    def test_goes_on_where_there_are_other_devices(self, devices, whole, cut, tmp_path):
+        """Also where there is no mesh."""
         assert (cut.stopped, cut.steps) == (Stopped.INTERRUPTED, 13)
-        run = states(start=cut, mesh=mesh(devices))
-        assert run.params["w"].sharding.mesh.size == devices
+        run = states(checkpoint=_saved(cut, tmp_path), mesh=devices and mesh(devices))
+        assert run.params["w"].sharding.num_devices == (devices or 1)
         got, want = map(resumed.leaves, (run, whole))
         if devices == DEVICES:
             resumed.same(got, want)
+            resumed.same(resumed.leaves(states(start=cut, mesh=MESH)), want)
         else:
             _close(got, want, rtol=1e-5)
 
+    @pytest.mark.parametrize("devices", [8, None])
+    def test_other_shards_are_refused(self, devices, cut, tmp_path):
+        for given in ({"checkpoint": _saved(cut, tmp_path)}, {"start": cut}):
+            with pytest.raises(ValueError, match=r"shards: was 8, is 2\nGive shards=8, which"):
+                states(mesh=devices and MESH, shards=2, check=False, **given)
 
-@pytest.fixture(scope="module", params=[DEVICES, 1], ids=["of 8", "of one"])
-def begun(request, tmp_path_factory):
-    """Where half a run lies, and how it was begun."""
-    place, shards = tmp_path_factory.mktemp("run"), request.param
-    begin = partial(lines, LINES, where=MESH if shards > 1 else None, drop_last=shards == 1)
-    begin(checkpoint=place)
-    return place, shards, begin
+    def test_another_structure_is_refused(self, cut, tmp_path):
+        place = _saved(cut, tmp_path)
+        with pytest.raises(ValueError, match=r"opt_state/.*wanted nothing"):
+            states(mesh=MESH, optimizer=optax.adam(0.1), evaluate_at=None, checkpoint=place)
+        train = jax.tree.map(lambda x: x[:21], resumed.TRAIN)
+        with pytest.raises(ValueError, match=r"train/x: was float32\[22, 3\].*float32\[21, 3\]"):
+            states(mesh=MESH, train=train, check=False, checkpoint=place)
 
 
-class TestCheckpoints:
-    """A run goes on anywhere, with the shards that it began with."""
+class TestOrders:
+    """What each batch of an epoch holds, by hand."""
 
-    def test_goes_on_where_there_are_other_devices(self, begun, tmp_path):
-        place, shards, begin = begun
-        shutil.copytree(place, tmp_path, dirs_exist_ok=True)
-        where = MESH if shards == 1 else None
-        run = begin(where=where, epochs=2, checkpoint=tmp_path)
-        assert run.params.sharding.num_devices == (DEVICES if where else 1)
-        drop_last = shards == 1
-        first, second = (drawn(LINES, 45, 16, epoch, shards, drop_last) for epoch in (0, 1))
-        assert [len(x["y"]) for x in second] == ([16, 16] if drop_last else [16, 16, 13])
+    def test_of_eight_shards(self):
+        batches = drawn(LINES, 45, 16, 0)
+        assert [len(x["y"]) for x in batches] == [16, 16, 13]
+        run = lines(LINES)
+        close(run.params, stepped(batches))
+        penalties = [0.05 * np.sum(stepped(batches[:step]) ** 2) for step in range(3)]
+        close(run.history["train/penalty"], np.mean(penalties))
+
+    def test_of_one_that_began_without_a_mesh(self, tmp_path):
+        given = {"drop_last": True, "checkpoint": tmp_path}
+        lines(LINES, where=None, **given)
+        run = lines(LINES, epochs=2, **given)
+        assert run.params.sharding.num_devices == DEVICES
+        first, second = (drawn(LINES, 45, 16, epoch, 1, True) for epoch in (0, 1))
+        assert [len(x["y"]) for x in second] == [16, 16]
         close(run.params, stepped(first + second))
-
-    def test_other_shards_are_refused(self, begun):
-        place, shards, begin = begun
-        message = rf"shards: was {shards}, is 2\nGive shards={shards}"
-        for given in ({"checkpoint": place}, {"start": begin()}):
-            with pytest.raises(ValueError, match=message):
-                begin(where=MESH, epochs=2, shards=2, **given)
-
-    def test_another_structure_is_refused(self, begun):
-        place, _, begin = begun
-        with pytest.raises(ValueError, match=r"opt_state/.*: saved float32\[4\], wanted nothing"):
-            begin(where=MESH, optimizer=optax.sgd, checkpoint=place)
-        with pytest.raises(
-            ValueError, match=r"train/x: was float32\[45, 4\].*, is float32\[44, 4\]"
-        ):
-            lines(some(44), checkpoint=place)
 
 
 CUTS = itertools.pairwise((0, 16, 32, 45))
@@ -456,7 +463,7 @@ REFUSED = {
     "rules": ({"rules": [("nope", P("data"))]}, ValueError, "'nope' takes no leaf"),
     "names": ({"axes": {"data": "nope"}}, ValueError, r"among those of mesh, \('data',"),
     "batches": ({"batch_size": 12}, ValueError, "Each of 8 shards .* batch_size=12"),
-    "terms": ({"check": ["other"]}, ValueError, r"got \['other'\]; the terms are fit"),
+    "terms": ({"check": ["other"]}, ValueError, r"got \['other'\]; the terms are fit, penalty"),
 }
 
 

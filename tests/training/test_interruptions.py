@@ -446,6 +446,20 @@ def test_it_goes_on_when_it_is_called_again(whole, tmp_path):
     np.testing.assert_array_equal(again.history["train/value"], want.history["train/value"])
 
 
+def test_the_time_of_saves_does_not_shorten_calls():
+    clock = Clock(0.0)
+
+    class Slow(Saves):
+        times = 0
+
+        def due(self, run, timed):
+            clock.now, self.times = clock.now + 2.0, self.times + 1
+
+    saves = Slow(None, 0.0, clock)
+    _hosted(clock, saves=saves, epochs=200)
+    assert saves.times < 20
+
+
 @pytest.mark.parametrize(("every", "wanted"), [(0.0, 10), (2.5, 4), (1e9, 1)])
 def test_saves_come_by_the_clock_and_at_the_end(every, wanted, tmp_path):
     clock, landed = Clock(0.0), []
