@@ -39,10 +39,8 @@ def of_rows(name: str, tree: Batch) -> dict[str, str]:
     return {f"{name}/{path}".rstrip("/"): x for path, x in told.items()}
 
 
-def of_all(facts: Mapping[str, Any], parted: bool) -> Mapping[str, Any]:
+def of_all(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of which some are of parts that each process reads: the same on all, of all."""
-    if not parted:
-        return facts
     parts = _processes.told(dict(facts))
     joined: dict[str, Any] = {"processes": len(parts)}
     for name, fact in parts[0].items():

@@ -10,7 +10,7 @@ from lossopt import _checks
 from lossopt._processes import gathered
 from lossopt._typing import Batch, PyTree
 from lossopt.training._pile import Pile, Stack, capacity
-from lossopt.training._plan import Plan
+from lossopt.training._plan import Data, Plan
 from lossopt.training._reader import Reader
 from lossopt.training._stream import NEVER, is_once, length
 
@@ -257,6 +257,11 @@ class Streamed:
 def _common(reader, number):
     """The number of each process that reads a part of the stream."""
     return gathered([number])[:, 0] if reader.joint else np.array([number])
+
+
+def feed_of(plan: Plan, data: Data, reader: Reader | None, horizon: Horizon) -> Feed:
+    """Of rows in memory, or of a stream."""
+    return Streamed(plan, reader, horizon) if reader else Memory(plan, data.train, horizon)
 
 
 class _Held(NamedTuple):

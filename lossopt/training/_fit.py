@@ -20,8 +20,8 @@ from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
 from lossopt.training._evaluation import measuring, pooled
-from lossopt.training._facts import in_words, of_all, same, seen
-from lossopt.training._feed import Memory, Streamed, horizon
+from lossopt.training._facts import in_words, same, seen
+from lossopt.training._feed import feed_of, horizon
 from lossopt.training._given import given
 from lossopt.training._going_on import as_started, given_back, gone_on, shards_of
 from lossopt.training._host import Host, Row
@@ -181,14 +181,15 @@ def fit(
     until = horizon(epochs, steps, evaluate_every)
     layout = layout_of(mesh, partition, axes, rules, gather)
     together = joint(layout)
+    cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
     if together:
-        told = {"batch_size": batch_size, "shards": shards, "microbatches": microbatches}
-        told |= {"drop_last": drop_last, "check": check, "mesh": in_words(mesh), "until": until}
-        kinds = {"train": train, "validation": validation, "start": start, "seconds": seconds}
-        same(trees | {"stop": stop}, kinds | {"checkpoint": checkpoint}, **told)
+        told = cut | {"microbatches": microbatches, "has_aux": has_aux, "watch": watch}
+        told |= {"check": check, "until": until, "mesh": in_words(mesh), "partition": partition}
+        own = {"train": train, "validation": validation, "best": best, "start": start}
+        own |= {"checkpoint": checkpoint, "seconds": seconds, "evaluate_at": evaluate_at}
+        same(trees | {"stop": stop}, own, **told, rules=rules, gather=gather)
         on_epoch = seen(on_epoch)
     saves = Saves(checkpoint, checkpoint_every, together=together)
-    cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
     read = given(train, validation, key, until, layout, saves.shards() or shards_of(start), **cut)
     if start is not None:
         trees = as_started(start, trees)
@@ -199,21 +200,17 @@ def fit(
     options = best, microbatches, has_aux, watch, evaluate_at
     plan = plan_of(objective, optimizer, read.source, data, *options)
     plan = plan._replace(window=WINDOW, layout=layout)
-    if together:
-        same({}, **plan._asdict())
-    reader = read.reader
-    saves.check(reader and reader.mark and reader.mark[2])
+    saves.check(read.reader and read.reader.mark and read.reader.mark[2])
     gone = outlived() if together else nullcontext()
     with gone, outside(layout), saves, read.lent(), _jax.on_mesh(read.train, params):
         preflight(plan, data, params, model_state, check)
-        facts = of_all(identity(plan, key, **read.facts()), read.parted)
+        facts = read.joined(identity(plan, key, **read.facts()))
         data, validate = _called_with(plan, data, read, params, model_state)
-        begun = plan.call(start_judged if check else begin, data, params, model_state)
-        begun = plan.laid(begun)
+        first = start_judged if check else begin
+        begun = plan.laid(plan.call(first, data, params, model_state))
         _judged_elsewhere(plan, begun)
-        feed = Streamed(plan, reader, until) if reader else Memory(plan, data.train, until)
-        shown = progress if jax.process_index() == 0 or not together else False
-        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, shown, limit)
+        feed = feed_of(plan, data, read.reader, until)
+        host = Host(plan, data, feed, saves, facts, read.held, validate, on_epoch, progress, limit)
         with guard() if together else nullcontext():
             return given_back(mesh, gone_on(host, begun, start))
 

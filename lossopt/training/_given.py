@@ -1,6 +1,6 @@
 """What `fit` was given to read: rows in memory, or streams whose first batch stands for them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from lossopt import _checks, _jax, _pieces
 from lossopt._place import Parted
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.training._arrays import on_device, on_host
-from lossopt.training._facts import same_rows
+from lossopt.training._facts import of_all, same_rows
 from lossopt.training._feed import Horizon
 from lossopt.training._laid import laid_batch, laid_rows
 from lossopt.training._layout import Layout, joint, own_rows
@@ -46,10 +46,10 @@ class Given(NamedTuple):
     validating: Iterable | None
     joint: bool
 
-    @property
-    def parted(self) -> bool:
-        """Whether a process has a part that others have not."""
-        return self.joint and (self.reader is not None or self.validating is not None)
+    def joined(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Facts of this process as those of all, where each reads a part of its own."""
+        parted = self.joint and (self.reader is not None or self.validating is not None)
+        return of_all(facts) if parted else facts
 
     def facts(self) -> dict[str, PyTree]:
         """What tells these data from others.

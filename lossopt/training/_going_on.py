@@ -30,7 +30,7 @@ def gone_on(host: Host, begun: Progress, start: Run | None) -> Run:
             return start, "start"
         return saved, str(host.saves)
 
-    saved, where = host.alike(found)
+    saved, where = host.peers.alike(found)
     if saved is None:
         return hosted(host, reached)
     progress = host.plan.laid(taken_up(host.plan, host.data, begun, saved, where))

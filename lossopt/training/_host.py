@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _processes
+from lossopt._processes import several
 from lossopt._typing import Array
 from lossopt.training._bar import bar
 from lossopt.training._feed import Feed
 from lossopt.training._history import close, new_rows
 from lossopt.training._loop import advance
+from lossopt.training._peers import Peers
 from lossopt.training._plan import Data, Plan, Pooled, Progress
 from lossopt.training._pool import Pool
 from lossopt.training._report import as_json
@@ -66,29 +67,14 @@ class Host(NamedTuple):
     clock: Callable[[], float] = time.perf_counter
 
     @property
-    def together(self) -> bool:
-        """Whether it runs in several processes, which all take each step and each decision."""
-        return self.plan.layout is not None and _processes.several()
-
-    def agreed(self, count: int, *others: int) -> tuple[int, ...]:
-        """The count of the first process, and of other numbers the largest."""
-        if not self.together:
-            return count, *others
-        numbers = _processes.gathered([count, *others])
-        return tuple(map(int, (numbers[0, 0], *numbers[:, 1:].max(axis=0))))
-
-    def heard(self, number: int | None) -> int | None:
-        """The signal that any process got."""
-        return self.agreed(0, number or 0)[1] or None
+    def peers(self) -> Peers:
+        """The processes of the run."""
+        return Peers(self.plan.layout is not None and several())
 
     def told(self, row: Row, state: State) -> bool:
         """Whether the user, who sees a row, asks to end the run."""
         see = partial(self.on_epoch, row, state) if self.on_epoch else lambda: None
-        return any(self.agreed(0, self.alike(see) is STOP)[1:])
-
-    def alike(self, do: Callable[[], Any]) -> Any:
-        """What `do` returns; where it raises on one process, all raise."""
-        return _processes.alike(do) if self.together else do()
+        return any(self.peers.agreed(0, self.peers.alike(see) is STOP)[1:])
 
 
 class Reached(NamedTuple):
@@ -116,14 +102,14 @@ def hosted(host: Host, reached: Reached) -> Run:
     """Calls the program until the run ends; each call takes a fraction of a second."""
     with noted() as asked:
         try:
-            with bar(host.feed.unit, host.feed.total, host.shown) as show:
+            with bar(host.feed.unit, host.feed.total, host.peers.first and host.shown) as show:
                 for turn in _turns(host, reached, asked, show):
                     reached = turn
                     host.saves.due(partial(run_of, host, reached), host.limit < math.inf)
         except Exception as error:
-            if host.together and not _processes.agreed(error):
+            if host.peers.alone(error):
                 raise  # the others are elsewhere, or gone: nothing can be saved with them
-            asked.signal = host.heard(asked.signal)
+            asked.signal = host.peers.heard(asked.signal)
             if asked.signal is None:
                 host.saves.now(partial(run_of, host, reached))
                 raise
@@ -134,7 +120,7 @@ def hosted(host: Host, reached: Reached) -> Run:
             reached = _ended(reached, Stopped.EXHAUSTED)
         host.saves.now(partial(run_of, host, reached))
         host.saves.wait()
-        asked.signal = host.heard(asked.signal) or asked.signal
+        asked.signal = host.peers.heard(asked.signal) or asked.signal
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     if asked.signal is not None:
@@ -169,7 +155,7 @@ def _turns(host, reached, asked, show):
     while reached.stopped is Stopped.FINISHED and (piece := host.feed.piece(reached.steps)):
         called = host.clock()
         late = host.limit - called < 2 * (spent or 0) + host.saves.took
-        count, late, heard = host.agreed(count, late, asked.signal or 0)
+        count, late, heard = host.peers.agreed(count, late, asked.signal or 0)
         if heard or late:
             asked.signal = heard or None
             yield _ended(reached, Stopped.INTERRUPTED if heard else Stopped.TIME)
