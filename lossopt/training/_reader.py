@@ -185,7 +185,7 @@ class Reader:
         except Exception as raised:
             if not self.joint:
                 raise
-            error = raised
+            error, self.next = raised, None
         found = error is not None, self._strange() is not None, leading(self.next)
         failed, others, rows = (gathered(found) if self.joint else np.array([found])).T
         if failed.any():

@@ -36,7 +36,7 @@ ODD = 23  # rows, which devices do not divide
 WIDTH = 256  # so that FSDP spreads a matrix
 DEATH = 3  # the row of history after which one dies
 HEARTBEAT = int(os.environ.get("HEARTBEAT", "6"))  # seconds
-LONG = 600  # likewise, after which a process is lost
+LONG = 1800  # likewise, after which a process is lost
 OPTIMIZER = optax.adam(0.01)
 SIGNALS = {"killed": signal.SIGKILL, "first_killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 
