@@ -151,9 +151,9 @@ def placed(mesh: Mesh | AbstractMesh, specs) -> object:
 def put(x: ArrayLike, sharding: NamedSharding) -> Array:
     """An array where it is to lie; several processes each give it whole and alike.
 
-    Of numpy it is a copy: on a CPU jax goes on reading the memory that it was given.
+    Of memory of others it is a copy: on a CPU jax goes on reading what it was given.
     """
-    x = x.copy() if isinstance(x, np.ndarray) else x
+    x = np.array(x) if hasattr(x, "shape") and not isinstance(x, jax.Array) else x
     there = isinstance(x, jax.Array) and not x.is_fully_addressable
     if there or sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
