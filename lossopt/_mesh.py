@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -148,15 +149,26 @@ def placed(mesh: Mesh | AbstractMesh, specs) -> object:
 
 
 def put(x: ArrayLike, sharding: NamedSharding) -> Array:
-    """An array where it is to lie; several processes each give it whole and alike."""
+    """An array where it is to lie; several processes each give it whole and alike.
+
+    Of memory of others it is a copy: on a CPU jax goes on reading what it was given.
+    """
+    x = np.array(x) if hasattr(x, "shape") and not isinstance(x, jax.Array) else x
     there = isinstance(x, jax.Array) and not x.is_fully_addressable
     if there or sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
         data = put(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    if jnp.shape(x) == () and getattr(x, "weak_type", False):  # was a number of Python
+        return _copy(sharding)(np.asarray(x).item())
     whole = np.asarray(x, jnp.result_type(x))
     return jax.make_array_from_callback(whole.shape, sharding, lambda place: whole[place])
+
+
+@cache
+def _copy(sharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def put_part(sharding: NamedSharding, x: ArrayLike) -> Array:

@@ -17,10 +17,20 @@ def on_device(**trees: PyTree) -> list[PyTree]:
 
 
 def on_host(**trees: PyTree) -> list[PyTree]:
-    """The same, of the same dtypes, but what no device holds is of numpy and stays on the host."""
+    """The same, of the same dtypes, but what no device holds is of numpy and stays on the host.
+
+    Numbers of Python are arrays of jax as there, which others do not follow in their dtype.
+    """
     usable(**trees)
-    own = lambda x: x if isinstance(x, jax.Array) else np.asarray(x, jnp.result_type(x))
-    return [jax.tree.map(own, tree) for tree in trees.values()]
+    return [jax.tree.map(_own, tree) for tree in trees.values()]
+
+
+def _own(x):
+    if isinstance(x, jax.Array):
+        return x
+    if isinstance(x, bool | int | float | complex) and not isinstance(x, np.generic):
+        return jnp.asarray(x)
+    return np.asarray(x, jnp.result_type(x))
 
 
 def usable(**trees: PyTree) -> None:

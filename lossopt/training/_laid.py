@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _jax, _mesh
@@ -14,7 +14,7 @@ from lossopt._processes import gathered
 from lossopt._shardings import EVERYWHERE
 from lossopt._typing import Batch, PyTree
 from lossopt.training._arrays import on_device, on_host
-from lossopt.training._layout import Layout
+from lossopt.training._layout import Layout, auto_mesh
 from lossopt.training._step import maker
 
 
@@ -25,7 +25,8 @@ def laid_rows(layout: Layout, data: Batch, shards: int | None = None) -> Batch |
     then cut. Without shards there are as many as devices.
     """
     devices = layout.devices
-    parts = parted(data, shards or devices)
+    with _jax.undisturbed():
+        parts = parted(_cuttable(data), shards or devices)
     over = P() if shards and shards % devices else _mesh.spec(layout.axes.rows)
     even, rest = laid(layout, parts.even, over), laid(layout, parts.rest)
     return Parted(even, rest) if rest or not even else even[0]
@@ -35,6 +36,19 @@ def laid(layout: Layout, tree: PyTree, spec: P = EVERYWHERE) -> PyTree:
     """Arrays on the mesh, each as the spec says."""
     where = NamedSharding(layout.mesh, spec)
     return jax.tree.map(lambda x: _mesh.put(x, where), tree)
+
+
+def _cuttable(tree):
+    """Arrays on Auto axes where they lie: those of Explicit ones are cut at their devices alone."""
+
+    def auto(x):
+        lies = getattr(x, "sharding", None)
+        if not isinstance(lies, NamedSharding) or not isinstance(lies.mesh, Mesh):
+            return x
+        auto = NamedSharding(auto_mesh(lies.mesh), lies.spec)
+        return jax.device_put(x, auto) if lies.mesh.explicit_axes else x
+
+    return jax.tree.map(auto, tree)
 
 
 def laid_batch(layout: Layout | None, batch: Batch, ahead: int = 0) -> Batch | Parted:
@@ -49,16 +63,18 @@ def laid_batch(layout: Layout | None, batch: Batch, ahead: int = 0) -> Batch | P
     """
     if layout is None:
         return on_device(data=batch)[0]
-    (batch,) = on_host(data=batch)
+    batch = _cuttable(*on_host(data=batch))
     leaves = jax.tree.leaves(batch)
     rows = gathered([leaves[0].shape[ahead]])[:, 0]
     each = int(rows.min()) // (layout.devices // len(rows)) * (layout.devices // len(rows))
     cut = lambda part: jax.tree.map(lambda x: x[(*[slice(None)] * ahead, part)], batch)
     over = NamedSharding(layout.mesh, _mesh.spec(layout.axes.rows, ahead))
-    even = jax.tree.map(partial(_mesh.put_part, over), cut(slice(each)))
+    with _jax.undisturbed():
+        parts = cut(slice(each)), cut(slice(each, None))
+    even = jax.tree.map(partial(_mesh.put_part, over), parts[0])
     if (rows == each).all():
         return even
-    rest = jax.tree.map(partial(_joined, rows - each, ahead), cut(slice(each, None)))
+    rest = jax.tree.map(partial(_joined, rows - each, ahead), parts[1])
     return Parted((even,) if each else (), (laid(layout, rest),))
 
 

@@ -144,8 +144,12 @@ def layout_of(
             "lossopt.parallel.mesh()."
         )
     found = layout(mesh, partition, "auto", axes, rules, gather)
-    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    return found._replace(mesh=auto, rules=tuple(rules))
+    return found._replace(mesh=auto_mesh(mesh), rules=tuple(rules))
+
+
+def auto_mesh(mesh: Mesh) -> Mesh:
+    """The same devices along Auto axes."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def joint(layout: Layout | None) -> bool:

@@ -30,7 +30,6 @@ from lossopt.training._step import (
     step_in_place,
     take_step,
 )
-from lossopt.training._stream import owned
 
 _PROGRAMS = 16
 
@@ -193,4 +192,4 @@ def _moved(x, sharding):
     """On its devices; what is there already, and numbers of Python, stay what they are."""
     if not hasattr(x, "shape") or getattr(x, "sharding", None) == sharding:
         return x
-    return _mesh.put(owned(x), sharding)
+    return _mesh.put(x, sharding)

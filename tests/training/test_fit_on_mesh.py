@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 import lossopt as lo
 from lossopt import _jax, _programs
 from lossopt.training import Stopped
+from lossopt.training._laid import laid_all, laid_batch, laid_rows
+from lossopt.training._layout import layout_of
 from lossopt.training._loop import advance
 from lossopt.training._plan import Plan
 from lossopt.training._saves import Saves
@@ -425,6 +427,34 @@ def test_convolutions():
     )
     grads = jax.grad(lambda params: jnp.mean(errors(params, data)))(params)
     jax.tree.map(close, run.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads))
+
+
+class TestRowsAreLaid:
+    """On the devices of a run, from wherever they are."""
+
+    @pytest.mark.parametrize("devices", [1, DEVICES])
+    def test_what_the_user_writes_later_is_not_read(self, devices):
+        room = np.zeros(16 * 64 + 64, np.uint8)
+        rows = room[-room.ctypes.data % 64 :][: 16 * 64].view(np.float32).reshape(16, 16)
+        [laid] = laid_all(layout_of(mesh(devices)), rows=rows)
+        rows[:] = 1
+        assert not np.any(laid)
+
+    @pytest.mark.parametrize("lay", [laid_rows, laid_batch])
+    def test_explicit_axes_of_other_devices(self, lay):
+        """Which the rows of the mesh, 15 and 1, do not follow, whatever mesh the caller has set."""
+        explicit = jax.make_mesh((DEVICES,), ("data",), (AxisType.Explicit,))
+        rows = jax.device_put(np.arange(16.0), jax.NamedSharding(explicit, P("data")))
+        with jax.set_mesh(explicit):
+            laid = lay(layout_of(mesh(5)), rows)
+        np.testing.assert_array_equal(laid.joined(), np.arange(16))
+
+    def test_numbers_of_python_do_not_widen_others(self):
+        """As on one device: hyperparameters beside parameters of 16 bits."""
+        halves = jnp.ones(2, jnp.bfloat16)
+        for layout in (None, layout_of(MESH)):
+            [rate] = laid_all(layout, hyperparameters=0.3)
+            assert (rate * halves).dtype == jnp.bfloat16
 
 
 class TestNumbersThatAreNotFinite:

@@ -101,7 +101,7 @@ def test_each_device_splits_its_own_rows(kind):
         (0.01, {}, "Expected {} as a share.*got 0.01 of 10 rows in 1 shards, 0 of each"),
         (0.99, {}, "10 of each"),
         (0.1, {"shards": 5}, "0 of each"),
-        (0.5, {"shards": 3}, "10 rows in 3 shards"),
+        (0.1, {"shards": 3}, "10 rows in 3 shards, 0 of each"),
     ],
 )
 def test_a_share_that_leaves_nothing_is_refused(share, options, message):
