@@ -37,8 +37,8 @@ def compared(place: Place):
     half, own = place.folder / "half", place.folder / f"half_{place.scene}"
     if place.scene == SAVED:
         trained(*KINDS[-2], epochs=EPOCHS // 2, checkpoint=half)
-        place.tell("half", None)
-    place.wait(f"{SAVED}_0.half")
+        place.tell("begun", None)
+    place.wait(f"{SAVED}_0.begun")
     if place.rank == 0:
         shutil.copytree(half, own)
         place.tell("copied", None)

@@ -31,9 +31,9 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two layouts and one kind; no deaths")
     parser.add_argument("--runs", type=int, default=5, help="of each death")
-    parser.add_argument("--optimized", action="store_true", help="compile with all of XLA")
+    parser.add_argument("--optimized", action="store_true", help="layouts with all of XLA's passes")
     options = parser.parse_args()
-    print(header())
+    print(header().replace("times: processor", "times: wall clock"))
     claims = [*_layouts(options)]
     if not options.quick:
         claims += _deaths(options.runs)
