@@ -134,7 +134,7 @@ def test_where_there_is_none_or_there_are_two_there_is_no_column():
 
 
 def test_rows_of_one_call_share_its_time(monkeypatch):
-    readings = iter(np.cumsum([100.0, 3.0, 0.05, 1.0]))
+    readings = iter(np.cumsum([100.0, 0.0, 3.0, 0.0, 0.05, 0.0, 1.0]))
     monkeypatch.setattr(_fit, "Host", partial(_fit.Host, clock=lambda: next(readings)))
     seconds = _fit_it(batch_size=6, epochs=5).history["seconds"]
     np.testing.assert_allclose(seconds, [3, 3.05, 3.05 + 1 / 3, 3.05 + 2 / 3, 4.05])

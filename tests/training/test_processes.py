@@ -174,7 +174,8 @@ class TestEndsOfOne:
         first, second = (process.found["raised"] for process in left["square"])
         assert second == "KeyError: 'popitem(): dictionary is empty'"
         assert first == f"RuntimeError: Process 1 failed, and with it all: {second}"
-        assert Checkpoints(folder / "raises").verify().verified == (3,)
+        [step] = Checkpoints(folder / "raises").verify().verified
+        assert 3 <= step < 6  # the end of the last call before the row at 6
 
     def test_an_error_of_the_loader_is_raised_by_both(self, pair, folder):
         first, second = (found["raised"] for found in pair)
