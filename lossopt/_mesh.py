@@ -138,6 +138,29 @@ def size(mesh: Mesh | AbstractMesh, names: Sequence[str]) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
+@cache
+def held(mesh: Mesh, names: tuple[str, ...]) -> dict[int, frozenset[int]]:
+    """Of each process the places of rows on its devices; raises where a process has none."""
+    places = NamedSharding(mesh, spec(names)).devices_indices_map((size(mesh, names),))
+    found: dict[int, set[int]] = {}
+    for device, (index, *_) in places.items():
+        found.setdefault(device.process_index, set()).add(index.start or 0)
+    if left_out := sorted(set(range(jax.process_count())) - set(found)):
+        raise ValueError(
+            f"Expected a mesh with devices of all {jax.process_count()} processes, got none of "
+            f"process {left_out[0]}. Make it of all of jax.devices(), as lossopt.parallel.mesh() "
+            "is."
+        )
+    return {process: frozenset(part) for process, part in sorted(found.items())}
+
+
+def in_words(mesh: Mesh | None) -> str:
+    """A mesh, with the order of its devices."""
+    if mesh is None:
+        return "None"
+    return f"{dict(mesh.shape)} of devices {[device.id for device in mesh.devices.flat]}"
+
+
 def spec(names: Sequence[str], ahead: int = 0) -> P:
     """The spec of arrays whose axis after `ahead` others lies over these axes of a mesh."""
     return P(*[None] * ahead, _entry(names))

@@ -1,7 +1,7 @@
 """Batches made longer, so that devices divide their rows, and batches that lie on all devices."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from lossopt import _checks, _mesh, _pieces, _processes
 from lossopt._jax import undisturbed
 from lossopt._typing import ArrayLike, Batch, Bool
+from lossopt.training._stream import owned
 
 
 def pad_batch(batch: Batch, multiple: int) -> tuple[Batch, Bool[ArrayLike, " rows"]]:
@@ -95,9 +96,8 @@ def global_batch(
     if refused:
         raise refused
     over = NamedSharding(mesh, _mesh.spec(_mesh.axes_of(mesh, axes).rows))
-    own = lambda x: x if isinstance(x, jax.Array) else np.asarray(x).copy()
     with undisturbed():
-        return jax.make_array_from_process_local_data(over, jax.tree.map(own, local_rows))
+        return jax.make_array_from_process_local_data(over, owned(local_rows))
 
 
 def _facts(mesh, local_rows, axes):
@@ -107,7 +107,7 @@ def _facts(mesh, local_rows, axes):
         raise TypeError(
             f"Expected mesh of devices, got {mesh!r}. Make one with lossopt.parallel.mesh()."
         )
-    count, devices = _places(mesh, over)
+    count = _places(mesh, over)
     rows, leaves = _pieces.rows(local_rows, "local_rows"), {}
     for path, x in jax.tree_util.tree_leaves_with_path(local_rows):
         name = "local_rows" + jax.tree_util.keystr(path)
@@ -124,29 +124,17 @@ def _facts(mesh, local_rows, axes):
             "objective takes; or give lossopt.fit an iterable of batches, which takes any number."
         )
     structure = str(jax.tree.structure(local_rows))
-    return {"mesh": devices, "the structure of local_rows": structure} | leaves
+    return {"mesh": _mesh.in_words(mesh), "the structure of local_rows": structure} | leaves
 
 
-@cache
 def _places(mesh, over):
-    """Over how many devices rows of a process lie, and the devices of the mesh in words."""
-    size = _mesh.size(mesh, over)
-    places = NamedSharding(mesh, _mesh.spec(over)).devices_indices_map((size,))
-    held = {}
-    for device, (index, *_) in places.items():
-        held.setdefault(device.process_index, set()).add(index.start)
-    if left_out := sorted(set(range(jax.process_count())) - set(held)):
-        raise ValueError(
-            f"Expected a mesh with devices of all {jax.process_count()} processes, got none of "
-            f"process {left_out[0]}. Make it of all of jax.devices(), as lossopt.parallel.mesh() "
-            "is."
-        )
-    parts = set(map(frozenset, held.values()))
-    if sum(map(len, parts)) != size or len(set(map(len, parts))) > 1:
+    """Over how many devices rows of a process lie."""
+    held = _mesh.held(mesh, over)
+    parts = set(held.values())
+    if sum(map(len, parts)) != _mesh.size(mesh, over) or len(set(map(len, parts))) > 1:
         raise ValueError(
             "Expected a mesh in which each process has as many devices and rows of its own, got "
-            f"{ {process: len(part) for process, part in sorted(held.items())} } places for rows "
-            "by process. Order its devices by process, as jax.devices() are."
+            f"{ {process: len(part) for process, part in held.items()} } places for rows by "
+            "process. Order its devices by process, as jax.devices() are."
         )
-    ids = [device.id for device in mesh.devices.flat]
-    return len(held[jax.process_index()]), f"{dict(mesh.shape)} of devices {ids}"
+    return len(held[jax.process_index()])

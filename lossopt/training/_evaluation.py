@@ -22,7 +22,7 @@ from lossopt.training._arrays import on_device, on_host
 from lossopt.training._facts import same, same_rows
 from lossopt.training._laid import laid_all, laid_batch, laid_rows, resting
 from lossopt.training._layout import Layout, joint, layout_of, outside, place_of, within
-from lossopt.training._reader import Reader
+from lossopt.training._reader import Reader, reading
 from lossopt.training._stream import is_stream, own_batches, owned
 
 AHEAD = 3  # batches of a stream that are in flight
@@ -84,7 +84,7 @@ def evaluate(
     if is_stream(data):
         own_batches(data=data, batch_size=batch_size, shards=shards)
         measure = measuring(objective, has_aux, layout)
-        reader = Reader(data, "data", together)
+        reader = reading(layout, data, "data")
         with outside(layout):
             return columns(*pooled(measure, reader, layout, params, *given))
     (data,) = on_device(data=data) if layout is None else on_host(data=data)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lossopt import _processes
@@ -70,13 +70,6 @@ def same(
         facts |= {f"{name}/{path}".rstrip("/"): _whole(x) for path, x in leaves}
         facts[f"the structure of {name}"] = str(jax.tree.structure(tree))
     _processes.same({name: ADDRESS.sub("", x) for name, x in facts.items()}, ALIKE)
-
-
-def in_words(mesh: Mesh | None) -> str:
-    """A mesh, with the order of its devices."""
-    if mesh is None:
-        return "None"
-    return f"{dict(mesh.shape)} of devices {[device.id for device in mesh.devices.flat]}"
 
 
 def seen(on_epoch: Callable[..., Any] | None) -> Callable[..., Any] | None:

@@ -13,14 +13,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from lossopt import _checks, _jax
+from lossopt import _checks, _jax, _mesh
 from lossopt._guard import guard, outlived
 from lossopt._shardings import Rules
 from lossopt._typing import Array, Batch, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.training._best import Judge
 from lossopt.training._evaluation import measuring, pooled
-from lossopt.training._facts import in_words, same, seen
+from lossopt.training._facts import same, seen
 from lossopt.training._feed import feed_of, horizon
 from lossopt.training._given import given
 from lossopt.training._going_on import as_started, given_back, gone_on, shards_of
@@ -32,7 +32,7 @@ from lossopt.training._loop import start as begin
 from lossopt.training._pile import Stack
 from lossopt.training._plan import Data, Plan, Pooled
 from lossopt.training._preflight import preflight
-from lossopt.training._reader import Reader
+from lossopt.training._reader import reading
 from lossopt.training._resume import identity
 from lossopt.training._rules import average_reader
 from lossopt.training._run import Run, plan_of, start_judged
@@ -184,10 +184,10 @@ def fit(
     cut = {"batch_size": batch_size, "shards": shards, "drop_last": drop_last}
     if together:
         told = cut | {"microbatches": microbatches, "has_aux": has_aux, "watch": watch}
-        told |= {"check": check, "until": until, "mesh": in_words(mesh), "partition": partition}
+        told |= {"partition": partition, "rules": rules, "gather": gather, "check": check}
         own = {"train": train, "validation": validation, "best": best, "start": start}
         own |= {"checkpoint": checkpoint, "seconds": seconds, "evaluate_at": evaluate_at}
-        same(trees | {"stop": stop}, own, **told, rules=rules, gather=gather)
+        same(trees | {"stop": stop}, own, **told, until=until, mesh=_mesh.in_words(mesh))
         on_epoch = seen(on_epoch)
     saves = Saves(checkpoint, checkpoint_every, together=together)
     read = given(train, validation, key, until, layout, saves.shards() or shards_of(start), **cut)
@@ -232,7 +232,7 @@ def _called_with(plan, data, read, params, model_state):
     def validate(state):
         point = plan.call(Plan.judged, state) if plan.evaluate_at else state.params
         given = state.model_state, data.hyperparameters
-        reader = Reader(read.validating, "validation", read.joint)
+        reader = reading(plan.layout, read.validating, "validation")
         return Pooled(*pooled(measure, reader, plan.layout, point, *given))
 
     like = measure(params, read.validation, model_state, data.hyperparameters)

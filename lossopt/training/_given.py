@@ -14,10 +14,10 @@ from lossopt.training._arrays import on_device, on_host
 from lossopt.training._facts import of_all, same_rows
 from lossopt.training._feed import Horizon
 from lossopt.training._laid import laid_batch, laid_rows
-from lossopt.training._layout import Layout, joint, own_rows
+from lossopt.training._layout import Layout, joint
 from lossopt.training._pile import Stacks
 from lossopt.training._plan import Source
-from lossopt.training._reader import Reader
+from lossopt.training._reader import Reader, reading
 from lossopt.training._source import source
 from lossopt.training._split import held_out
 from lossopt.training._stream import NEVER, is_once, is_stream, own_batches
@@ -102,8 +102,7 @@ def given(
     if is_stream(train):
         own_batches(train=train, batch_size=batch_size, **cut)
         _readable(train, validation, until)
-        own_rows(layout)
-        reader = Reader(train, "train", together)
+        reader = reading(layout, train, "train")
         train = reader.first
     else:
         if cut["shards"] is None:
@@ -112,7 +111,7 @@ def given(
     validating = validation if is_stream(validation) else None
     if validating is not None:
         _readable_again(validating)
-        validation = Reader(validating, "validation", together).first
+        validation = reading(layout, validating, "validation").first
     train, validation = into(train=train, validation=validation)
     if validation is not None:
         _pieces.rows(validation, "validation")

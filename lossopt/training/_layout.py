@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -154,37 +153,25 @@ def auto_mesh(mesh: Mesh) -> Mesh:
 
 def joint(layout: Layout | None) -> bool:
     """Whether several processes take each step together; raises where one is left out."""
-    if layout is None or not _processes.several():
-        return False
-    found = {device.process_index for device in _devices(layout).flat}
-    if missing := sorted(set(range(jax.process_count())) - found):
-        raise ValueError(
-            f"Expected a mesh with devices of all {jax.process_count()} processes, got none of "
-            f"{missing}. Make it of jax.devices(), as lossopt.parallel.mesh() does."
-        )
-    return True
+    return layout is not None and _processes.several() and bool(_held(layout))
 
 
 def own_rows(layout: Layout | None) -> None:
     """Raises where a process has no rows of its own, or not as many as others."""
     if layout is None:
         return
-    names, mesh = layout.axes.rows, layout.mesh
-    order = [mesh.axis_names.index(name) for name in names]
-    others = [i for i in range(len(mesh.axis_names)) if i not in order]
-    owners = np.vectorize(lambda device: device.process_index)(_devices(layout))
-    owners = owners.transpose(*order, *others).reshape(layout.devices, -1)
-    counts = np.bincount(owners[:, 0], minlength=jax.process_count())
-    if (owners != owners[:, :1]).any() or (counts != counts[0]).any():
+    counts = {process: len(part) for process, part in _held(layout).items()}
+    if sum(counts.values()) != layout.devices or len(set(counts.values())) > 1:
         raise ValueError(
             "Expected a mesh on whose axes of rows each process has as many devices of its own, "
-            f"because each reads its own part of every batch, got {dict(mesh.shape)} with "
-            f"processes {owners.tolist()}. Put the axis of the rows first, over the processes."
+            f"because each reads its own part of every batch, got {dict(layout.mesh.shape)} with "
+            f"{counts} places for rows by process. Put the axis of the rows first, over the "
+            "processes."
         )
 
 
-def _devices(layout):
-    return np.asarray(layout.mesh.devices)
+def _held(layout):
+    return _mesh.held(layout.mesh, layout.axes.rows)
 
 
 def place_of(layout: Layout | None, params: PyTree, shards: int) -> Here | Auto:

@@ -14,12 +14,20 @@ from lossopt._processes import alike, gathered, told
 from lossopt._typing import Batch
 from lossopt.training._form import Form, leading
 from lossopt.training._inputs import numbers
+from lossopt.training._layout import Layout, joint, own_rows
 from lossopt.training._packed import packed, stateful, unpacked
 from lossopt.training._stream import owned
 
 END = object()
 CAPTURE = 32  # batches between two states of a stream
 PARTS = "processes"
+
+
+def reading(layout: Layout | None, stream: Iterable, name: str) -> "Reader":
+    """A reader, for each process of a mesh one of its own part; raises where it can have none."""
+    if together := joint(layout):
+        own_rows(layout)
+    return Reader(stream, name, together)
 
 
 class Reader:

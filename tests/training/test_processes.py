@@ -201,10 +201,12 @@ REFUSED = {
     "check": "Expected check alike on all processes, got True on process 0 and False on process 1",
     "kind": "Expected train alike on all processes, got given on process 0 and an iterable on",
     "checkpoint": "Expected checkpoint alike on all processes, got given on process 0 and nothing",
-    "left_out": r"a mesh with devices of all 2 processes, got none of \[1\]",
+    "left_out": r"a mesh with devices of all 2 processes, got none of process 1",
     "mesh": r"Expected mesh alike .* of devices \[0, \d+\] on process 0 and .* of devices \[\d+, 0",
     "shards": r"holds another run than this call asks for:\nsource.shards: was 2, is 1",
     "structure": r"params/in",
+    "alike": "axes of rows each process has as many devices of its own, because each reads its",
+    "measured": "axes of rows each process has as many devices of its own, because each reads its",
     "wide": r"Expected train, each row/x alike .* float32\[4\] on process 0 and float32\[5\] on",
 }
 

@@ -5,6 +5,7 @@ process finds it pickles for the test.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -286,6 +287,7 @@ def refused(place, mesh):
     other = {**TRAIN, "y": TRAIN["y"] + rank}
     halves = jax.tree.map(lambda x: x[: 16 + rank], TRAIN)
     wide = [{**parts(0)[0], "x": np.ones((6, 4 + rank), np.float32)}]
+    model = Mesh(np.reshape(jax.devices(), (1, 2)), ("data", "model"))  # both have all rows
     given = {
         "data": {"train": other},
         "rows": {"train": halves},
@@ -298,6 +300,7 @@ def refused(place, mesh):
         "checkpoint": checkpoint if first else {},
         "left_out": {"mesh": Mesh(jax.devices()[:1], ("data",))},
         "mesh": {"mesh": Mesh(jax.devices()[:: 1 if first else -1], ("data",))},
+        "alike": {"mesh": model, "validation": Loader([TRAIN])},
         "shards": {"shards": 1} | checkpoint,
         "structure": {"params": {**PARAMS, "in": PARAMS["in"][:, :4], "out": np.zeros(4)}}
         | checkpoint,
@@ -306,6 +309,9 @@ def refused(place, mesh):
     found = {name: raised(partial(fit, **common | x)) for name, x in given.items()}
     found["wide"] = raised(partial(streamed, mesh, Loader(wide)))
     found["first"] = raised(partial(streamed, mesh, Loader([None if first else parts(1)[0]])))
+    found["measured"] = raised(
+        partial(lo.training.evaluate, objective, PARAMS, Loader([TRAIN]), mesh=model)
+    )
     place.tell("refused", found)
 
 
@@ -353,7 +359,8 @@ def main(folder, scenes):
         ended.append((name, rank, os.waitstatus_to_exitcode(status), time.time()))
         (folder / f"{name}_{rank}.ended").touch()
         if (name, rank) == ("stopped", 0):  # who is stopped hears no other signal
-            os.kill(runs["stopped", 1], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(runs["stopped", 1], signal.SIGKILL)
     print(json.dumps(ended))
 
 
