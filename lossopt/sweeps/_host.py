@@ -79,21 +79,32 @@ class Host:
     clock: Callable[[], float] = time.perf_counter
 
 
-def hosted(host: Host) -> Table:
-    """Runs what has not run, and gives the table."""
+def hosted(host: Host, runs: Callable[[Host, Stretch, Watch], bool] | None = None) -> Table:
+    """Runs what has not run, and gives the table.
+
+    Args:
+      host: of the sweep.
+      runs: whether all trials of a stretch ran, on workers; None runs them here.
+    """
+    runs = runs or _runs
     for part in host.parts:
-        _settled_before(host, part)
+        settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
         steps = host.parts[0].trial.steps
         for stretch in stretches(host.rungs, host.ledger, steps):
-            if not all(_ran(host, part, stretch, watch) for part in host.parts):
+            if not runs(host, stretch, watch):
                 break
         watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     return host.ledger.table()
+
+
+def _runs(host, stretch, watch):
+    """Whether all trials of a stretch ran, group after group."""
+    return all(_ran(host, part, stretch, watch) for part in host.parts)
 
 
 def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
@@ -162,6 +173,13 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
     ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
     if stretch.following is not None:
         ledger.resting.put(rows, result.state, form)
+    passed(host, stretch, rows)
+
+
+def passed(host: Host, stretch: Stretch, rows: np.ndarray) -> None:
+    """Forgets states that nothing goes on from, and tells rows that are written."""
+    ledger = host.ledger
+    if stretch.following is not None:
         on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
         ledger.resting.only(on)
     elif host.rungs is not None:
@@ -173,7 +191,7 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
 
 def _form(host, part, left, watch):
     """The form of a group: the one that it had, or the one that is settled now, and saved."""
-    if had := _settled_before(host, part):
+    if had := settled_before(host, part):
         return had
     count = len(left)
     if host.rungs is not None:
@@ -186,7 +204,7 @@ def _form(host, part, left, watch):
     return found
 
 
-def _settled_before(host, part):
+def settled_before(host: Host, part: Part) -> Form | None:
     """The form that a group has in the checkpoint, if any; raises where another is asked for."""
     wanted, saves = host.wanted, host.saves
     if part.label not in saves.settled:

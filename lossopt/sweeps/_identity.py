@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -71,7 +71,7 @@ def same_trials(had: dict[str, np.ndarray], ids: Sequence[int], trials: Trials, 
             raise _another(where, [f"trial {ids[at]}: {told}{values or ' is another'}"])
 
 
-def same_facts(had: dict[str, str], now: dict[str, str], where: str) -> None:
+def same_facts(had: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Raises where facts differ that both have, or the older alone."""
     now = {name: x for name, x in now.items() if name in had}
     if lines := differences(had, now):

@@ -42,6 +42,7 @@ class Ledger:
       stopped: which of them were stopped at a rung.
       kept: by setting, what may still be the best.
       resting: states of trials that wait at a rung.
+      repeated: whether settings have several trials.
       executed: steps of all trials of all calls, copies that fill a call among them.
     """
 
@@ -68,7 +69,7 @@ class Ledger:
         order = np.argsort(self._settings, kind="stable")
         kinds, first = np.unique(self._settings[order], return_index=True)
         self._rows = dict(zip(kinds.tolist(), np.split(order, first[1:])))
-        self._repeated = len(kinds) < count
+        self.repeated = len(kinds) < count
 
     def put(
         self,
@@ -174,7 +175,7 @@ class Ledger:
         status = np.where(self.stopped[rows], STOPPED, FINISHED).astype(object)
         status[~finite], status[~ran] = DIVERGED, WAITING
         columns = {"id": np.asarray(trials.id)}
-        if self._repeated:
+        if self.repeated:
             columns["setting"] = self._settings[rows]
         columns |= {name: trials[name] for name in trials.names} | scores
         for name in self.scores if self.levels else ():

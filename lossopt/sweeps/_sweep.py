@@ -14,6 +14,8 @@ from lossopt import _checks, _jax, _keys
 from lossopt._typing import Array, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.sweeps._calls import Calls
+from lossopt.sweeps._executor import Given
+from lossopt.sweeps._far import far_of
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._groups import groups, row_values
 from lossopt.sweeps._host import Host, Part, hosted
@@ -41,6 +43,7 @@ def sweep(
     chunk: int | Literal["auto"] = "auto",
     memory: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    executor: Given | None = None,
     checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
     timeout: float | None = None,
     on_row: Callable[[dict[str, Any]], Any] | None = None,
@@ -70,6 +73,9 @@ def sweep(
       memory: bytes of a device that a call may take; None takes what is free there, half of it on
         a CPU.
       mesh: devices, over all axes of which trials are spread. They do not speak to each other.
+      executor: a `concurrent.futures.Executor`, or a function that makes one, such as
+        `client.get_executor` of Dask: its workers run the chunks, and one of them settles mode and
+        chunk. A pool that a function made is made again where a worker of it dies.
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
         chunk and rung, of short ones after some seconds. If it holds the sweep already, the call
         goes on there, with the same table at its end; it may have more trials then. It is refused
@@ -113,6 +119,7 @@ def sweep(
         facts |= (
             {"steps": str(steps), "rungs": str(rungs)} if steps else {}
         )  # no program knows them
+    far = None if executor is None else far_of(executor, run, parts, key, mesh, progress)
     saves = Saves(checkpoint, ledger, facts)
     part_of = {int(row): part for part in parts for row in part.rows}
     saves.take_up(
@@ -123,7 +130,11 @@ def sweep(
     if isinstance(run, Task) and run.check:
         left = [part for part in parts if not ledger.ran[part.rows].all()]
         _checked(run, left, found, key)
-    return hosted(Host(parts, ledger, saves, wanted, rungs, limit, on_row, progress))
+    host = Host(parts, ledger, saves, wanted, rungs, limit, on_row, progress)
+    if far is None:
+        return hosted(host)
+    with far:
+        return hosted(host, far.ran)
 
 
 def _wanted(run, key, mode, chunk, memory, mesh):

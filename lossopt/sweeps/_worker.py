@@ -1,0 +1,289 @@
+"""What runs on a worker of an executor: a program that is unpickled, traced and compiled once."""
+
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from lossopt.sweeps._calls import Calls, Result, Within, state_of
+from lossopt.sweeps._compiled import compiled, remember
+from lossopt.sweeps._form import Form, Mode
+from lossopt.sweeps._resting import Leaves, keyed, raw
+from lossopt.sweeps._sending import Kind, Sent, packed, versions
+from lossopt.sweeps._settled import Wanted, settled
+from lossopt.sweeps._trial import Trial
+
+_KEPT = 4  # programs, which may hold data
+
+
+class _Program(NamedTuple):
+    """A program that was read, and the trials that were made of it so far."""
+
+    run: Any
+    kinds: list[Kind]
+    trials: OrderedDict[Any, Trial]
+
+
+_programs: OrderedDict[str, _Program] = OrderedDict()
+_lock = threading.RLock()
+
+
+class Best(NamedTuple):
+    """Which states are asked for.
+
+    Attributes:
+      score: what ranks.
+      maximize: whether the highest is the best.
+      settings: of the trials, `[rows]`.
+      count: how many of the best trials; None asks for the best one of each setting.
+    """
+
+    score: str
+    maximize: bool
+    settings: np.ndarray
+    count: int | None
+
+
+class Chunk(NamedTuple):
+    """Trials that run on a worker; arrays of numpy alone.
+
+    Attributes:
+      kind: the number of their group.
+      ids: of the trials, `[rows]`.
+      values: raw leaves of their values, each `[rows, ...]`.
+      done: steps that they have taken.
+      until: steps that they have taken at its end.
+      state: raw leaves of their states, each `[rows, ...]`; None where they have not begun.
+      best: the states that are asked for.
+    """
+
+    kind: int
+    ids: np.ndarray
+    values: Leaves
+    done: int
+    until: int
+    state: Leaves | None
+    best: Best
+
+
+class Came(NamedTuple):
+    """What came of a chunk.
+
+    Attributes:
+      scores: by name, `[rows]`.
+      seconds: of each trial, `[rows]`.
+      states: raw leaves of the states that were asked for, by place in the chunk.
+    """
+
+    scores: dict[str, np.ndarray]
+    seconds: np.ndarray
+    states: dict[int, Leaves]
+
+
+class Failed(NamedTuple):
+    """What a worker could not do.
+
+    Attributes:
+      at: what it was about to do: to read the program, or to run it.
+      told: the traceback there.
+      said: the exception in a line.
+      error: itself as bytes; None where it does not travel.
+    """
+
+    at: Literal["read", "run"]
+    told: str
+    said: str
+    error: bytes | None
+
+
+def ran(sent: Sent, mode: Mode, width: int, chunk: Chunk) -> Came | Failed:
+    """Runs a chunk.
+
+    Args:
+      sent: the program.
+      mode: of its trials.
+      width: trials of a call.
+      chunk: what is to run; it may take several calls.
+    """
+    return _guarded(sent, lambda: _ran(sent, Form(mode, width), chunk))
+
+
+def settles(
+    sent: Sent, mode: Any, width: Any, memory: int | None, chunk: Chunk, count: int
+) -> tuple[Mode, int] | Failed:
+    """Mode and width of a group of trials, as `settled` finds them here.
+
+    Args:
+      sent: the program.
+      mode: that the caller asks for.
+      width: likewise.
+      memory: bytes of a device that a call may take.
+      chunk: the first trials, which are tried.
+      count: trials that are to run on one worker.
+    """
+    return _guarded(sent, lambda: _settles(sent, Wanted(mode, width, memory, None), chunk, count))
+
+
+def _guarded(sent, do):
+    """What it gives; an exception of the program is told as one."""
+    at = "read"
+    try:
+        with _uninterrupted(), jax.transfer_guard("allow"), _under(sent.settings):
+            _read(sent)
+            at = "run"
+            return do()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        return Failed(at, traceback.format_exc(), said, _bytes(error))
+
+
+def _ran(sent, form, chunk):
+    trial, values = _trial(sent, chunk.kind), _values(sent, chunk)
+    _compile(trial, form, values)
+    calls, count = Calls(trial, values, chunk.ids), len(chunk.ids)
+    results: list[Result] = []
+    states: dict[int, Leaves] = {}
+    for rows in np.split(np.arange(count), range(form.width, count, form.width)):
+        within = _within(trial, form, values, rows, chunk)
+        result = calls.run(form, rows, within, chunk.until, lambda within: True)
+        if result is not None:  # nothing asks it to end
+            results.append(result)
+            states = _states(states, form, rows, results, chunk)
+    scores = {name: _joined(results, name) for name in results[0].scores}
+    widths = [len(result.scores[chunk.best.score]) for result in results]
+    return Came(scores, np.repeat([result.seconds for result in results], widths), states)
+
+
+def _settles(sent, wanted, chunk, count):
+    trial, values = _trial(sent, chunk.kind), _values(sent, chunk)
+    calls, rows = Calls(trial, values, chunk.ids), np.arange(len(chunk.ids))
+    with _lock:
+        found = settled(wanted, trial, _first(values), count, partial(calls.tried, rows=rows))
+    return found.mode, found.chunk
+
+
+def _read(sent):
+    """The program, read once."""
+    with _lock:
+        if sent.versions != versions():
+            raise RuntimeError(
+                f"Expected workers of the versions of who calls, {sent.versions}, got "
+                f"{versions()}: the last bits might differ. Install the same ones."
+            )
+        if sent.digest not in _programs:
+            run, kinds = pickle.loads(sent.program)
+            _programs[sent.digest] = _Program(run, kinds, OrderedDict())
+        _programs.move_to_end(sent.digest)
+        while len(_programs) > _KEPT:
+            _programs.popitem(last=False)
+        return _programs[sent.digest]
+
+
+def _trial(sent, number):
+    """The trial of a group, made once, so that its programs are found again."""
+    with _lock:
+        program, known = _read(sent), (number, sent.impl, sent.key.tobytes())
+        if known not in program.trials:
+            key = jax.random.wrap_key_data(sent.key, impl=sent.impl)
+            trial = Trial(program.run, program.kinds[number].statics, key)
+            remember(program.trials, known, trial)
+        return program.trials[known]
+
+
+def _values(sent, chunk):
+    return keyed(chunk.values, _read(sent).kinds[chunk.kind].values)
+
+
+def _first(values):
+    return jax.tree.map(lambda x: x[0], values)
+
+
+def _compile(trial, form, values):
+    """Compiles its programs, once for all threads of a worker."""
+    with _lock:
+        compiled(trial, form, _first(values))
+
+
+def _within(trial, form, values, rows, chunk):
+    """Where the trials of a call go on; None of such as have not begun."""
+    if chunk.state is None:
+        return None
+    filled = np.concatenate([rows, np.repeat(rows[:1], form.width - len(rows))])
+    own = [x[rows[0] if form.alone else filled] for x in chunk.state]
+    return Within(rows, chunk.done, keyed(own, trial.shapes(_first(values))[0]))
+
+
+def _states(had, form, rows, results, chunk):
+    """The states that are asked for, of the trials that ran so far."""
+    if results[-1].state is None:
+        return {}
+    best, first = chunk.best, rows[0]
+    places = best_places(best, chunk.ids, _joined(results, best.score))
+    new = lambda place: raw(state_of(form, results[-1], place - first))
+    states = {place: had[place] if place in had else new(place) for place in places}
+    results[-1] = results[-1]._replace(state=())  # what is not asked for goes
+    return states
+
+
+def best_places(best: Best, ids: np.ndarray, scores: np.ndarray) -> list[int]:
+    """The places of the first trials whose states are asked for; what is not finite is not."""
+    values = np.asarray(scores, float)
+    values = np.where(np.isfinite(values), -values if best.maximize else values, np.inf)
+    settings = best.settings[: len(values)]
+    order = np.lexsort((ids[: len(values)], settings, values))
+    order = order[np.isfinite(values[order])]
+    if best.count is not None:
+        return order[: best.count].tolist()
+    _, first = np.unique(settings[order], return_index=True)
+    return order[np.sort(first)].tolist()
+
+
+def _joined(results, name):
+    return np.concatenate([result.scores[name] for result in results])
+
+
+def _bytes(error):
+    """An exception as bytes, if it is read again from them."""
+    with contextlib.suppress(Exception):
+        found = packed(error)
+        pickle.loads(found)
+        return found
+    return None
+
+
+@contextlib.contextmanager
+def _under(settings: tuple[tuple[str, Any], ...]) -> Iterator[None]:
+    """With the settings of jax that the caller has."""
+    with contextlib.ExitStack() as stack:
+        here = jax.config.values
+        for name, value in settings:
+            if name in here and here[name] != value:
+                context = getattr(jax, name.removeprefix("jax_"), None)
+                if context is None:
+                    jax.config.update(name, value)  # another process: threads have what all have
+                else:
+                    stack.enter_context(context(value))
+        yield
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C on a terminal reaches children, too: it is for the caller to say what ends."""
+    child = multiprocessing.parent_process() is not None
+    if not child or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

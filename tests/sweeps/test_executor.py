@@ -1,0 +1,211 @@
+"""Executors: calls that are lost, pools that break, programs that travel, tables of equal bits."""
+
+import pickle
+import queue
+import sys
+import threading
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor as Threads
+from multiprocessing import get_context
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lossopt.sweeps import _executor, _sending
+from lossopt.sweeps._executor import Job, Workers
+
+
+class Fragile(Executor):
+    """One thread, and what a pool does where its process dies: all that is under way is lost."""
+
+    def __init__(self, made):
+        self.calls, self.broken, self.ended = queue.Queue(), False, False
+        made.append(self)
+        self.together = threading.Event()
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def submit(self, work, /, *given):
+        if self.broken:
+            raise BrokenExecutor("broken before")
+        future = Future()
+        self.calls.put((future, work, given))
+        return future
+
+    def work(self):
+        while call := self.calls.get():
+            future, work, given = call
+            self.together.wait(0.05)  # others come in meanwhile
+            try:
+                future.set_result(work(*given))
+            except SystemExit:
+                self.broken = True
+                future.set_exception(BrokenExecutor("a worker died"))
+                while not self.calls.empty():
+                    self.calls.get()[0].set_exception(BrokenExecutor("a worker died"))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def shutdown(self, wait=True, **options):
+        self.ended = True
+        self.calls.put(None)
+
+
+def call(work, name, came):
+    return Job(work, (name,), lambda: f"trial {name}", came.append)
+
+
+def collected(workers, seconds=2.0):
+    """Takes until nothing is under way."""
+    while workers.busy:
+        for job, result in workers.came(seconds):
+            job.took(result)
+
+
+def dies(times):
+    """A function that ends its worker so often."""
+    left = dict(times)
+
+    def work(name):
+        if left.get(name, 0):
+            left[name] -= 1
+            raise SystemExit
+        return name
+
+    return work
+
+
+@pytest.mark.parametrize("times", [{}, {"b": 1}, {"b": 2}, {"a": 1, "d": 1}])
+def test_a_pool_that_breaks_is_made_again(times):
+    made, came, work = [], [], dies(times)
+    workers = Workers(lambda: Fragile(made))
+    for name in "abcd":
+        workers.send(call(work, name, came))
+    collected(workers)
+    workers.end(now=False)
+    assert sorted(came) == list("abcd")
+    assert len(made) == 1 + sum(times.values())
+    assert all(one.ended for one in made)
+
+
+def test_a_call_that_ends_every_worker_is_named():
+    made, came, work = [], [], dies({"b": 9})
+    workers = Workers(lambda: Fragile(made))
+    for name in "abcd":
+        workers.send(call(work, name, came))
+    with pytest.raises(RuntimeError, match=r"that met trial b ended, 3 times") as caught:
+        collected(workers)
+    assert isinstance(caught.value.__cause__, BrokenExecutor)
+    assert "perhaps none can start" not in str(caught.value)  # for something came
+    assert len(made) == 3
+    assert "a" in came
+
+
+def test_workers_that_cannot_start():
+    made = []
+    workers = Workers(lambda: Fragile(made))
+    workers.send(call(dies({"a": 9}), "a", []))
+    with pytest.raises(RuntimeError, match=r"perhaps none can start"):
+        collected(workers)
+
+
+def test_an_executor_that_breaks_cannot_be_made_again():
+    workers = Workers(Fragile([]))
+    workers.send(call(dies({"a": 1}), "a", []))
+    with pytest.raises(RuntimeError, match=r"trial a under way.*Pass a function that makes one"):
+        collected(workers)
+
+
+def test_what_else_an_executor_raises_is_its_own():
+    def work(name):
+        raise OSError("no scheduler")
+
+    workers = Workers(Fragile([]))
+    workers.send(call(work, "a", []))
+    with pytest.raises(RuntimeError, match=r"lost trial a.*none of run's.*no scheduler") as caught:
+        collected(workers)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_as_many_calls_are_sent_as_keep_workers_busy():
+    came, workers = [], Workers(Threads(3))
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def work(name):
+        begun.release()
+        go.wait(5)
+        return name
+
+    for name in range(_executor.AHEAD * 3):
+        assert workers.room
+        workers.send(call(work, name, came))
+    assert not workers.room
+    assert all(begun.acquire(timeout=5) for _ in range(3))
+    workers.withdraw()  # the others have not begun
+    go.set()
+    collected(workers)
+    assert sorted(came) == [0, 1, 2]
+
+
+REFUSED = {
+    "a number": (TypeError, r"Expected executor as an Executor .* got 3", lambda: 3),
+    "makes a number": (TypeError, r"Expected the function given as executor .* got 0", lambda: int),
+    "forks": (
+        ValueError,
+        r'one that forks.*mp_context=get_context\("spawn"\)',
+        lambda: ProcessPoolExecutor(1, mp_context=get_context("fork")),
+    ),
+    "makes one that forks": (
+        ValueError,
+        r"one that forks",
+        lambda: lambda: ProcessPoolExecutor(1, mp_context=get_context("fork")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    error, said, make = REFUSED[case]
+    with pytest.raises(error, match=said):
+        Workers(make()).send(call(str, "a", []))
+
+
+def test_functions_with_a_name_travel_by_name():
+    data = _sending.packed((np.mean, [np.arange(3)]))
+    assert len(data) < 400
+    assert pickle.loads(data)[0] is np.mean
+
+
+def test_closures_travel_with_arrays_and_keys():
+    held, key, times = jnp.arange(3.0), jax.random.key(3, impl="rbg"), jax.jit(jnp.multiply)
+    run = lambda x: (times(held, x), key)
+    data = _sending.packed(run)
+    assert data == _sending.packed(run)  # a worker knows it again
+    product, found = pickle.loads(data)(2.0)
+    assert product.tolist() == [0.0, 2.0, 4.0]
+    assert found == key
+    assert jax.random.key_impl(found) == "rbg"
+
+
+def test_without_cloudpickle(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    made = _sending.sent(np.mean, [], jax.random.key(0))
+    assert pickle.loads(made.program)[0] is np.mean
+    with pytest.raises(ImportError, match=r"no name that workers can import.*Install cloudpickle"):
+        _sending.sent(lambda x: x, [], jax.random.key(0))
+
+
+def test_a_run_that_cannot_be_sent():
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"a run that can be sent.*cannot pickle '_thread.lock'"):
+        _sending.sent(lambda x: lock, [], jax.random.key(0))
+
+
+def test_large_programs_are_said(monkeypatch):
+    monkeypatch.setattr(_sending, "LARGE", 1e5)
+    held = jnp.zeros(30_000)
+    with pytest.warns(
+        UserWarning, match=r"run and what it closes over are 118.* KiB.*Load the data"
+    ):
+        _sending.sent(lambda x: held, [], jax.random.key(0))

@@ -1,0 +1,305 @@
+"""Sweeps whose chunks run elsewhere end in the table of a sweep that runs here."""
+
+import os
+import pickle
+import signal
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lossopt as lo
+from lossopt import sweeps
+from lossopt.sweeps import _host, _watch, _worker
+from tests.sweeps.runs import KEY, RUN, TASK, TRIALS, X, Y, same, sweep
+
+ALONE = {"mode": "sequential"}
+WAYS = {"alone": ALONE, "threes": ALONE | {"chunk": 3}, "beside": {"mode": "vmap", "chunk": 4}}
+RUNS = {"run": RUN, "task": TASK}
+
+
+class Post(Executor):
+    """Makes calls at once, of which all that goes to and fro travels as bytes."""
+
+    def __init__(self):
+        self.sent, self.came = [], []
+
+    def submit(self, work, /, *given):
+        future = Future()
+        self.sent.append(pickle.loads(pickle.dumps(given)))
+        self.came.append(pickle.loads(pickle.dumps(work(*self.sent[-1]))))
+        future.set_result(self.came[-1])
+        return future
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ThreadPoolExecutor(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def here():
+    """Tables of sweeps that run here."""
+    return {name: sweep(run, **ALONE) for name, run in RUNS.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", RUNS)
+def test_the_same_table(name, way, here, pool):
+    want = here[name] if "chunk" not in WAYS[way] or way == "threes" else None
+    want = want or sweep(RUNS[name], **WAYS[way])
+    for executor in (pool, Post()):
+        same(sweep(RUNS[name], executor=executor, **WAYS[way]), want)
+
+
+def test_a_function_that_makes_an_executor(here):
+    made = []
+
+    def make():
+        made.append(ThreadPoolExecutor(1))
+        return made[-1]
+
+    same(sweep(executor=make, **ALONE), here["task"])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        made[0].submit(str)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("way", [ALONE, {"mode": "vmap", "chunk": 4}, ALONE | {"chunk": 2}])
+@pytest.mark.parametrize("count", [1, 2])
+def test_rungs(way, count, pool):
+    plan, trials = sweeps.halving(13, 12, 3), TRIALS.repeat(count)
+    want = sweep(trials=trials, rungs=plan, **way)
+    same(got := sweep(trials=trials, rungs=plan, executor=pool, **way), want)
+    assert got.work == want.work
+
+
+def test_how_much_comes_here_at_a_rung_is_said_before(capfd):
+    options = {"rungs": sweeps.halving(13, 12, 3), "executor": Post(), **ALONE}
+    sweep(progress=False, **options)
+    assert not capfd.readouterr().err
+    sweep(progress="auto", **options)
+    told = capfd.readouterr().err
+    # w of three numbers, the key of two, a count, and of the trial rate, decay and a mask of 8
+    size = 4 * 3 + 4 * 2 + 4 + 4 + 4 + 8
+    sizes = f"{size} bytes each, {4 * size} bytes together"
+    assert told == f"States of 4 trials come here at a rung: {sizes}.\n"
+
+
+def test_only_states_that_may_be_the_best_travel(here):
+    post = Post()
+    same(sweep(executor=post, chunk=5, **ALONE), here["task"])
+    assert [len(came.states) for came in post.came] == [1, 1, 1]
+    post, trials = Post(), TRIALS.repeat(2)
+    want = sweep(trials=trials, **ALONE)
+    same(sweep(trials=trials, executor=post, chunk=6, **ALONE), want)
+    finite = np.isfinite(want["loss"].reshape(13, 2)).any(1)
+    assert sum(len(came.states) for came in post.came) == finite.sum()
+    post = Post()
+    sweep(executor=post, rungs=sweeps.Rungs([[(13, 2), (3, 12)]]), chunk=13, **ALONE)
+    assert [len(came.states) for came in post.came] == [3, 1]
+
+
+def test_groups_options_keys_and_missing_names(pool):
+    rates = sweeps.Log(0.01, 0.1)
+    some = sweeps.random({"rate": rates, "of": sweeps.Static((jnp.tanh, lambda x: x))}, 5, KEY)
+    more = sweeps.random({"rate": rates, "drop": sweeps.Linear(0, 1)}, 3, KEY)
+    seeds = jax.random.split(jax.random.key(1), 8)
+    trials = sweeps.join(some, more)
+    trials = sweeps.Trials(
+        {**trials.values, "seed": seeds}, trials.id, None, trials.present, trials.options
+    )
+
+    def run(numbers, key):
+        drawn = jax.random.normal(key) + jax.random.normal(numbers["seed"])
+        return numbers["rate"] * numbers.get("of", jnp.sin)(drawn) + numbers.get("drop", 0)
+
+    want = sweep(run, trials, **ALONE)
+    for executor in (pool, Post()):
+        same(sweep(run, trials, executor=executor, **ALONE), want)
+
+
+def test_a_training_run_travels_with_its_data():
+    def objective(w, batch, hyperparameters, key):
+        noise = hyperparameters["noise"] * jax.random.normal(key, w.shape)
+        return {"fit": lo.mean((batch["x"] @ (w + noise) - batch["y"]) ** 2)}
+
+    task = lo.sweeps.task(
+        objective,
+        lambda key: jax.random.normal(key, (3,)),
+        {"x": X, "y": Y},
+        lambda numbers: optax.adam(numbers["rate"]),
+        steps=3,
+        batch_size=4,
+        check=False,
+    )
+    trials = {"rate": np.array([0.1, 0.2], np.float32), "noise": np.array([0.0, 1.0], np.float32)}
+    same(sweep(task, trials, executor=Post(), **ALONE), sweep(task, trials, **ALONE))
+
+
+def test_mode_and_chunk_are_settled_on_a_worker(monkeypatch):
+    post, seen, settled = Post(), [], _worker.settled
+    want = sweep(RUN, **ALONE)
+    monkeypatch.setattr(_host, "settled", None)
+
+    def told(wanted, trial, values, count, timed):
+        seen.append((wanted, count))
+        return settled(wanted, trial, values, count, timed)
+
+    monkeypatch.setattr(_worker, "settled", told)
+    table = sweep(RUN, executor=post)
+    assert post.came[0][0] in ("vmap", "sequential")
+    assert [count for _, count in seen] == [2]  # of 13 on eight workers
+    np.testing.assert_allclose(table["loss"], want["loss"], rtol=1e-4)
+
+
+def test_what_does_not_fit_is_refused_as_here():
+    with pytest.raises(ValueError, match=r"Expected memory to hold a call, got 10 bytes"):
+        sweep(executor=Post(), memory=10)
+
+
+def test_a_program_is_read_and_compiled_once(monkeypatch):
+    read, loads = [], pickle.loads
+    monkeypatch.setattr(_worker.pickle, "loads", lambda data: read.append(1) or loads(data))
+    scale = jnp.float32(np.random.default_rng().random())
+    run = lambda numbers, key: numbers["rate"] * scale
+    post = Post()
+    sweep(run, executor=post, **ALONE)
+    sweep(run, executor=post, **ALONE)
+    programs = {given[0].digest for given in post.sent}
+    assert len(programs) == 1
+    assert len(post.sent) > 2
+    assert len(read) - 2 * len(post.sent) == 1  # Post reads each call and each answer
+
+
+def test_settings_of_jax_travel(pool):
+    values = {"x": np.linspace(0, 1, 3)}
+    run = lambda numbers, key: jnp.sin(numbers["x"]) + jax.random.uniform(key)
+    with jax.enable_x64(True), jax.threefry_partitionable(False):
+        want = sweep(run, values, **ALONE)
+        got = sweep(run, values, executor=pool, **ALONE)
+    assert got["loss"].dtype == np.float64
+    same(got, want)
+    assert (got["loss"] != sweep(run, values, executor=pool, **ALONE)["loss"]).all()
+
+
+def of_the_worker(numbers, key):
+    """What is traced here, and cannot be there."""
+    if threading.current_thread() is not threading.main_thread():
+        raise KeyError("of the run")
+    return numbers["rate"]
+
+
+def test_an_exception_of_the_run():
+    make = lambda: ThreadPoolExecutor(1)
+    with pytest.raises(RuntimeError) as caught:
+        sweep(of_the_worker, executor=make, chunk=2, **ALONE)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert "run failed on a worker, with trials" in (said := str(caught.value))
+    assert "0, 1 (0: rate 1e9, decay 0; 1: rate 0.001, decay 0.04167)" in said
+    assert 'in of_the_worker\n    raise KeyError("of the run")' in said
+
+
+def test_an_exception_that_does_not_travel(pool):
+    class OwnError(Exception):
+        def __init__(self, one, two):
+            super().__init__(one)
+
+    def run(numbers, key):
+        if threading.current_thread() is not threading.main_thread():
+            raise OwnError("a", "b")
+        return numbers["rate"]
+
+    with pytest.raises(RuntimeError, match="run failed on a worker") as caught:
+        sweep(run, executor=pool, **ALONE)
+    assert "OwnError: a" in str(caught.value.__cause__)
+
+
+class Unread:
+    """Bytes that workers cannot read."""
+
+    def __reduce__(self):
+        return _unread, (os.getpid(), threading.main_thread().name)
+
+
+def _unread(*given):
+    raise ModuleNotFoundError("no module of mine")
+
+
+def test_a_program_that_workers_cannot_read():
+    held = Unread()
+    run = lambda numbers, key: numbers["rate"] if held else 0.0
+    with pytest.raises(RuntimeError, match=r"could not read the program") as caught:
+        sweep(run, executor=Post(), **ALONE)
+    assert str(caught.value.__cause__) == "no module of mine"
+    assert "in _unread" in str(caught.value)
+
+
+def test_other_versions(monkeypatch):
+    monkeypatch.setattr(_worker, "versions", lambda: "jax 0.0.1")
+    with pytest.raises(RuntimeError, match=r"versions of who calls, jax .*, got jax 0\.0\.1"):
+        sweep(RUN, executor=Post(), **ALONE)
+
+
+def test_what_was_finished_is_kept(tmp_path, here):
+    class Dying(Post):
+        def submit(self, work, /, *given):
+            if len(self.sent) == 3:
+                future = Future()
+                future.set_exception(OSError("of the scheduler"))
+                return future
+            return super().submit(work, *given)
+
+    common = {"checkpoint": tmp_path, "chunk": 3, **ALONE}
+    with pytest.raises(RuntimeError, match=r"lost trials 9, 10, 11 .*of the scheduler"):
+        sweep(executor=Dying(), **common)
+    post = Post()
+    same(sweep(executor=post, **common), here["task"])
+    assert [given[-1].ids.tolist() for given in post.sent] == [[9, 10, 11], [12]]
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_a_sweep_goes_on_elsewhere(first, tmp_path, here, pool):
+    common = {"checkpoint": tmp_path, **ALONE}
+    stop = lambda row: signal.raise_signal(signal.SIGINT) if row["id"] == 4 else None
+    there = {"executor": pool}
+    half = sweep(on_row=stop, **common, **(there if first == "there" else {}))
+    assert (half["status"] == "waiting").any()
+    assert half["status"][4] != "waiting"
+    seen = []
+    told = lambda row: seen.append(row["id"])
+    same(sweep(on_row=told, **common, **(there if first == "here" else {})), here["task"])
+    assert sorted(seen) == half["id"][half["status"] == "waiting"].tolist()
+
+
+def test_after_the_time_no_chunk_begins(monkeypatch):
+    post = Post()
+    monkeypatch.setattr(_watch.Watch, "over", property(lambda self: len(post.sent) >= 2))
+    table = sweep(RUN, executor=post, chunk=3, **ALONE)
+    assert (table["status"] != "waiting").tolist() == [True] * 6 + [False] * 7
+
+
+REFUSED = {
+    "a mesh": (ValueError, r"either mesh.* or executor", {"mesh": lo.parallel.mesh()}),
+    "a number": (TypeError, r"Expected executor as an Executor.*got 3", {"executor": 3}),
+    "a lock": (
+        TypeError,
+        r"a run that can be sent to workers.*_thread.lock",
+        {"run": lambda numbers, key, lock=threading.Lock(): numbers["rate"]},  # noqa: B008
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, tmp_path):
+    error, said, options = REFUSED[case]
+    post = Post()
+    with pytest.raises(error, match=f"(?s){said}"):
+        sweep(**{"executor": post, "checkpoint": tmp_path / "run"} | options)
+    assert not (tmp_path / "run").exists()
+    assert not post.sent
