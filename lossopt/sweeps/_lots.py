@@ -1,0 +1,112 @@
+"""Trials of a group that run on workers: in which form, in which chunks, what came of them."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from lossopt.sweeps._cells import word
+from lossopt.sweeps._executor import AHEAD, Job
+from lossopt.sweeps._form import Form
+from lossopt.sweeps._host import Host, passed, settled_before
+from lossopt.sweeps._resting import keyed, raw
+from lossopt.sweeps._rungs import Stretch
+from lossopt.sweeps._sending import Sent
+from lossopt.sweeps._settled import SIDE_BY_SIDE
+from lossopt.sweeps._worker import Best, Came, Chunk, ran, settles
+
+AIM = 2.0  # seconds of a chunk, where the caller does not say how many trials it has
+TOLD = 8  # trials whose settings a message tells
+
+
+class Lot:
+    """Trials of a group that are to run in a stretch.
+
+    Args:
+      host: of the sweep.
+      stretch: up to where they run.
+      number: of their group.
+      sent: the program.
+    """
+
+    def __init__(self, host: Host, stretch: Stretch, number: int, sent: Sent):
+        self._host, self._stretch, self._number, self._sent = host, stretch, number, sent
+        self._part, wanted = host.parts[number], host.wanted
+        mine = np.intersect1d(self._part.rows, stretch.rows)
+        self._rows = host.ledger.left(mine, stretch.steps)
+        self._form, self._asked = settled_before(host, self._part), False
+        self._pace: float | None = None
+        if self._form is None and wanted.fixed and wanted.memory is None:
+            self._settle((wanted.mode, 1 if wanted.mode == "sequential" else wanted.chunk))
+
+    def next(self, workers: int) -> Job | None:
+        """The next call of one of so many workers; None where none can be made now."""
+        if not self._rows.size or (self._form is None and self._asked):
+            return None
+        return self._running(self._form, workers) if self._form else self._settling(workers)
+
+    def _settling(self, workers):
+        """A call that settles mode and width, by trying trials that do not count."""
+        host, wanted, self._asked = self._host, self._host.wanted, True
+        count = -(-len(self._rows) // workers)
+        if host.rungs is not None:
+            count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
+        most = SIDE_BY_SIDE if wanted.chunk == "auto" else max(wanted.chunk, SIDE_BY_SIDE)
+        rows = self._rows[:most]
+        given = self._sent, wanted.mode, wanted.chunk, wanted.memory, self._chunk(rows, 1), count
+        return Job(settles, given, partial(_told, host.ledger.trials, rows), self._settle)
+
+    def _settle(self, found):
+        self._host.saves.settled[self._part.label] = found
+        self._form = Form(*found)
+
+    def _running(self, form, workers):
+        """A call that runs trials."""
+        ledger, following = self._host.ledger, self._stretch.following
+        steps = max(1, self._stretch.steps - int(ledger.steps[self._rows[0]]))
+        rows, self._rows = np.split(self._rows, [self._size(form, workers, steps)])
+        count = following or 1
+        if ledger.repeated:  # of repetitions the mean decides
+            count = following and len(rows)
+        given = self._sent, form.mode, form.chunk, self._chunk(rows, count)
+        told = partial(_told, ledger.trials, rows)
+        return Job(ran, given, told, partial(self._took, form.width, rows, steps))
+
+    def _size(self, form, workers, steps):
+        """Trials of the next chunk: as the caller says, or as many as take some seconds."""
+        width, chunk = form.width, self._host.wanted.chunk
+        if chunk != "auto":
+            return max(chunk, width)
+        calls = 1 if self._pace is None else int(AIM / (self._pace * steps))
+        share = -(-len(self._rows) // (width * AHEAD * workers))
+        return width * max(1, min(calls, share))
+
+    def _chunk(self, rows, count):
+        ledger, part = self._host.ledger, self._part
+        own, done = np.searchsorted(part.rows, rows), int(ledger.steps[rows[0]])
+        ids, settings = (np.asarray(x)[rows] for x in (ledger.trials.id, ledger.trials.setting))
+        values = raw(jax.tree.map(lambda x: x[own], part.values))
+        state = ledger.resting.stacked(rows) if done else None
+        best = Best(ledger.score, ledger.maximize, settings, count)
+        return Chunk(self._number, ids, values, done, self._stretch.steps, state, best)
+
+    def _took(self, width: int, rows: np.ndarray, steps: int, came: Came):
+        """Writes what came of a chunk."""
+        host, stretch, calls = self._host, self._stretch, -(-len(rows) // width)
+        self._pace = max(float(came.seconds.sum()) / (calls * steps), 1e-9)
+        state_of = lambda place: keyed(came.states[place], self._part.shapes)
+        given = came.scores, came.seconds, state_of, calls * width
+        host.ledger.put(rows, stretch.steps, *given)
+        if came.states and stretch.following is not None:
+            leaves = [np.stack(some) for some in zip(*came.states.values())]
+            host.ledger.resting.take_up(rows[list(came.states)], leaves)
+        passed(host, stretch, rows)
+
+
+def _told(trials, rows):
+    """Trials by their ids and settings."""
+    ids = np.asarray(trials.id)[rows]
+    named = lambda row: ", ".join(f"{name} {word(x)}" for name, x in row.items() if not np.ndim(x))
+    each = [f"{id}: {named(trials[int(row)])}" for id, row in zip(ids[:TOLD], rows)]
+    more = f"; and {len(ids) - TOLD} more" if len(ids) > TOLD else ""
+    return f"trials {', '.join(map(str, ids))} ({'; '.join(each)}{more})"
