@@ -74,13 +74,16 @@ class Far:
 
     def ran(self, host: Host, stretch: Stretch, watch: Watch) -> bool:
         """Whether all trials of a stretch ran as far as they are to."""
+        if not host.ledger.left(stretch.rows, stretch.steps).size:
+            return True
         lots = [Lot(host, stretch, number, self._sent) for number in range(len(host.parts))]
         if stretch.following is not None and not self._silent:
             self._say(host, stretch)
         try:
             self._run(host, lots, watch)
         except Exception:
-            self._take(watch, self._workers.finished())
+            with contextlib.suppress(Exception):
+                self._take(watch, self._workers.finished())
             watch.end()
             raise
         return not host.ledger.left(stretch.rows, stretch.steps).size
@@ -95,8 +98,12 @@ class Far:
                 continue
             if not self._workers.busy:
                 return
-            for job, failed in self._take(watch, self._workers.came(BLINK)):
-                raise _of_run(host, job, failed)
+            try:
+                for job, failed in self._take(watch, self._workers.came(BLINK)):
+                    raise _of_run(host, job, failed)
+            except Exception:
+                if not watch.asked:  # Ctrl-C on a terminal ends workers that wait, too
+                    raise
         self._take(watch, self._workers.finished())
         self._workers.end(now=True)
 

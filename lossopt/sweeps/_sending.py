@@ -95,7 +95,8 @@ def sent(run: Any, kinds: list[Kind], key: Any) -> Sent:
 @cache
 def versions() -> str:
     """Of what computes, as words."""
-    return ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "lossopt"))
+    named = (f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "lossopt"))
+    return ", ".join([*named, f"Python {sys.version_info.major}.{sys.version_info.minor}"])
 
 
 def packed(thing: Any) -> bytes:

@@ -2,13 +2,14 @@
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -177,7 +178,7 @@ def _read(sent):
         if sent.versions != versions():
             raise RuntimeError(
                 f"Expected workers of the versions of who calls, {sent.versions}, got "
-                f"{versions()}: the last bits might differ. Install the same ones."
+                f"{versions()}: programs and bits might differ. Install the same ones."
             )
         if sent.digest not in _programs:
             run, kinds = pickle.loads(sent.program)
@@ -275,13 +276,28 @@ def _under(settings: tuple[tuple[str, Any], ...]) -> Iterator[None]:
         yield
 
 
+@cache
+def _end_with(parent):
+    """Lets this process end where its parent is gone."""
+
+    def watch():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C on a terminal reaches children, too: it is for the caller to say what ends."""
-    child = multiprocessing.parent_process() is not None
-    if not child or threading.current_thread() is not threading.main_thread():
+    """Ctrl-C on a terminal reaches children, too: it is for the caller to say what ends.
+
+    Where he is gone, nobody says it, and a process of a pool would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    _end_with(parent)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -9,7 +9,6 @@ import distributed
 import numpy as np
 import pytest
 
-from lossopt import sweeps
 from tests.sweeps import far
 from tests.sweeps.runs import TASK, same, sweep
 
@@ -26,22 +25,28 @@ def client():
 
 def test_a_worker_of_dask_is_killed(client):
     want = sweep(TASK, far.TRIALS, **ALONE)
-    first, killed = client.run(os.getpid), []
+    first, seen = client.run(os.getpid), []
 
     def kill(row):
-        if not killed:  # its chunk and the next one are there
-            killed.append(min(first.values()))
-            os.kill(killed[0], signal.SIGKILL)
+        if not seen:  # each has its chunk, and the next one waits there
+            os.kill(min(first.values()), signal.SIGKILL)
+        seen.append(row["id"])
 
     same(sweep(TASK, far.TRIALS, executor=client.get_executor(), on_row=kill, **ALONE), want)
-    assert killed
+    assert sorted(seen) == list(range(far.COUNT))
+    assert min(first.values()) not in client.run(os.getpid).values()
 
 
-def test_rungs_beside_each_other(client):
-    options = {"rungs": sweeps.halving(24, 12, 4), "mode": "vmap", "chunk": 4}
-    want = sweep(TASK, far.TRIALS, **options)
-    same(got := sweep(TASK, far.TRIALS, executor=client.get_executor, **options), want)
-    assert got.work == want.work
+def test_a_chunk_that_kills_is_named(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)  # of 3: each takes seconds
+    options = {"executor": client.get_executor, "checkpoint": tmp_path, "chunk": 1}
+    run = far.striking(None, at=3)
+    said = r"lost trials 3 \(3: rate 0.003761, .*It ended every worker.*none of run's exceptions"
+    with pytest.raises(RuntimeError, match=said) as caught:
+        sweep(run, far.PLACED[:5], mode="sequential", **options)
+    assert isinstance(caught.value.__cause__, distributed.KilledWorker)
+    kept = sweep(run, far.PLACED[:5], mode="sequential", checkpoint=tmp_path, timeout=1e-9)
+    assert (kept["status"] != "waiting").any()
 
 
 def test_a_pool_whose_process_is_killed(tmp_path):
