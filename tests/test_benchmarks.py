@@ -25,6 +25,7 @@ VERDICTS = {
     "scaling": 3,
     "sparsity": 2,
     "sweeps": 5,
+    "workers": 1,
 }
 # For longer than they run, if XLA does what it can.
 COMPILING = {"fit", "optax_rules", "scaling", "sweeps"}
