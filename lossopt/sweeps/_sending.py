@@ -84,7 +84,7 @@ def sent(run: Any, kinds: list[Kind], key: Any) -> Sent:
         warnings.warn(
             f"run and what it closes over are {shown(len(program))}, which travel to a worker with "
             "each chunk. Load the data inside of the function, from a place that the workers see.",
-            stacklevel=3,
+            stacklevel=5,
         )
     settings = tuple((name, x) for name, x in jax.config.values.items() if name in SETTINGS)
     raw, impl = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))

@@ -200,12 +200,3 @@ def test_a_run_that_cannot_be_sent():
     lock = threading.Lock()
     with pytest.raises(TypeError, match=r"a run that can be sent.*cannot pickle '_thread.lock'"):
         _sending.sent(lambda x: lock, [], jax.random.key(0))
-
-
-def test_large_programs_are_said(monkeypatch):
-    monkeypatch.setattr(_sending, "LARGE", 1e5)
-    held = jnp.zeros(30_000)
-    with pytest.warns(
-        UserWarning, match=r"run and what it closes over are 118.* KiB.*Load the data"
-    ):
-        _sending.sent(lambda x: held, [], jax.random.key(0))

@@ -14,7 +14,8 @@ import pytest
 
 import lossopt as lo
 from lossopt import sweeps
-from lossopt.sweeps import _host, _watch, _worker
+from lossopt.sweeps import _host, _sending, _watch, _worker
+from tests.sweeps import runs
 from tests.sweeps.runs import KEY, RUN, TASK, TRIALS, X, Y, same, sweep
 
 ALONE = {"mode": "sequential"}
@@ -282,6 +283,15 @@ def test_after_the_time_no_chunk_begins(monkeypatch):
     monkeypatch.setattr(_watch.Watch, "over", property(lambda self: len(post.sent) >= 2))
     table = sweep(RUN, executor=post, chunk=3, **ALONE)
     assert (table["status"] != "waiting").tolist() == [True] * 6 + [False] * 7
+
+
+def test_large_programs_are_said_once(monkeypatch):
+    monkeypatch.setattr(_sending, "LARGE", 1e5)
+    held = jnp.zeros(30_000)
+    run = lambda numbers, key: numbers["rate"] + held[0]
+    with pytest.warns(UserWarning, match=r"closes over are 11\d\.\d KiB.*Load the data") as told:
+        sweep(run, executor=Post(), **ALONE)
+    assert [warning.filename for warning in told] == [runs.__file__]  # where it is called
 
 
 REFUSED = {
