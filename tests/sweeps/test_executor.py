@@ -22,6 +22,7 @@ class Fragile(Executor):
 
     def __init__(self, made):
         self.calls, self.broken, self.ended = queue.Queue(), False, False
+        self.others = {}  # calls that wait beside one, by its argument
         made.append(self)
         self.together = threading.Event()
         threading.Thread(target=self.work, daemon=True).start()
@@ -37,6 +38,7 @@ class Fragile(Executor):
         while call := self.calls.get():
             future, work, given = call
             self.together.wait(0.05)  # others come in meanwhile
+            self.others[given[0]] = self.calls.qsize()
             try:
                 future.set_result(work(*given))
             except SystemExit:
@@ -86,7 +88,19 @@ def test_a_pool_that_breaks_is_made_again(times):
     workers.end(now=False)
     assert sorted(came) == list("abcd")
     assert len(made) == 1 + sum(times.values())
+    for name, count in times.items():
+        if count == 2:  # the pool may have broken by another's fault twice
+            assert made[2].others[name] == 0
     assert all(one.ended for one in made)
+
+
+def test_a_call_that_two_pools_broke_with_has_the_third_for_itself():
+    room, workers = [], Workers(lambda: Fragile([]))
+    workers.send(call(dies({"a": 2}), "a", room))
+    while workers.busy:
+        room.append(workers.room)
+        list(workers.came(2.0))
+    assert room == [True, True, False]
 
 
 def test_a_call_that_ends_every_worker_is_named():

@@ -106,6 +106,12 @@ def test_only_states_that_may_be_the_best_travel(here):
     assert [len(came.states) for came in post.came] == [3, 1]
 
 
+@pytest.mark.parametrize("rungs", [None, sweeps.Rungs([[(13, 2), (5, 12)]])])
+def test_the_highest_may_be_the_best_and_the_lowest_id_of_equals(rungs, pool):
+    options = {"score": "near", "maximize": True, "rungs": rungs, "trials": TRIALS[::-1], **ALONE}
+    same(sweep(executor=pool, chunk=4, **options), sweep(**options))
+
+
 def test_groups_options_keys_and_missing_names(pool):
     rates = sweeps.Log(0.01, 0.1)
     some = sweeps.random({"rate": rates, "of": sweeps.Static((jnp.tanh, lambda x: x))}, 5, KEY)
