@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from lossopt.sweeps import _calls, _host
+from lossopt.sweeps import _calls, _watch
 from tests.checkpoint import damage, interrupted
 from tests.checkpoint.interrupted import CHILDREN
 from tests.sweeps import runs
@@ -17,11 +17,18 @@ COUNT, CHUNK, CUT = 24, 8, 4
 AGAIN = np.arange(COUNT) % len(runs.TRIALS)
 VALUES = {name: x[AGAIN] for name, x in runs.VALUES.items()}
 TRIALS = runs.sweeps.Trials(VALUES, np.arange(COUNT))
+RUNGS = runs.sweeps.halving(COUNT, runs.STEPS, 2)
 WAYS = {
     "sequential": (runs.RUN, {"mode": "sequential"}),
     "beside": (runs.RUN, {"mode": "vmap", "chunk": CHUNK}),
     "within": (runs.TASK, {"mode": "vmap", "chunk": CHUNK}),
+    "rungs": (runs.TASK, {"mode": "vmap", "chunk": CHUNK, "rungs": RUNGS}),
 }
+
+
+def told(way: str) -> int:
+    """How many rows a child tells that nobody kills: at rungs one for each trial there."""
+    return sum(size for size, _ in RUNGS.brackets[0]) if way == "rungs" else COUNT
 
 
 def table(way: str, **options) -> dict[str, np.ndarray]:
@@ -37,7 +44,7 @@ def train(directory: Path, way: str, quick: bool, pipe):
     """Tells each row, at the end the table; it saves as often as it can."""
     jax.config.update("jax_disable_most_optimizations", quick)
     told = lambda row: (pipe.send(int(row["id"])), time.sleep(0.01))
-    often = mock.patch.multiple(_host, EVERY=0.03, UNDER_WAY=0.03)
+    often = mock.patch.multiple(_watch, EVERY=0.03, UNDER_WAY=0.03)
     cut = mock.patch.object(_calls.Calls, "_count", lambda self, left: min(left, CUT))
     with often, cut:
         pipe.send(table(way, checkpoint=directory, on_row=told))
