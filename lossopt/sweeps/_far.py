@@ -5,7 +5,6 @@ import dataclasses
 import math
 import pickle
 import sys
-from types import TracebackType
 from typing import Any, Literal
 
 import jax
@@ -15,7 +14,7 @@ from lossopt.sweeps._host import Host, Part
 from lossopt.sweeps._lots import Lot
 from lossopt.sweeps._memory import shown
 from lossopt.sweeps._resting import raw_like
-from lossopt.sweeps._rungs import Stretch
+from lossopt.sweeps._rungs import Rungs, Stretch, stretches
 from lossopt.sweeps._sending import Kind, Sent, sent
 from lossopt.sweeps._task import Task
 from lossopt.sweeps._watch import Watch
@@ -25,7 +24,13 @@ BLINK = 0.1  # seconds between two looks at who asks to end
 
 
 def far_of(
-    given: Given, run: Any, parts: list[Part], key: Any, mesh: Any, shown: bool | Literal["auto"]
+    given: Given,
+    run: Any,
+    parts: list[Part],
+    key: Any,
+    mesh: Any,
+    rungs: Any,
+    shown: bool | Literal["auto"],
 ) -> "Far":
     """What runs the trials of a sweep on workers; refuses what cannot be sent, or not so.
 
@@ -35,12 +40,18 @@ def far_of(
       parts: the groups of its trials.
       key: of the sweep.
       mesh: that was given, or None.
+      rungs: likewise.
       shown: whether it is told how the sweep goes.
     """
     if mesh is not None:
         raise ValueError(
             "Expected either mesh, devices of this process, or executor, whose workers take the "
             "devices that they have, got both. Leave one of them out."
+        )
+    if not isinstance(rungs, Rungs | None):
+        raise ValueError(
+            "Expected rungs of halving or hyperband with executor, got a population, whose trials "
+            "stand side by side in one program and go on from each other. Leave executor out."
         )
     if isinstance(run, Task):
         run = dataclasses.replace(run, check=None)  # it looks at the first trials here
@@ -50,7 +61,7 @@ def far_of(
 
 
 class Far:
-    """Runs the trials of a stretch on workers.
+    """Runs the trials of a sweep on workers.
 
     Args:
       workers: of an executor.
@@ -61,18 +72,18 @@ class Far:
     def __init__(self, workers: Workers, sent: Sent, shown: bool | Literal["auto"]):
         self._workers, self._sent, self._silent = workers, sent, shown is False
 
-    def __enter__(self) -> "Far":
-        return self
+    def runs(self, host: Host, watch: Watch) -> None:
+        """Runs stretch after stretch, until all have run or somebody asks."""
+        whole = False
+        try:
+            for stretch in stretches(host.rungs, host.ledger, host.parts[0].trial.steps):
+                if not self._ran(host, stretch, watch):
+                    break
+            whole = not self._workers.busy
+        finally:
+            self._workers.end(now=not whole)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._workers.end(now=kind is not None or self._workers.busy)
-
-    def ran(self, host: Host, stretch: Stretch, watch: Watch) -> bool:
+    def _ran(self, host: Host, stretch: Stretch, watch: Watch) -> bool:
         """Whether all trials of a stretch ran as far as they are to."""
         if not host.ledger.left(stretch.rows, stretch.steps).size:
             return True
@@ -105,7 +116,6 @@ class Far:
                 if not watch.asked:  # Ctrl-C on a terminal ends workers that wait, too
                     raise
         self._take(watch, self._workers.finished())
-        self._workers.end(now=True)
 
     def _next(self, lots):
         """The next call of a worker; None where none can be made now."""

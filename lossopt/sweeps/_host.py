@@ -63,6 +63,7 @@ class Host:
       saves: its checkpoint.
       wanted: the form that the caller asks for.
       rungs: at which trials are stopped, or None.
+      runs: what has not run, until all have or somebody asks.
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
@@ -73,38 +74,32 @@ class Host:
     saves: Saves
     wanted: Wanted
     rungs: Rungs | None
+    runs: Callable[["Host", Watch], None]
     limit: float
     on_row: Callable[[dict[str, Any]], Any] | None
     shown: bool | Literal["auto"]
     clock: Callable[[], float] = time.perf_counter
 
 
-def hosted(host: Host, runs: Callable[[Host, Stretch, Watch], bool] | None = None) -> Table:
-    """Runs what has not run, and gives the table.
-
-    Args:
-      host: of the sweep.
-      runs: whether all trials of a stretch ran, on workers; None runs them here.
-    """
-    runs = runs or _runs
+def hosted(host: Host) -> Table:
+    """Runs what has not run, and gives the table."""
     for part in host.parts:
         settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
-        steps = host.parts[0].trial.steps
-        for stretch in stretches(host.rungs, host.ledger, steps):
-            if not runs(host, stretch, watch):
-                break
+        host.runs(host, watch)
         watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     return host.ledger.table()
 
 
-def _runs(host, stretch, watch):
-    """Whether all trials of a stretch ran, group after group."""
-    return all(_ran(host, part, stretch, watch) for part in host.parts)
+def stretched(host: Host, watch: Watch) -> None:
+    """Runs stretch after stretch, until all have run or somebody asks."""
+    for stretch in stretches(host.rungs, host.ledger, host.parts[0].trial.steps):
+        if not all(_ran(host, part, stretch, watch) for part in host.parts):
+            break
 
 
 def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:

@@ -18,7 +18,7 @@ from lossopt.sweeps._executor import Given
 from lossopt.sweeps._far import far_of
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._groups import groups, row_values
-from lossopt.sweeps._host import Host, Part, hosted
+from lossopt.sweeps._host import Host, Part, hosted, stretched
 from lossopt.sweeps._identity import general, label, program
 from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._rungs import Rungs
@@ -113,13 +113,15 @@ def sweep(
     levels, steps = _levels(rungs, run, found), run.steps if isinstance(run, Task) else 0
     parts, dtypes = _parts(run, found, key)
     ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, steps, levels)
+    runs = stretched
+    if executor is not None:
+        runs = far_of(executor, run, parts, key, mesh, rungs, progress).runs
     facts = {}
     if checkpoint is not None:
         facts = general(key) | {p.label: program(p.trial, p.first) for p in parts}
         facts |= (
             {"steps": str(steps), "rungs": str(rungs)} if steps else {}
         )  # no program knows them
-    far = None if executor is None else far_of(executor, run, parts, key, mesh, progress)
     saves = Saves(checkpoint, ledger, facts)
     part_of = {int(row): part for part in parts for row in part.rows}
     saves.take_up(
@@ -130,11 +132,7 @@ def sweep(
     if isinstance(run, Task) and run.check:
         left = [part for part in parts if not ledger.ran[part.rows].all()]
         _checked(run, left, found, key)
-    host = Host(parts, ledger, saves, wanted, rungs, limit, on_row, progress)
-    if far is None:
-        return hosted(host)
-    with far:
-        return hosted(host, far.ran)
+    return hosted(Host(parts, ledger, saves, wanted, rungs, runs, limit, on_row, progress))
 
 
 def _wanted(run, key, mode, chunk, memory, mesh):

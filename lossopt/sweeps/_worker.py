@@ -1,15 +1,11 @@
 """What runs on a worker of an executor: a program that is unpickled, traced and compiled once."""
 
 import contextlib
-import multiprocessing
-import os
 import pickle
-import signal
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,6 +17,7 @@ from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._resting import Leaves, keyed, raw
 from lossopt.sweeps._sending import Kind, Sent, packed, versions
 from lossopt.sweeps._settled import Wanted, settled
+from lossopt.sweeps._surroundings import under, uninterrupted
 from lossopt.sweeps._trial import Trial
 
 _KEPT = 4  # programs, which may hold data
@@ -138,7 +135,7 @@ def _guarded(sent, do):
     """What it gives; an exception of the program is told as one."""
     at = "read"
     try:
-        with _uninterrupted(), jax.transfer_guard("allow"), _under(sent.settings):
+        with uninterrupted(), jax.transfer_guard("allow"), under(sent.settings):
             _read(sent)
             at = "run"
             return do()
@@ -259,47 +256,3 @@ def _bytes(error):
         pickle.loads(found)
         return found
     return None
-
-
-@contextlib.contextmanager
-def _under(settings: tuple[tuple[str, Any], ...]) -> Iterator[None]:
-    """With the settings of jax that the caller has."""
-    with contextlib.ExitStack() as stack:
-        here = jax.config.values
-        for name, value in settings:
-            if name in here and here[name] != value:
-                context = getattr(jax, name.removeprefix("jax_"), None)
-                if context is None:
-                    jax.config.update(name, value)  # another process: threads have what all have
-                else:
-                    stack.enter_context(context(value))
-        yield
-
-
-@cache
-def _end_with(parent):
-    """Lets this process end where its parent is gone."""
-
-    def watch():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C on a terminal reaches children, too: it is for the caller to say what ends.
-
-    Where he is gone, nobody says it, and a process of a pool would wait for ever.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _end_with(parent)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
