@@ -7,6 +7,8 @@ from lossopt.sweeps._draws import sobol as sobol
 from lossopt.sweeps._folds import folds as folds
 from lossopt.sweeps._interval import Interval as Interval
 from lossopt.sweeps._join import join as join
+from lossopt.sweeps._population import Population as Population
+from lossopt.sweeps._population import population as population
 from lossopt.sweeps._spaces import Choice as Choice
 from lossopt.sweeps._spaces import Integer as Integer
 from lossopt.sweeps._spaces import Linear as Linear

@@ -149,6 +149,7 @@ def task(
         partial(_score, given),
         steps=_steps(given, until),
         check=None if check is False else partial(_check, given),
+        inherit=_inherit,
     )
 
 
@@ -191,6 +192,10 @@ def _score(given: _Given, trial: Trial) -> dict[str, Array]:
         row = measures(plan, data, _state(trial), trial.pool.sums, {})
     judged = "train/value" if data.validation is None else "validation/value"
     return {"loss": row[judged]} | row
+
+
+def _inherit(own: Trial, donor: Trial, hyperparameters: PyTree) -> Trial:
+    return donor._replace(hyperparameters=known(hyperparameters), key=own.key)
 
 
 def _check(given: _Given, hyperparameters: PyTree, key: Key[Array, ""]) -> None:
