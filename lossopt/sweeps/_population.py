@@ -97,7 +97,7 @@ def population(
     factors = tuple(map(float, factors))
     if not factors or not all(0 < x < math.inf for x in factors):
         raise ValueError(f"Expected factors as numbers above 0, at least one, got {factors}.")
-    return Population(every, dict(space), float(quantile), factors)
+    return Population(every, dict(sorted(space.items())), float(quantile), factors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Rule:
 
 def rule_of(plan: Population, trials: int, maximize: bool) -> Rule:
     """The rule of a plan for so many trials."""
-    ranges = tuple((name, x.low, x.high) for name, x in sorted(plan.space.items()))
+    ranges = tuple((name, x.low, x.high) for name, x in plan.space.items())
     return Rule(plan.replaced(trials), ranges, plan.factors, maximize)
 
 
@@ -164,8 +164,8 @@ def evolved(
 
 def inherited(task: Task, statics: Statics, own: PyTree, donor: PyTree, values: Any) -> PyTree:
     """The state of a trial that goes on from that of another."""
-    assert task.inherit is not None
-    return strong(task.inherit(own, donor, given(statics, values)))
+    inherit: Any = task.inherit
+    return strong(inherit(own, donor, given(statics, values)))
 
 
 def best_first(scores: Array, ids: Array, maximize: bool) -> Array:
