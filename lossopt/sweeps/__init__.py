@@ -9,6 +9,9 @@ from lossopt.sweeps._interval import Interval as Interval
 from lossopt.sweeps._join import join as join
 from lossopt.sweeps._population import Population as Population
 from lossopt.sweeps._population import population as population
+from lossopt.sweeps._rungs import Rungs as Rungs
+from lossopt.sweeps._rungs import halving as halving
+from lossopt.sweeps._rungs import hyperband as hyperband
 from lossopt.sweeps._spaces import Choice as Choice
 from lossopt.sweeps._spaces import Integer as Integer
 from lossopt.sweeps._spaces import Linear as Linear

@@ -16,7 +16,7 @@ AIM = 5.0  # seconds of a call that steps
 
 
 class Within(NamedTuple):
-    """Trials that are under way: their rows, the steps they have taken, their states."""
+    """Trials that have begun: their rows, the steps they have taken, their states."""
 
     rows: np.ndarray
     done: int
@@ -55,19 +55,22 @@ class Calls:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.trial, self.values, self.ids, self.clock = trial, values, ids, clock
-        self._tried: dict[Form, Result] = {}
+        self._tried: dict[Form, tuple[np.ndarray, Result]] = {}
         self._bound: dict[Form, Bound] = {}
         self._pace: float | None = None
 
-    def tried(self, form: Form) -> float:
-        """Seconds of a call of the first trials; what they came to is kept where it is whole."""
-        rows = np.arange(len(self.ids))[: form.width]
+    def tried(self, form: Form, rows: np.ndarray) -> float:
+        """Seconds of a call of the first of some trials, which have not begun.
+
+        What they came to is kept where it is whole.
+        """
+        rows = rows[: form.width]
         begun, bound = self.clock(), self._of(form)
         if not self.trial.steps:
             self._tried.pop(form, None)
-            result = self.run(form, rows, None, lambda within: True)
+            result = self.run(form, rows, None, 0, lambda within: True)
             if result is not None:
-                self._tried[form] = result
+                self._tried[form] = rows, result
             return self.clock() - begun
         state = jax.block_until_ready(bound.begin(*self._given(form, rows)))
         steps, between = max(1, self.trial.steps // 8), self.clock()
@@ -83,6 +86,7 @@ class Calls:
         form: Form,
         rows: np.ndarray,
         within: Within | None,
+        until: int,
         goes_on: Callable[[Within], bool],
     ) -> Result | None:
         """The trials of a call; None where they are left before their end.
@@ -91,20 +95,21 @@ class Calls:
           form: of the group.
           rows: of its trials, at most its width.
           within: where they go on, or None.
+          until: the steps that they have taken at the end of the call.
           goes_on: asked between two calls of a program.
         """
-        if form in self._tried and np.array_equal(rows, np.arange(len(self.ids))[: form.width]):
-            return self._tried.pop(form)
+        if form in self._tried and np.array_equal(rows, self._tried[form][0]):
+            return self._tried.pop(form)[1]
         begun, trial, bound = self.clock(), self.trial, self._of(form)
         done, state = (0, None) if within is None else (within.done, within.state)
         if state is None:
             state = bound.begin(*self._given(form, rows))
-        while done < trial.steps:
-            began, count = self.clock(), self._count(trial.steps - done)
+        while done < until:
+            began, count = self.clock(), self._count(until - done)
             state = jax.block_until_ready(bound.advance(state, count))
             done += count
             self._learn(count, self.clock() - began)
-            if done < trial.steps and not goes_on(Within(rows, done, state)):
+            if done < until and not goes_on(Within(rows, done, state)):
                 return None
         scores = jax.device_get(bound.score(state))
         mine = slice(None, len(rows))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 FIXED = "id", "setting", "repeats", "status", "seconds"
-FINISHED, DIVERGED, WAITING = STATUSES = "finished", "diverged", "waiting"
+FINISHED, STOPPED, DIVERGED, WAITING = STATUSES = "finished", "stopped", "diverged", "waiting"
 SPAN = 100  # from the lowest to the highest value, from which on a scale is logarithmic
 
 
@@ -28,8 +28,21 @@ def completed(
         "seconds": np.full(count, np.nan),
     } | columns
     of_scores = [name for s in scores for name in (s, f"{s}/error")]
-    order = ["id", "setting", *names, *of_scores, "repeats", "status", "seconds"]
+    at_rungs = [name for name in columns if rung_of(name, scores) is not None]
+    order = ["id", "setting", *names, *of_scores, *at_rungs]
+    order += [name for name in ("repeats", "steps", "status", "seconds") if name not in order]
     return {name: filled[name] for name in order if name in filled}
+
+
+def rung(score: str, steps: int) -> str:
+    """The column of a score at a rung."""
+    return f"{score}@{steps}"
+
+
+def rung_of(name: str, scores: tuple[str, ...]) -> int | None:
+    """The steps of the rung that a column is of, None where it is no score at a rung."""
+    score, _, steps = name.rpartition("@")
+    return int(steps) if score in scores and steps.isdecimal() and name not in scores else None
 
 
 def scale(column: np.ndarray) -> str:
@@ -124,7 +137,13 @@ def _refuse(columns, score, names, scores):
         )
     if lost := [name for name in (*names, *scores) if name not in columns]:
         raise ValueError(f"Expected a column {lost[0]!r}; there are {', '.join(columns)}.")
-    known = {*FIXED, *names, *scores, *(f"{name}/error" for name in scores)}
+    rungs = {name for name in columns if rung_of(name, scores) is not None}
+    if rungs and "steps" in (*names, *scores):
+        raise ValueError(
+            "Expected another name than 'steps' of a hyperparameter or a score: with rungs the "
+            "table has a column of this name, the steps that a trial took. Rename it."
+        )
+    known = {*FIXED, "steps", *rungs, *names, *scores, *(f"{name}/error" for name in scores)}
     if more := [name for name in columns if name not in known]:
         raise ValueError(
             f"Expected the column {more[0]!r} among names or scores. Name it there, or leave "

@@ -1,7 +1,6 @@
 """The host of a sweep: group by group, chunk by chunk, until all have run or somebody asks."""
 
 import dataclasses
-import math
 import signal
 import time
 from collections.abc import Callable
@@ -12,21 +11,19 @@ import jax
 import numpy as np
 
 from lossopt._typing import PyTree
-from lossopt.sweeps._calls import Calls, state_of
+from lossopt.sweeps._calls import Calls, Result, Within, state_of
 from lossopt.sweeps._compiled import compiled
 from lossopt.sweeps._form import Form
 from lossopt.sweeps._identity import same_facts
 from lossopt.sweeps._ledger import Ledger
+from lossopt.sweeps._rungs import Rungs, Stretch, stretches
 from lossopt.sweeps._saves import Saves
 from lossopt.sweeps._settled import Wanted, settled
 from lossopt.sweeps._table import Table
 from lossopt.sweeps._trial import Trial
+from lossopt.sweeps._watch import Watch
 from lossopt.training._bar import bar
 from lossopt.training._signals import noted
-
-EVERY = 2.0  # seconds between two saves, at least: one takes a part of it
-BLINK = 0.1  # seconds in which nobody sees the bar move
-UNDER_WAY = 60.0  # seconds between two saves of the same trials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Part:
       values: theirs, a tree of arrays `[rows, ...]`.
       shapes: of the state of one; None without steps.
       label: the group in words.
+      calls: of its programs, with rows of the group.
     """
 
     trial: Trial
@@ -46,6 +44,8 @@ class Part:
     values: PyTree
     shapes: PyTree
     label: str
+
+    calls: Calls
 
     @property
     def first(self) -> PyTree:
@@ -62,6 +62,7 @@ class Host:
       ledger: what comes of them.
       saves: its checkpoint.
       wanted: the form that the caller asks for.
+      rungs: at which trials are stopped, or None.
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
@@ -71,6 +72,7 @@ class Host:
     ledger: Ledger
     saves: Saves
     wanted: Wanted
+    rungs: Rungs | None
     limit: float
     on_row: Callable[[dict[str, Any]], Any] | None
     shown: bool | Literal["auto"]
@@ -83,9 +85,10 @@ def hosted(host: Host) -> Table:
         _settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
-        watch = _Watch(host, asked, show)
-        for part in host.parts:
-            if not _ran(host, part, watch):
+        watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
+        steps = host.parts[0].trial.steps
+        for stretch in stretches(host.rungs, host.ledger, steps):
+            if not all(_ran(host, part, stretch, watch) for part in host.parts):
                 break
         watch.end()
     if asked.signal == signal.SIGTERM:
@@ -93,72 +96,16 @@ def hosted(host: Host) -> Table:
     return host.ledger.table()
 
 
-class _Watch:
-    """When to save, when to end, and what is shown meanwhile."""
-
-    def __init__(self, host, asked, show):
-        self._host, self._asked, self._show = host, asked, show
-        self._begun, self._shown = host.clock(), -math.inf
-        self._saved: float | None = None
-        self._new = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether somebody asks to end."""
-        return self._asked.signal is not None
-
-    @property
-    def over(self) -> bool:
-        """Whether no further trial begins."""
-        return self.asked or self._host.clock() >= self._host.limit
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to save at the end of a chunk."""
-        return self._saved is None or self._host.clock() - self._saved > EVERY
-
-    @property
-    def long(self) -> bool:
-        """Whether it is time to save within a chunk."""
-        since = self._begun if self._saved is None else self._saved
-        return self._host.clock() - since > UNDER_WAY
-
-    def save(self, under: Any = None) -> None:
-        """Saves now."""
-        self._host.saves.now(under)
-        self._saved, self._new = self._host.clock(), False
-
-    def came(self) -> None:
-        """Takes note of new results."""
-        self._new = True
-        if self._host.clock() - self._shown > BLINK:
-            self._tell()
-
-    def end(self) -> None:
-        """Saves what was not, and tells how far the sweep came."""
-        if self._new:
-            self.save()
-        self._tell()
-
-    def _tell(self):
-        ledger, self._shown = self._host.ledger, self._host.clock()
-        row = {"best/value": ledger.best}
-        self._show(int(ledger.ran.sum()), row, self._shown - self._begun)
-
-
-def _ran(host: Host, part: Part, watch: _Watch) -> bool:
-    """Whether all trials of a group ran."""
+def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
+    """Whether all trials of a group ran, as far as they are to."""
     ledger, wanted = host.ledger, host.wanted
-    left = part.rows[~ledger.ran[part.rows]]
+    left = ledger.left(np.intersect1d(part.rows, stretch.rows), stretch.steps)
     if not left.size or watch.over:
         return not left.size
     begun, within = _under_way(host, left)
     if within is not None:
         left = np.concatenate([within.rows, np.setdiff1d(left, within.rows)])
-    own = np.searchsorted(part.rows, left)
-    ids = np.asarray(ledger.trials.id)[left]
-    calls = Calls(part.trial, jax.tree.map(lambda x: x[own], part.values), ids, host.clock)
-    found = _form(host, part, len(left), calls, watch)
+    found = _form(host, part, left, watch)
     within = within if found == begun else None
     compiled(part.trial, found, part.first)
     at, every = 0, found.width if wanted.chunk == "auto" else max(wanted.chunk, found.width)
@@ -166,7 +113,7 @@ def _ran(host: Host, part: Part, watch: _Watch) -> bool:
         if watch.over:
             return False
         end = min(at + (found.width if within is None else len(within.rows)), len(left))
-        if not _called(host, calls, found, np.arange(at, end), left, within, watch):
+        if not _called(host, part, found, stretch, left[at:end], within, watch):
             return False
         if end // every > at // every and watch.due:
             watch.save()
@@ -181,31 +128,58 @@ def _under_way(host, left):
     return host.saves.within
 
 
-def _called(host, calls, form, rows, left, within, watch):
-    """Whether the trials of a call came to their end."""
+def _called(host, part, form, stretch, rows, within, watch):
+    """Whether the trials of a call came as far as they are to."""
 
     def goes_on(under):
-        under = under._replace(rows=left[under.rows])
+        under = under._replace(rows=part.rows[under.rows])
         if watch.asked or watch.long:
             watch.save((form, under))
         return not watch.asked
 
-    result = calls.run(form, rows, within, goes_on)
+    if within is None:
+        within = _waiting(host.ledger, part, form, rows)
+    own = np.searchsorted(part.rows, rows)
+    result = part.calls.run(form, own, within, stretch.steps, goes_on)
     if result is None:
         return False
-    mine = partial(state_of, form, result)
-    host.ledger.put(left[rows], result.scores, result.seconds, mine)
-    for row in left[rows] if host.on_row else ():
-        host.on_row(host.ledger.row(row))
+    took(host, form, stretch, rows, result)
     watch.came()
     return True
 
 
-def _form(host, part, count, calls, watch):
+def _waiting(ledger, part, form, rows):
+    """Where trials that wait at a rung go on; None of such as have not begun."""
+    done = int(ledger.steps[rows[0]])
+    if not done:
+        return None
+    return Within(rows, done, ledger.resting.state(rows, form, part.shapes))
+
+
+def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Result) -> None:
+    """Writes what came of the trials of a call."""
+    ledger, mine = host.ledger, partial(state_of, form, result)
+    ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
+    if stretch.following is not None:
+        ledger.resting.put(rows, result.state, form)
+        on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
+        ledger.resting.only(on)
+    elif host.rungs is not None:
+        ledger.resting.drop(rows)
+    if host.on_row is not None:
+        for row in rows:
+            host.on_row(ledger.row(row))
+
+
+def _form(host, part, left, watch):
     """The form of a group: the one that it had, or the one that is settled now, and saved."""
     if had := _settled_before(host, part):
         return had
-    found = settled(host.wanted, part.trial, part.first, count, calls.tried)
+    count = len(left)
+    if host.rungs is not None:
+        count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
+    tried = partial(part.calls.tried, rows=np.searchsorted(part.rows, left))
+    found = settled(host.wanted, part.trial, part.first, count, tried)
     host.saves.settled[part.label] = found.mode, found.chunk
     if watch.due and not host.wanted.fixed:
         watch.save()

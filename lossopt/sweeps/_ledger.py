@@ -8,9 +8,11 @@ import numpy as np
 
 from lossopt._typing import PyTree
 from lossopt.sweeps import _cells
-from lossopt.sweeps._cells import DIVERGED, FINISHED, WAITING
+from lossopt.sweeps._cells import DIVERGED, FINISHED, STOPPED, WAITING
+from lossopt.sweeps._resting import Resting
 from lossopt.sweeps._table import Table
 from lossopt.sweeps._trials import Trials
+from lossopt.sweeps._work import Work
 
 
 class Kept(NamedTuple):
@@ -28,18 +30,40 @@ class Ledger:
       dtypes: of the scores, by name.
       score: the one that ranks.
       maximize: whether the highest is the best.
-      keeps: whether trials have states.
+      steps: of a trial; 0 where it cannot be cut, and has no state.
+      levels: the steps of all rungs, in their order; none without rungs.
+
+    Attributes:
+      scores: the last ones of each trial, by name.
+      at: those at each rung, by name, `[levels, trials]`.
+      steps: that each trial has taken up to its last score.
+      seconds: of each trial.
+      ran: which trials have come to their end, or were stopped.
+      stopped: which of them were stopped at a rung.
+      kept: by setting, what may still be the best.
+      resting: states of trials that wait at a rung.
+      executed: steps of all trials of all calls, copies that fill a call among them.
     """
 
     def __init__(
-        self, trials: Trials, dtypes: Mapping[str, Any], score: str, maximize: bool, keeps: bool
+        self,
+        trials: Trials,
+        dtypes: Mapping[str, Any],
+        score: str,
+        maximize: bool,
+        steps: int,
+        levels: tuple[int, ...] = (),
     ):
-        self.trials, self.score, self.maximize, self.keeps = trials, score, maximize, keeps
+        self.trials, self.score, self.maximize = trials, score, maximize
+        self._end, self.levels = steps, levels
         count = len(trials)
-        self.scores = {name: np.full(count, np.nan, _real(x)) for name, x in dtypes.items()}
-        self.seconds = np.full(count, np.nan)
-        self.ran = np.zeros(count, bool)
+        empty = lambda dtype, *ahead: np.full((*ahead, count), np.nan, _real(dtype))
+        self.scores = {name: empty(x) for name, x in dtypes.items()}
+        self.at = {name: empty(x, len(levels)) for name, x in dtypes.items()}
+        self.steps, self.seconds = np.zeros(count, np.int64), np.full(count, np.nan)
+        self.ran, self.stopped = np.zeros(count, bool), np.zeros(count, bool)
         self.kept: dict[int, Kept] = {}
+        self.executed, self.resting = 0, Resting()
         self._ids, self._settings = np.asarray(trials.id), np.asarray(trials.setting)
         order = np.argsort(self._settings, kind="stable")
         kinds, first = np.unique(self._settings[order], return_index=True)
@@ -49,16 +73,65 @@ class Ledger:
     def put(
         self,
         rows: np.ndarray,
+        steps: int,
         scores: dict[str, np.ndarray],
         seconds: Any,
         state_of: Callable[[int], PyTree],
+        width: int,
     ) -> None:
-        """Writes the results of some rows; `state_of(place)` is the state of one of them."""
+        """Writes the results of some rows.
+
+        Args:
+          rows: of the trials of a call.
+          steps: that they have taken now.
+          scores: by name, `[rows]`.
+          seconds: of each, of this call.
+          state_of: gives the state of one of them, by its place in the call.
+          width: trials of the call, with copies that fill it.
+        """
+        self.executed += width * int(steps - self.steps[rows[0]])
         for name, values in scores.items():
             self.scores[name][rows] = values
-        self.seconds[rows], self.ran[rows] = seconds, True
-        if self.keeps:
+            if steps in self.levels:
+                self.at[name][self.levels.index(steps), rows] = values
+        self.steps[rows] = steps
+        self.seconds[rows] = np.nan_to_num(self.seconds[rows]) + seconds
+        self.ran[rows] = ended = steps == self._end
+        if self._end and ended:
             self._look(rows, state_of)
+
+    def stop(self, rows: np.ndarray) -> None:
+        """Takes note of trials that do not go on."""
+        self.stopped[rows] = self.ran[rows] = True
+
+    def left(self, rows: np.ndarray, steps: int) -> np.ndarray:
+        """Those of some rows that have not taken so many steps."""
+        return rows[~self.ran[rows] & ((self.steps[rows] < steps) | (steps == 0))]
+
+    def rows_of(self, first: int, end: int) -> np.ndarray:
+        """The rows of settings, by their places in the order in which settings appear."""
+        _, begin, which = np.unique(self._settings, return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(begin))[which]
+        return np.flatnonzero((place >= first) & (place < end))
+
+    def best_rows(self, rows: np.ndarray, steps: int, count: int, open: bool = False) -> np.ndarray:
+        """The rows of the best settings at a rung: of lowest means, of equals the lower ids.
+
+        Args:
+          rows: of all settings that compete, with all of their repetitions.
+          steps: of the rung.
+          count: settings, at most; those that are not finite do not count.
+          open: whether settings come along of which not all repetitions are there yet.
+        """
+        settings, which = np.unique(self._settings[rows], return_inverse=True)
+        sizes = np.bincount(which)
+        values = self._ranking(self.at[self.score][self.levels.index(steps), rows])
+        there = np.bincount(which, self.steps[rows] >= steps) == sizes
+        means = np.where(there, np.bincount(which, values) / sizes, np.inf)
+        best = np.lexsort((settings, means))[:count]
+        on = np.zeros(len(settings), bool)
+        on[best[np.isfinite(means[best])]] = True
+        return rows[(on | (~there & open))[which]]
 
     def table(self) -> Table:
         """The table so far."""
@@ -72,6 +145,7 @@ class Ledger:
             dict(trials.scales),
             state=None if best is None else self.kept[best].state,
             state_id=None if best is None else int(self._ids[self.kept[best].row]),
+            work=self._work() if self._end else None,
         )
 
     def row(self, row: int) -> dict[str, Any]:
@@ -89,22 +163,33 @@ class Ledger:
             return np.nan
         return float(values.max() if self.maximize else values.min())
 
+    def _work(self):
+        return Work(len(self.ran) * self._end, int(self.steps.sum()), self.executed)
+
     def _columns(self, rows):
         """Those of the table, of some rows."""
         trials, ran = self.trials[rows], self.ran[rows]
         scores = {name: x[rows] for name, x in self.scores.items()}
-        status = np.where(np.isfinite(scores[self.score]), FINISHED, DIVERGED).astype(object)
-        status[~ran] = WAITING
+        finite = np.isfinite(scores[self.score])
+        status = np.where(self.stopped[rows], STOPPED, FINISHED).astype(object)
+        status[~finite], status[~ran] = DIVERGED, WAITING
         columns = {"id": np.asarray(trials.id)}
         if self._repeated:
             columns["setting"] = self._settings[rows]
-        columns |= {name: trials[name] for name in trials.names}
-        return columns | scores | {"status": status, "seconds": self.seconds[rows]}
+        columns |= {name: trials[name] for name in trials.names} | scores
+        for name in self.scores if self.levels else ():
+            columns |= {_cells.rung(name, at): x[rows] for at, x in zip(self.levels, self.at[name])}
+        if self.levels:
+            columns["steps"] = self.steps[rows]
+        return columns | {"status": status, "seconds": self.seconds[rows]}
+
+    def _ranking(self, scores):
+        """What ranks, lowest first, infinite where it is not finite."""
+        values = np.asarray(scores, float)
+        return np.where(np.isfinite(values), -values if self.maximize else values, np.inf)
 
     def _value(self, rows):
-        """What ranks, lowest first, infinite where it is not finite."""
-        values = np.asarray(self.scores[self.score][rows], float)
-        return np.where(np.isfinite(values), -values if self.maximize else values, np.inf)
+        return self._ranking(self.scores[self.score][rows])
 
     def _whole(self, setting):
         """Whether all repetitions of a setting have run."""

@@ -16,6 +16,7 @@ from lossopt.sweeps._calls import Within
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._identity import known, places, rows_of, same_facts, same_trials
 from lossopt.sweeps._ledger import Kept, Ledger
+from lossopt.sweeps._resting import raw_like
 from lossopt.training._saves import opened
 
 Shapes = Callable[[int], PyTree]
@@ -69,13 +70,16 @@ class Saves:
         ledger, trials = self._ledger, self._ledger.trials
         same_trials(saved["trials"], saved["ids"], trials, str(self))
         rows = places(saved["ids"][: told["count"]], trials)  # behind them those under way
-        ledger.put(rows, saved["scores"], saved["seconds"], lambda place: None)
+        self._put(rows, saved)
+        ledger.executed = told["executed"]
         kept = places(told["kept"], trials)
         settings = np.asarray(trials.setting)[kept]
         ledger.kept = {
             int(setting): Kept(int(row), state)
             for setting, row, state in zip(settings, kept, saved["kept"])
         }
+        for ids, leaves in zip(told["resting"], saved["resting"]):
+            ledger.resting.take_up(places(ids, trials), leaves)
         self.settled = {name: (mode, chunk) for name, (mode, chunk) in told["settled"].items()}
         self._step = found.step
         if told["within"]:
@@ -89,30 +93,46 @@ class Saves:
         if (checkpoints := self._all) is None:
             return
         ledger, trials = self._ledger, self._ledger.trials
-        rows = np.flatnonzero(ledger.ran)
+        rows = np.flatnonzero(ledger.ran | (ledger.steps > 0))
         ids = np.asarray(trials.id)
         begun = np.concatenate([rows, [] if under is None else under[1].rows]).astype(int)
         table = {name: x[begun] for name, x in rows_of(trials).items()}
-        kept = list(ledger.kept.values())
+        kept, resting = list(ledger.kept.values()), ledger.resting.groups()
         state = {
             "ids": ids[begun],
-            "scores": {name: x[rows] for name, x in ledger.scores.items()},
-            "seconds": ledger.seconds[rows],
+            **{name: x[..., rows] for name, x in self._columns().items()},
             "trials": table,
             "kept": [one.state for one in kept],
+            "resting": [leaves for _, leaves in resting],
             "within": under and under[1].state,
         }
         told = {
             "facts": self._facts,
             "settled": {name: list(how) for name, how in self.settled.items()},
             "count": len(rows),
-            "scores": {name: str(x.dtype) for name, x in ledger.scores.items()},
+            "columns": {n: [list(x.shape[:-1]), str(x.dtype)] for n, x in self._columns().items()},
+            "executed": ledger.executed,
             "trials": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in table.items()},
             "kept": [int(ids[one.row]) for one in kept],
+            "resting": [ids[rows].tolist() for rows, _ in resting],
             "within": under and _told(*under, ids),
         }
         self._said(lambda: checkpoints.save(self._step + 1, state, note={"sweep": told}))
         self._step += 1
+
+    def _columns(self):
+        """What the ledger holds of each trial, by name, `[..., trials]`."""
+        ledger = self._ledger
+        scores = {f"scores/{name}": x for name, x in ledger.scores.items()}
+        rungs = {f"rungs/{name}": x for name, x in ledger.at.items() if len(x)}
+        flags = {"ran": ledger.ran & ~ledger.stopped}
+        return scores | rungs | {"steps": ledger.steps, "seconds": ledger.seconds} | flags
+
+    def _put(self, rows, saved):
+        """The same taken up; who was stopped is found again."""
+        for name, x in self._columns().items():
+            x[..., rows] = saved[name]
+        self._ledger.ran[rows] = saved["ran"]
 
     def __enter__(self) -> "Saves":
         return self
@@ -140,13 +160,15 @@ class Saves:
         rows = lambda ids: [int(row) for row in known(ids, trials, str(self))]
         under, count = told["within"], told["count"]
         begun = count + (len(under["ids"]) if under else 0)
-        empty = lambda shape, dtype, rows=count: np.zeros((rows, *shape), dtype)
+        empty = lambda shape, dtype, rows: np.zeros((rows, *shape), dtype)
         return {
             "ids": empty((), np.int32, begun),
-            "scores": {name: empty((), dtype) for name, dtype in told["scores"].items()},
-            "seconds": empty((), float),
+            **{
+                n: np.zeros((*ahead, count), dtype) for n, (ahead, dtype) in told["columns"].items()
+            },
             "trials": {name: empty(*of, rows=begun) for name, of in told["trials"].items()},
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
+            "resting": [_of_group(state(rows(ids)[0]), len(ids)) for ids in told["resting"]],
             "within": under and _of_call(rows(under["ids"])[0], under, state, form),
         }
 
@@ -177,6 +199,11 @@ def _of_call(row, under, state, form):
         return shape.like(one)
     ahead = () if not count and shape.mode == "sequential" else (shape.chunk * max(1, count),)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(ahead + x.shape, x.dtype), one)
+
+
+def _of_group(shapes, count):
+    """Stacked raw leaves of the states of so many trials."""
+    return [np.zeros((count, *x.shape), x.dtype) for x in raw_like(shapes)]
 
 
 def _on_host(x: Any) -> Any:

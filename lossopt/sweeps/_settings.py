@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps._cells import DIVERGED, FINISHED, WAITING
+from lossopt.sweeps._cells import DIVERGED, FINISHED, STOPPED, WAITING, rung, rung_of
 
 
 def mean(table: Any) -> Any:
@@ -22,6 +22,11 @@ def mean(table: Any) -> Any:
         values = np.asarray(table[score], float)
         pooled = [_mean(values[rows[ran[rows]]]) for rows in groups]
         columns[score], columns[f"{score}/error"] = np.array(pooled, float).reshape(-1, 2).T
+    for name in table.columns:
+        if rung_of(name, table.scores) is not None:
+            columns[name] = np.array([np.mean(np.asarray(table[name][r], float)) for r in groups])
+    if "steps" in table.columns and "steps" not in table.names:
+        columns["steps"] = np.array([np.max(table["steps"][rows]) for rows in groups])
     columns["repeats"] = np.array([np.sum(ran[rows]) for rows in groups], int)
     columns["status"] = np.array([_status(table["status"][rows]) for rows in groups], object)
     columns["seconds"] = np.array([_sum(table["seconds"][rows[ran[rows]]]) for rows in groups])
@@ -31,6 +36,20 @@ def mean(table: Any) -> Any:
         return pooled
     found = [s for s in ids if _first(table[settings == s]) == table.state_id]
     return dataclasses.replace(pooled, state_id=int(found[0]) if found else -1)
+
+
+def at(table: Any, steps: int) -> Any:
+    """The trials that reached a rung; see `Table.at`."""
+    found = [rung_of(name, table.scores) for name in table.columns]
+    rungs = sorted({at for at in found if at is not None})
+    if steps not in rungs:
+        known = ", ".join(map(str, rungs)) or "none"
+        raise ValueError(f"Expected the steps of a rung, got {steps!r}. There are {known}.")
+    there = table[table["steps"] >= steps]
+    gone = lambda name: rung_of(name, table.scores) is not None or name in ("status", "steps")
+    columns = {name: x for name, x in there.columns.items() if not gone(name)}
+    columns |= {name: there[rung(name, steps)] for name in table.scores}
+    return dataclasses.replace(there, columns=columns, state=None, state_id=None, work=None)
 
 
 def best_id(table: Any) -> int:
@@ -60,7 +79,7 @@ def _sum(seconds):
 
 def _status(statuses):
     """One that diverged decides, then one that waits."""
-    return next((s for s in (DIVERGED, WAITING) if s in statuses), FINISHED)
+    return next((s for s in (DIVERGED, WAITING, STOPPED) if s in statuses), FINISHED)
 
 
 def _shared(column, groups):

@@ -13,11 +13,13 @@ import numpy as np
 from lossopt import _checks, _jax, _keys
 from lossopt._typing import Array, Key, PyTree
 from lossopt.checkpoint import Checkpoints
+from lossopt.sweeps._calls import Calls
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._groups import groups, row_values
 from lossopt.sweeps._host import Host, Part, hosted
 from lossopt.sweeps._identity import general, label, program
 from lossopt.sweeps._ledger import Ledger
+from lossopt.sweeps._rungs import Rungs
 from lossopt.sweeps._saves import Saves
 from lossopt.sweeps._settled import Wanted
 from lossopt.sweeps._table import Table
@@ -34,6 +36,7 @@ def sweep(
     *,
     score: str | None = None,
     maximize: bool = False,
+    rungs: Rungs | None = None,
     mode: Mode | Literal["auto"] = "auto",
     chunk: int | Literal["auto"] = "auto",
     memory: int | None = None,
@@ -58,6 +61,8 @@ def sweep(
       key: typed PRNG key; that of a trial is `jax.random.fold_in(key, id)`.
       score: the scalar that ranks. None takes the only one, or that of the name `"loss"`.
       maximize: whether the highest score is the best. What is not finite ranks last either way.
+      rungs: after how many steps how many settings of a `Task` go on, from `sweeps.halving` or
+        `sweeps.hyperband`; the others stop there. Of repeated settings the means rank.
       mode: `"vmap"` runs trials side by side, `"sequential"` one after the other; `"auto"` takes
         the first on accelerators, on a CPU what is faster, by trying where models are tiny.
       chunk: trials side by side on a device, at least 1; `"auto"` takes as many as fit. One after
@@ -66,12 +71,12 @@ def sweep(
         a CPU.
       mesh: devices, over all axes of which trials are spread. They do not speak to each other.
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
-        chunk, of short ones after some seconds. If it holds the sweep already, the call goes on
-        there, with the same table at its end; it may have more trials then. It is refused if
-        trials, key, programs, constants, steps, mode, chunk or versions of jax and lossopt are
-        others.
+        chunk and rung, of short ones after some seconds. If it holds the sweep already, the call
+        goes on there, with the same table at its end; it may have more trials then. It is refused
+        if trials, key, programs, constants, steps, rungs, mode, chunk or versions of jax and
+        lossopt are others.
       timeout: seconds, above 0, after which no further chunk begins.
-      on_row: called with each row as it comes, a dict.
+      on_row: called with each row as it comes, a dict; with rungs at each that a trial reaches.
       progress: whether to show how it goes, as in `fit`.
 
     Returns:
@@ -80,9 +85,10 @@ def sweep(
 
     Raises:
       ValueError: if there are no trials, their axes are unequal, `run` does not return scalars,
-        there is no such score, not one trial fits into `memory`, or `checkpoint` holds another
-        sweep.
-      TypeError: if `key` is not typed, `run` cannot be called, or inside of `jit`, `vmap`, `grad`.
+        there is no such score, not one trial fits into `memory`, `rungs` are of other numbers of
+        settings or steps, or `checkpoint` holds another sweep.
+      TypeError: if `key` is not typed, `run` cannot be called, or is a plain function with rungs;
+        or inside of `jit`, `vmap`, `grad`.
 
     Examples:
       >>> run = lambda numbers, key: (numbers["rate"] - 0.3) ** 2
@@ -98,12 +104,15 @@ def sweep(
         limit = time.perf_counter() + timeout
     _checks.functions(on_row=on_row)
     found = as_trials(trials)
+    levels, steps = _levels(rungs, run, found), run.steps if isinstance(run, Task) else 0
     parts, dtypes = _parts(run, found, key)
-    ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, isinstance(run, Task))
+    ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, steps, levels)
     facts = {}
     if checkpoint is not None:
         facts = general(key) | {p.label: program(p.trial, p.first) for p in parts}
-        facts |= {"steps": str(run.steps)} if isinstance(run, Task) else {}  # no program knows them
+        facts |= (
+            {"steps": str(steps), "rungs": str(rungs)} if steps else {}
+        )  # no program knows them
     saves = Saves(checkpoint, ledger, facts)
     part_of = {int(row): part for part in parts for row in part.rows}
     saves.take_up(
@@ -114,7 +123,7 @@ def sweep(
     if isinstance(run, Task) and run.check:
         left = [part for part in parts if not ledger.ran[part.rows].all()]
         _checked(run, left, found, key)
-    return hosted(Host(parts, ledger, saves, wanted, limit, on_row, progress))
+    return hosted(Host(parts, ledger, saves, wanted, rungs, limit, on_row, progress))
 
 
 def _wanted(run, key, mode, chunk, memory, mesh):
@@ -140,6 +149,32 @@ def _wanted(run, key, mode, chunk, memory, mesh):
     return Wanted(mode, chunk, memory, mesh)
 
 
+def _levels(rungs, run, trials):
+    """The steps of all rungs; refuses rungs that are not of these trials."""
+    if rungs is None:
+        return ()
+    if not isinstance(rungs, Rungs):
+        raise TypeError(
+            f"Expected rungs from lossopt.sweeps.halving or hyperband, or as Rungs, got {rungs!r}."
+        )
+    if not isinstance(run, Task):
+        raise TypeError(
+            "Expected a lossopt.sweeps.Task with rungs, got a plain function, which runs to its "
+            "end. Write it as a Task, or make one with lossopt.sweeps.task."
+        )
+    if rungs.steps != run.steps:
+        raise ValueError(
+            f"Expected rungs that end at the {run.steps} steps of the task, got {rungs.steps}. "
+            "Make them with the task's steps."
+        )
+    if (count := len(np.unique(np.asarray(trials.setting)))) != rungs.settings:
+        raise ValueError(
+            f"Expected {rungs.settings} settings for these rungs, got {count}. Draw as many as "
+            "rungs.settings; repetitions of a setting count once."
+        )
+    return rungs.levels
+
+
 def _parts(run, trials, key):
     """The groups of trials, and the dtypes of all scores."""
     parts, dtypes = [], {}
@@ -159,7 +194,8 @@ def _parts(run, trials, key):
             name: jnp.promote_types(x.dtype, dtypes.get(name, x.dtype))
             for name, x in scores.items()
         }
-        parts.append(Part(trial, np.asarray(group.rows), values, shapes, name))
+        calls = Calls(trial, values, np.asarray(trials.id)[group.rows])
+        parts.append(Part(trial, np.asarray(group.rows), values, shapes, name, calls))
     return parts, dtypes
 
 

@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from lossopt.sweeps import _cells, _settings
-from lossopt.sweeps._cells import DIVERGED, FINISHED, STATUSES, WAITING
+from lossopt.sweeps._cells import DIVERGED, FINISHED, STOPPED, WAITING
 from lossopt.sweeps._importance import importance
 from lossopt.sweeps._interval import Interval, interval
 from lossopt.sweeps._rulers import ruler
 from lossopt.sweeps._told import told
+from lossopt.sweeps._work import Work
 from lossopt.training import _report
 
 Scale = Literal["log", "linear", "options"]
@@ -29,7 +30,9 @@ class Table:
       columns: numpy arrays by name, each with one entry for each trial: `"id"`; `"setting"` where
         settings were repeated; the hyperparameters, options of `Static` as they are, NaN where a
         trial has no such name, and those that are arrays with their axes; the scores, NaN where a
-        trial did not run; `"status"`; and `"seconds"`, its share of the time of its chunk.
+        trial did not run; `"status"`; and `"seconds"`, its share of the time of its chunk. With
+        rungs a score is the last that a trial reached, `"loss@100"` that after 100 steps, NaN where
+        it did not come so far; and `"steps"` are those it took.
       score: the column that ranks.
       names: the columns that are hyperparameters.
       scores: the columns that `run` returned.
@@ -39,11 +42,15 @@ class Table:
         times the lowest and 4 times the one in the middle; or where they are a geometric series.
       state: what `best_state` gives; None where `run` was a plain function.
       state_id: the id of the row that `state` is of; None where nobody says.
+      work: steps of the sweep, those of all trials together: `work.full`, if all took all steps;
+        `work.nominal`, that trials took; `work.executed`, with the copies that filled up calls.
+        None where a trial has no steps.
 
-    A status is `"finished"`; `"diverged"` where the score that ranks is not finite; or `"waiting"`
-    where the trial has not run. `table["loss"]` is a column, `table[3]` a row as a dict, without
-    the hyperparameters that it has not; `table[table["status"] == "diverged"]` and `table[:10]` are
-    tables. `print(table)` tells the best rows.
+    A status is `"finished"`; `"stopped"` where others were better at a rung; `"diverged"` where the
+    score that ranks is not finite; or `"waiting"` where the trial has not come to its end.
+    `table["loss"]` is a column, `table[3]` a row as a dict, without the hyperparameters that it has
+    not; `table[table["status"] == "diverged"]` and `table[:10]` are tables. `print(table)` tells
+    the best rows.
 
     Raises:
       ValueError: where a column is missing, is longer than others or nobody knows what it is, or
@@ -64,6 +71,7 @@ class Table:
     scales: Mapping[str, Scale] = dataclasses.field(default_factory=dict)
     state: Any = None
     state_id: int | None = None
+    work: Work | None = None
 
     def __post_init__(self):
         columns = _cells.completed(self.columns, self.score, self.names, self.scores)
@@ -105,11 +113,11 @@ class Table:
         table = self.mean() if self.repeated else self
         first = table.rank()[:1]
         if not first.size or table["status"][first[0]] != FINISHED:
-            counts = {status: int(np.sum(table["status"] == status)) for status in STATUSES}
+            diverged, waiting = (int(np.sum(table["status"] == x)) for x in (DIVERGED, WAITING))
             raise ValueError(
                 f"Expected a {'setting' if self.repeated else 'trial'} that finished with a finite "
-                f"{self.score}, got {counts[DIVERGED]} that diverged and {counts[WAITING]} that "
-                "wait. Let the sweep go on, or widen its spaces to where runs stay finite."
+                f"{self.score}, got {diverged} that diverged and {waiting} that wait. Let the "
+                "sweep go on, or widen its spaces to where runs stay finite."
             )
         return table[int(first[0])]
 
@@ -144,13 +152,16 @@ class Table:
     def rank(self) -> np.ndarray:
         """The numbers of the rows, the best first, int `[rows]`; equal scores by id.
 
+        Rows that were stopped come behind those that finished, first those that took more steps.
         Scores that are not finite come last, whether low or high is best, and behind them the rows
         that wait.
         """
-        values = np.asarray(self[self.score], float)
-        level = np.where(self["status"] == WAITING, 2, np.where(np.isfinite(values), 0, 1))
-        keys = np.where(level == 0, -values if self.maximize else values, 0)
-        return np.lexsort((self["id"], keys, level))
+        values, stopped = np.asarray(self[self.score], float), self["status"] == STOPPED
+        level = np.where(self["status"] == WAITING, 3, np.where(np.isfinite(values), 0, 2))
+        level[stopped] = 1
+        keys = np.where(level < 2, -values if self.maximize else values, 0)
+        left = -self["steps"] * stopped if np.any(stopped) and "steps" in self.columns else level
+        return np.lexsort((self["id"], keys, left, level))
 
     def sort(self, by: str | None = None) -> "Table":
         """The same rows with the best first, as `rank` has them.
@@ -188,6 +199,19 @@ class Table:
           [0.3 0.2] 1.0
         """
         return _settings.mean(self)
+
+    def at(self, steps: int) -> "Table":
+        """The table of a rung: the trials that reached it, with their scores there.
+
+        Scores after equal steps compare, so that pictures, intervals and `importance` tell of them.
+
+        Args:
+          steps: of a rung.
+
+        Raises:
+          ValueError: if there is no such rung.
+        """
+        return _settings.at(self, steps)
 
     def interval(self, name: str, *, within: float = 0.1, limit: float | None = None) -> Interval:
         """Between which values of a hyperparameter the good settings lie.

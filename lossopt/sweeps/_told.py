@@ -15,8 +15,13 @@ def told(table: Any) -> str:
     statuses = table["status"]
     counts = {s: int(np.sum(statuses == s)) for s in _cells.STATUSES}
     best = "highest" if table.maximize else "lowest"
-    head = f"Table: {len(table)} trials, " + ", ".join(f"{n} {s}" for s, n in counts.items())
+    head = f"Table: {len(table)} trials, " + ", ".join(
+        f"{n} {s}" for s, n in counts.items() if n or s != _cells.STOPPED
+    )
     head += f"; best is the {best} {table.score}"
+    if table.work is not None and table.work.nominal < table.work.full:
+        head += f"\n{table.work.nominal:,} of {table.work.full:,} steps taken, "
+        head += f"{table.work.executed:,} executed"
     shown = (table.mean() if table.repeated else table).sort()[:ROWS]
     return "\n".join([head, *_lines(shown)])
 

@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from lossopt.sweeps import _calls, _host
+from lossopt.sweeps import _calls, _watch
 from tests.checkpoint import damage, interrupted
 from tests.checkpoint.interrupted import CHILDREN
 from tests.sweeps import runs
@@ -37,7 +37,7 @@ def train(directory: Path, way: str, quick: bool, pipe):
     """Tells each row, at the end the table; it saves as often as it can."""
     jax.config.update("jax_disable_most_optimizations", quick)
     told = lambda row: (pipe.send(int(row["id"])), time.sleep(0.01))
-    often = mock.patch.multiple(_host, EVERY=0.03, UNDER_WAY=0.03)
+    often = mock.patch.multiple(_watch, EVERY=0.03, UNDER_WAY=0.03)
     cut = mock.patch.object(_calls.Calls, "_count", lambda self, left: min(left, CUT))
     with often, cut:
         pipe.send(table(way, checkpoint=directory, on_row=told))

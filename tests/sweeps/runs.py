@@ -9,7 +9,7 @@ import numpy as np
 
 import lossopt as lo
 from lossopt import _keys, sweeps
-from lossopt.sweeps import _host
+from lossopt.sweeps import _watch
 
 KEY = jax.random.key(5)
 STEPS = 12
@@ -87,4 +87,4 @@ def bits(x):
 
 def always():
     """Saves at the end of each chunk, and between any two calls of a program."""
-    return mock.patch.multiple(_host, EVERY=-1.0, UNDER_WAY=-1.0)
+    return mock.patch.multiple(_watch, EVERY=-1.0, UNDER_WAY=-1.0)

@@ -21,7 +21,7 @@ from lossopt.sweeps._form import Form
 from lossopt.sweeps._host import hosted
 from lossopt.sweeps._settled import Wanted, settled
 from lossopt.sweeps._trial import Trial
-from tests.sweeps.runs import IDS, KEY, RUN, TASK, TRIALS, VALUES, bits, same, sweep
+from tests.sweeps.runs import IDS, KEY, RUN, STEPS, TASK, TRIALS, VALUES, bits, same, sweep
 
 ALONE = Form("sequential", 1)
 ONE = {name: x[0] for name, x in VALUES.items()}
@@ -50,14 +50,16 @@ class TestCuts:
         calls._pace = pace
         calls._learn = lambda steps, seconds: None
         seen = []
-        result = calls.run(ALONE, np.array([4]), None, lambda under: seen.append(under) or True)
+        result = calls.run(
+            ALONE, np.array([4]), None, STEPS, lambda under: seen.append(under) or True
+        )
         whole = sweep(trials=TRIALS[[4]], mode="sequential")
         assert len(seen) == {None: 11, 5.0: 11, 1.1: 2, 0.6: 1}[pace]
         assert result is not None
         assert result.scores["loss"].tobytes() == whole["loss"].tobytes()
         middle = seen[0]
         calls = Calls(Trial(TASK, (), KEY), VALUES, IDS, _clock())
-        again = calls.run(ALONE, np.array([4]), middle, lambda under: True)
+        again = calls.run(ALONE, np.array([4]), middle, STEPS, lambda under: True)
         assert again is not None
         assert [*map(bits, jax.tree.leaves(again.state))] == [
             *map(bits, jax.tree.leaves(result.state))
@@ -66,7 +68,7 @@ class TestCuts:
     def test_a_pace_is_learned(self):
         calls = Calls(Trial(TASK, (), KEY), VALUES, IDS, _clock(1.0))
         done = []
-        calls.run(ALONE, np.array([0]), None, lambda under: done.append(under.done) or True)
+        calls.run(ALONE, np.array([0]), None, STEPS, lambda under: done.append(under.done) or True)
         assert done == [1, 9], "one step, then as many as a guess allows, then the rest"
         assert calls._count(99) == 15  # three steps took a second of this clock
 
@@ -126,7 +128,7 @@ class TestMode:
 
     def test_a_plain_run_is_timed_for_what_it_takes(self):
         calls = Calls(Trial(RUN, (), KEY), VALUES, IDS, clock := _clock(1.0))
-        assert [calls.tried(ALONE) for _ in range(3)] == [3.0] * 3
+        assert [calls.tried(ALONE, np.arange(13)) for _ in range(3)] == [3.0] * 3
         assert clock() == 12
 
     @pytest.mark.parametrize("faster", ["sequential", "vmap"])
@@ -250,7 +252,7 @@ class TestEnd:
         assert rows[0].keys() == table.columns.keys()
 
     def test_time_is_up_between_two_chunks(self):
-        late = lambda host: hosted(dataclasses.replace(host, clock=_clock(1.0), limit=60))
+        late = lambda host: hosted(dataclasses.replace(host, clock=_clock(1.0), limit=15))
         with mock.patch.object(_sweep, "hosted", late):
             table = sweep(mode="vmap", chunk=2, timeout=9)
         ran = table["status"] != "waiting"

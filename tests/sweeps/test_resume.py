@@ -70,13 +70,13 @@ def _cut(step, **options):
     """A sweep that is interrupted when the trial of row 2 has taken so many steps."""
     run = Calls.run
 
-    def cut(self, form, rows, within, goes_on):
+    def cut(self, form, rows, within, until, goes_on):
         def asked(under):
             if under.done == step and 2 in self.ids[under.rows]:
                 signal.raise_signal(signal.SIGINT)
             return goes_on(under)
 
-        return run(self, form, rows, within, asked)
+        return run(self, form, rows, within, until, asked)
 
     few = lambda self, left: min(left, 3)
     with mock.patch.multiple(Calls, run=cut, _count=few):

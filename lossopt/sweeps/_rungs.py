@@ -1,0 +1,235 @@
+"""Rungs: after how many steps how many settings go on."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lossopt import _checks
+
+Bracket = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rungs:
+    """Brackets of successive halving, for `sweep(..., rungs=)`.
+
+    `halving` and `hyperband` make the usual ones. The settings of the trials are dealt to the
+    brackets in their order. In a bracket all of its settings run up to the steps of its first rung;
+    as many of the best as the next rung takes go on to the steps of that one.
+
+    Attributes:
+      brackets: at least one, each a sequence of rungs, pairs `(settings, steps)`: how many settings
+        run there, at least 1 and no more than at the rung before; and up to how many steps, counted
+        from the first, at least 1 and more than at the rung before. All brackets end at the same
+        steps, those of the task.
+
+    Raises:
+      ValueError: where steps do not increase, settings do, or brackets end at unequal steps.
+      TypeError: where a rung is no pair of whole numbers.
+
+    Examples:
+      >>> rungs = lo.sweeps.Rungs([[(64, 100), (8, 1000)]])
+      >>> rungs.settings, rungs.steps, rungs.work
+      (64, 1000, 13600)
+    """
+
+    brackets: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "brackets", tuple(map(_bracket, _some(self.brackets, "brackets"))))
+        if len(ends := {bracket[-1][1] for bracket in self.brackets}) > 1:
+            raise ValueError(
+                f"Expected brackets that end at the same steps, got ends at {sorted(ends)}. Scores "
+                "after unequal steps do not compare: let all last rungs be at the task's steps."
+            )
+
+    @property
+    def settings(self) -> int:
+        """How many settings there are to be, in all brackets."""
+        return sum(bracket[0][0] for bracket in self.brackets)
+
+    @property
+    def steps(self) -> int:
+        """Of the last rung."""
+        return self.brackets[0][-1][1]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The steps of all rungs, in their order."""
+        return tuple(sorted({steps for bracket in self.brackets for _, steps in bracket}))
+
+    @property
+    def work(self) -> int:
+        """Steps of all settings together, where none diverges."""
+        return sum(size * steps for size, steps in _parts(self.brackets))
+
+    def at_most(self, repeats: int) -> int:
+        """The most trials of a call with which, copies and all, it is no more than twice the work.
+
+        Args:
+          repeats: of each setting.
+        """
+
+        def executed(width):
+            calls = ((-(-size * repeats // width), steps) for size, steps in _parts(self.brackets))
+            return width * sum(count * steps for count, steps in calls)
+
+        widths = range(1, self.settings * repeats + 1)
+        return max(width for width in widths if executed(width) <= 2 * repeats * self.work)
+
+
+class Stretch(NamedTuple):
+    """Trials that run up to some steps.
+
+    Attributes:
+      rows: of the trials.
+      steps: up to which they run.
+      following: how many of their settings go on then, at most; None at the end.
+    """
+
+    rows: np.ndarray
+    steps: int
+    following: int | None
+
+
+def halving(n: int, steps: int, eta: int = 3, *, least: int = 1) -> Rungs:
+    """Successive halving: at each rung the best 1/eta of the settings go on, the others stop.
+
+    Rungs are after `steps`, `steps / eta`, `steps / eta**2`, ... steps, rounded down, as many as
+    `n` and `least` allow. (Jamieson and Talwalkar, "Non-stochastic best arm identification and
+    hyperparameter optimization", 2016)
+
+    Args:
+      n: number of settings, at least 1.
+      steps: of the task, at least 1.
+      eta: the share that goes on is 1/eta, at least 2.
+      least: the fewest steps after which a setting may be judged, from 1 to `steps`.
+
+    Returns:
+      Its one bracket.
+
+    Raises:
+      ValueError: if a number is out of its range.
+      TypeError: if it is no whole number.
+
+    Examples:
+      >>> lo.sweeps.halving(64, 300, eta=4).brackets
+      (((64, 4), (16, 18), (4, 75), (1, 300)),)
+    """
+    n, (steps, eta, least) = _checks.count("n", n, 1), _counts(steps, eta, least)
+    last = min(_power(eta, n), _power(eta, steps // least))
+    return Rungs([[(n // eta**k, steps // eta ** (last - k)) for k in range(last + 1)]])
+
+
+def hyperband(steps: int, eta: int = 3, *, least: int = 1) -> Rungs:
+    """Hyperband: brackets of successive halving, from many settings judged early to few run whole.
+
+    None has to know after how many steps a score tells something: each bracket takes about as many
+    steps in all. Its `settings` says how many to draw. (Li, Jamieson, DeSalvo, Rostamizadeh and
+    Talwalkar, "Hyperband: a novel bandit-based approach to hyperparameter optimization", 2018)
+
+    Args:
+      steps: of the task, at least 1.
+      eta: the share that goes on at a rung is 1/eta, at least 2.
+      least: the fewest steps after which a setting may be judged, from 1 to `steps`.
+
+    Returns:
+      Its brackets, the one of most settings first.
+
+    Raises:
+      ValueError: if a number is out of its range.
+      TypeError: if it is no whole number.
+
+    Examples:
+      >>> rungs = lo.sweeps.hyperband(81, least=9)
+      >>> rungs.settings, rungs.brackets
+      (17, (((9, 9), (3, 27), (1, 81)), ((5, 27), (1, 81)), ((3, 81),)))
+    """
+    steps, eta, least = _counts(steps, eta, least)
+    last = _power(eta, steps // least)
+    return Rungs([_of_hyperband(steps, eta, last, cuts) for cuts in range(last, -1, -1)])
+
+
+def stretches(rungs: Rungs | None, ledger: Any, steps: int) -> Iterator[Stretch]:
+    """What is to run, one after the other; asks the ledger who goes on, and tells it who stops.
+
+    Args:
+      rungs: of the sweep; None lets all trials run to their end.
+      ledger: what came of the trials so far.
+      steps: of a trial.
+    """
+    if rungs is None:
+        yield Stretch(np.arange(len(ledger.ran)), steps, None)
+        return
+    at = 0
+    for bracket in rungs.brackets:
+        rows = ledger.rows_of(at, at + bracket[0][0])
+        at += bracket[0][0]
+        sizes = [*(size for size, _ in bracket[1:]), None]
+        for (_, steps), following in zip(bracket, sizes):
+            yield Stretch(rows, steps, following)
+            if following is not None:
+                on = ledger.best_rows(rows, steps, following)
+                ledger.stop(np.setdiff1d(rows, on))
+                rows = on
+
+
+def _bracket(rungs):
+    pairs = [tuple(map(_whole, _some(rung, "rung"))) for rung in _some(rungs, "rungs")]
+    if wrong := [pair for pair in pairs if len(pair) != 2]:
+        raise TypeError(f"Expected rungs as pairs (settings, steps), got {wrong[0]}.")
+    sizes, steps = zip(*pairs)
+    if steps[0] < 1 or any(a >= b for a, b in pairwise(steps)):
+        raise ValueError(
+            f"Expected rungs whose steps increase from at least 1, got {list(steps)}. They count "
+            "from the first step of a trial."
+        )
+    if sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
+        raise ValueError(
+            f"Expected rungs of at least 1 setting each, and of no more than the rung before, got "
+            f"{list(sizes)}. A setting that has stopped does not come back."
+        )
+    return tuple(pairs)
+
+
+def _some(x, name):
+    if isinstance(x, str) or not isinstance(x, Sequence) or not len(x):
+        raise TypeError(f"Expected {name} as a sequence that is not empty, got {x!r}.")
+    return x
+
+
+def _whole(x):
+    return _checks.count("rungs", x, 0)
+
+
+def _counts(steps, eta, least):
+    steps = _checks.count("steps", steps, 1)
+    eta, least = _checks.count("eta", eta, 2), _checks.count("least", least, 1)
+    if least > steps:
+        raise ValueError(f"Expected least of at most {steps}, the steps, got {least}.")
+    return steps, eta, least
+
+
+def _power(eta, number):
+    """The highest power of eta up to a number."""
+    power = 0
+    while eta ** (power + 1) <= number:
+        power += 1
+    return power
+
+
+def _of_hyperband(steps, eta, last, cuts):
+    n = -(-(last + 1) * eta**cuts // (cuts + 1))
+    return [(n // eta**k, steps // eta ** (cuts - k)) for k in range(cuts + 1)]
+
+
+def _parts(brackets):
+    """How many settings take how many steps from one rung to the next."""
+    for bracket in brackets:
+        done = 0
+        for size, steps in bracket:
+            yield size, steps - done
+            done = steps
