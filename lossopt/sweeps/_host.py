@@ -79,21 +79,25 @@ class Host:
     clock: Callable[[], float] = time.perf_counter
 
 
-def hosted(host: Host) -> Table:
-    """Runs what has not run, and gives the table."""
+def hosted(host: Host, runs: Callable[[Host, Watch], None]) -> Table:
+    """Runs what has not run, as `runs` says, and gives the table."""
     for part in host.parts:
         _settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
-        steps = host.parts[0].trial.steps
-        for stretch in stretches(host.rungs, host.ledger, steps):
-            if not all(_ran(host, part, stretch, watch) for part in host.parts):
-                break
+        runs(host, watch)
         watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     return host.ledger.table()
+
+
+def stretched(host: Host, watch: Watch) -> None:
+    """Runs stretch after stretch, until all have run or somebody asks."""
+    for stretch in stretches(host.rungs, host.ledger, host.parts[0].trial.steps):
+        if not all(_ran(host, part, stretch, watch) for part in host.parts):
+            break
 
 
 def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
