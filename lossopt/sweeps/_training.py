@@ -114,7 +114,8 @@ def task(
       `"train/fit"`, ..., pooled over the steps of the epoch as they were taken;
       `"validation/value"`, ..., measured now; and `"loss"`, the value of validation, or else of
       training. Of hyperparameters in a dict, arrays may be traced; all else, such as the options of
-      `Static`, is passed on as it is.
+      `Static`, is passed on as it is. Its `inherit` takes from the other trial all but the key and
+      the hyperparameters.
 
     Raises:
       ValueError: if data, names or numbers do not fit together; the message says which.
