@@ -7,7 +7,7 @@ from tests.sweeps import killed
 
 
 @pytest.mark.parametrize(
-    ("way", "kills"), [("sequential", 1), ("beside", 1), ("population", 1), ("within", 2)]
+    ("way", "kills"), [("sequential", 1), ("within", 1), ("rungs", 2), ("population", 1)]
 )
 def test_the_same_table(way, kills, tmp_path):
     random, want = np.random.default_rng(kills), killed.table(way)
