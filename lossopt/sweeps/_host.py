@@ -63,6 +63,7 @@ class Host:
       saves: its checkpoint.
       wanted: the form that the caller asks for.
       rungs: at which trials are stopped, or None.
+      runs: what has not run, until all have or somebody asks.
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
@@ -73,20 +74,21 @@ class Host:
     saves: Saves
     wanted: Wanted
     rungs: Rungs | None
+    runs: Callable[["Host", Watch], None]
     limit: float
     on_row: Callable[[dict[str, Any]], Any] | None
     shown: bool | Literal["auto"]
     clock: Callable[[], float] = time.perf_counter
 
 
-def hosted(host: Host, runs: Callable[[Host, Watch], None]) -> Table:
-    """Runs what has not run, as `runs` says, and gives the table."""
+def hosted(host: Host) -> Table:
+    """Runs what has not run, and gives the table."""
     for part in host.parts:
         _settled_before(host, part)
     count = len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
-        runs(host, watch)
+        host.runs(host, watch)
         watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)

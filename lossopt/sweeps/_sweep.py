@@ -130,7 +130,7 @@ def sweep(
     if isinstance(run, Task) and run.check:
         left = [part for part in parts if not ledger.ran[part.rows].all()]
         _checked(run, left, found, key)
-    return hosted(Host(parts, ledger, saves, wanted, rungs, limit, on_row, progress), runs)
+    return hosted(Host(parts, ledger, saves, wanted, rungs, runs, limit, on_row, progress))
 
 
 def _wanted(run, key, mode, chunk, memory, mesh):
