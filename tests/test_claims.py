@@ -278,6 +278,10 @@ CLAIMS = {
         "ends all": "test_signals",
     },
     "docs/sweeps.md": {
+        "tries it on digits in one sweep": "test_quick_form",
+        "the root of the factor is left": (
+            "test_decay_leaves_the_root_of_a_factor_and_behind_it_nothing"
+        ),
         "does not depend on which other trials": "test_an_order_of_trials_is_that_of_the_rows",
         "the first n of 2n trials are the same": "test_the_first_of_more_trials_are_the_same",
         "a part or a permutation carries its ids": "test_a_part_or_a_permutation_carries_its_ids",
@@ -296,6 +300,12 @@ CLAIMS = {
         "A trial alone gives the bits": "test_a_trial_alone_is_the_trial_in_the_sweep",
         "its table is the same to the bit": "test_the_same_table",
         "returns the table so far": "test_control_c_returns_what_has_come",
+        "Who goes on has the bits": "test_beside_others",
+        "One program serves all": "test_one_program",
+        "of equals the lower ids": "test_of_equals_the_lower_ids",
+        "their mean ranks": "test_repeats_rank_by_their_mean",
+        "goes no further": "test_nobody_goes_on_who_is_not_finite",
+        "An automatic chunk is so narrow": "test_an_automatic_chunk_is_narrow",
         "begins no further chunk": "test_time_is_up_between_two_chunks",
         "Only the new ones run": "test_more_trials_and_another_order",
         "is refused**, and nothing is overwritten": "test_another_sweep",
