@@ -167,9 +167,8 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
     ledger, mine = host.ledger, partial(state_of, form, result)
     ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
     if stretch.following is not None:
-        ledger.resting.put(rows, result.state, form)
         on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
-        ledger.resting.only(on)
+        ledger.resting.put(rows, result.state, form, on)
     elif host.rungs is not None:
         ledger.resting.drop(rows)
     if host.on_row is not None:
