@@ -57,7 +57,7 @@ def found(task, rungs, seed, **options) -> Found:
     whole, halved = tables["whole"], tables["rungs"]
     order = whole.rank()
     place = {int(whole["id"][row]): rank for rank, row in enumerate(order, 1)}
-    tried = max(1, halved.work.executed // task.steps)
+    tried = min(len(trials), max(1, halved.work.executed // task.steps))
     random = min(range(tried), key=lambda row: place[row])
     ends, best = halved["status"] == "finished", whole["loss"][order[0]]
     return Found(

@@ -112,8 +112,9 @@ class Workers:
                 yield self._flight.pop(future), future.result()
 
     def withdraw(self) -> None:
-        """Takes back calls that have not begun, where futures tell which these are."""
-        if any(future.running() for future in self._flight):
+        """Takes back calls that have not begun, where it is known which these are."""
+        known = any(future.running() for future in self._flight)
+        if known or (self._flight and _size(self._there()) == 0):
             self._lost.clear()
             for future in [future for future in self._flight if future.cancel()]:
                 del self._flight[future]

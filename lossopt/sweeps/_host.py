@@ -167,17 +167,15 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
     ledger, mine = host.ledger, partial(state_of, form, result)
     ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
     if stretch.following is not None:
-        ledger.resting.put(rows, result.state, form)
+        on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
+        ledger.resting.put(rows, result.state, form, on)
     passed(host, stretch, rows)
 
 
 def passed(host: Host, stretch: Stretch, rows: np.ndarray) -> None:
-    """Forgets states that nothing goes on from, and tells rows that are written."""
+    """Forgets states of trials at their end, and tells rows that are written."""
     ledger = host.ledger
-    if stretch.following is not None:
-        on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
-        ledger.resting.only(on)
-    elif host.rungs is not None:
+    if stretch.following is None and host.rungs is not None:
         ledger.resting.drop(rows)
     if host.on_row is not None:
         for row in rows:

@@ -97,9 +97,10 @@ class Lot:
         state_of = lambda place: keyed(came.states[place], self._part.shapes)
         given = came.scores, came.seconds, state_of, calls * width
         host.ledger.put(rows, stretch.steps, *given)
-        if came.states and stretch.following is not None:
-            leaves = [np.stack(some) for some in zip(*came.states.values())]
-            host.ledger.resting.take_up(rows[list(came.states)], leaves)
+        if stretch.following is not None:
+            new = {int(rows[place]): leaves for place, leaves in came.states.items()}
+            on = host.ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
+            host.ledger.resting.keep(new, on)
         passed(host, stretch, rows)
 
 

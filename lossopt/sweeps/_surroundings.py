@@ -29,9 +29,9 @@ def under(settings: tuple[tuple[str, Any], ...]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C on a terminal reaches children, too: it is for the caller to say what ends.
+    """Ctrl-C on a terminal reaches children, too: it is for the process that called to end them.
 
-    Where he is gone, nobody says it, and a process of a pool would wait for ever.
+    Where that is gone, nobody ends a process of a pool, which would wait for ever.
     """
     parent = multiprocessing.parent_process()
     if parent is None or threading.current_thread() is not threading.main_thread():

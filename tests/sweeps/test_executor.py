@@ -162,6 +162,19 @@ def test_as_many_calls_are_sent_as_keep_workers_busy():
     assert sorted(came) == [0, 1, 2]
 
 
+def test_calls_for_which_there_are_no_workers_are_taken_back():
+    class Empty(Executor):
+        num_workers = 0
+
+        def submit(self, work, /, *given):
+            return Future()
+
+    workers = Workers(Empty())
+    workers.send(call(str, "a", []))
+    workers.withdraw()
+    assert not workers.busy
+
+
 REFUSED = {
     "a number": (TypeError, r"Expected executor as an Executor .* got 3", lambda: 3),
     "makes a number": (TypeError, r"Expected the function given as executor .* got 0", lambda: int),
