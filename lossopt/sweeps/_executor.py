@@ -19,6 +19,10 @@ AGAIN = 2  # times that a pool is made again for one call
 AHEAD = 2  # calls that are sent for each worker, so that none waits for the next
 ASSUMED = 8  # workers, where nobody says how many
 LEFT = 60.0  # seconds for which calls of a pool that broke may come in
+NONE = (
+    " Nothing ever came of a worker: perhaps none can start, as where a script has no "
+    'if __name__ == "__main__":.'
+)
 
 Given = Executor | Callable[[], Executor]
 
@@ -177,7 +181,6 @@ def _usable(executor):
     if isinstance(executor, ProcessPoolExecutor):
         context = getattr(executor, "_mp_context", None)
         if context is not None and context.get_start_method() == "fork":
-            executor.shutdown(wait=False)
             raise ValueError(
                 "Expected a ProcessPoolExecutor that starts Python anew, got one that forks, which "
                 'waits for ever once jax has started. Give it mp_context=get_context("spawn"), of '
@@ -215,15 +218,7 @@ def _lost(job, error):
 
 def _deadly(job, any):
     """Of a call with which every pool broke."""
-    start = (
-        ""
-        if any
-        else (
-            " Nothing ever came of a worker: perhaps none can start, as where a script has no "
-            'if __name__ == "__main__":.'
-        )
-    )
     return RuntimeError(
         f"Every worker that met {job.told()} ended, {AGAIN + 1} times: such a chunk may take more "
-        f"memory than there is.{start}"
+        f"memory than there is.{'' if any else NONE}"
     )
