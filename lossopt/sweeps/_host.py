@@ -66,6 +66,8 @@ class Host:
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
+      count: how many trials there are to be; 0 where all of them are known.
+      least: for how many trials of a group a form is settled, at least.
     """
 
     parts: list[Part]
@@ -76,24 +78,29 @@ class Host:
     limit: float
     on_row: Callable[[dict[str, Any]], Any] | None
     shown: bool | Literal["auto"]
+    count: int = 0
+    least: int = 0
     clock: Callable[[], float] = time.perf_counter
 
 
-def hosted(host: Host) -> Table:
-    """Runs what has not run, and gives the table."""
+def hosted(host: Host, runs: Callable[[Host, Watch], Any]) -> Table:
+    """Runs what has not run, as `runs` says, and gives the table."""
     for part in host.parts:
         _settled_before(host, part)
-    count = len(host.ledger.ran)
+    count = host.count or len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
-        steps = host.parts[0].trial.steps
-        for stretch in stretches(host.rungs, host.ledger, steps):
-            if not all(_ran(host, part, stretch, watch) for part in host.parts):
-                break
+        runs(host, watch)
         watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
     return host.ledger.table()
+
+
+def stretched(host: Host, watch: Watch) -> bool:
+    """Whether all trials of the groups ran, stretch after stretch, before somebody asked to end."""
+    found = stretches(host.rungs, host.ledger, host.parts[0].trial.steps)
+    return all(_ran(host, part, stretch, watch) for stretch in found for part in host.parts)
 
 
 def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
@@ -105,7 +112,7 @@ def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
     begun, within = _under_way(host, left)
     if within is not None:
         left = np.concatenate([within.rows, np.setdiff1d(left, within.rows)])
-    found = _form(host, part, left, watch)
+    found = form_of(host, part, left, watch)
     within = within if found == begun else None
     compiled(part.trial, found, part.first)
     at, every = 0, found.width if wanted.chunk == "auto" else max(wanted.chunk, found.width)
@@ -171,11 +178,11 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
             host.on_row(ledger.row(row))
 
 
-def _form(host, part, left, watch):
+def form_of(host: Host, part: Part, left: np.ndarray, watch: Watch) -> Form:
     """The form of a group: the one that it had, or the one that is settled now, and saved."""
     if had := _settled_before(host, part):
         return had
-    count = len(left)
+    count = max(len(left), host.least)
     if host.rungs is not None:
         count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
     tried = partial(part.calls.tried, rows=np.searchsorted(part.rows, left))
