@@ -1,7 +1,8 @@
 """Killed sweeps: `sweep` by kill -9 at random moments, and whether it ends in the same table.
 
 24 trials of a descent with dropout and masks, three of which diverge: one after the other, eight
-beside each other, and eight beside each other as a `Task` that is cut within its steps. Each child
+beside each other, eight beside each other as a `Task` that is cut within its steps, and the same
+with rungs of successive halving. Each child
 saves as often as it can and is killed within 0.3 s of a save, and the next one goes on. What is
 compared are all columns but the seconds, and the best state.
 """
@@ -36,7 +37,7 @@ def main():
                 told, phase = killed.kill(random, directory, way)
                 print(f"{way}: told {len(told)} rows, killed: {phase}")
                 left -= 1
-                if len(told) == killed.COUNT or not left:
+                if len(told) == killed.told(way) or not left:
                     rows, got = killed.end(directory, way)
                     missed += [f"{way}/{name}" for name in killed.other(got, want)]
                     print(f"{way}: {len(rows)} rows were left")

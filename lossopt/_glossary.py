@@ -4,6 +4,7 @@ One table makes the message of a missing attribute and the page docs/glossary.md
 """
 
 from lossopt._glossary_of_losses import LOSSES
+from lossopt._glossary_of_sweeps import SWEEPS
 
 TABLE = {
     "lossopt": {
@@ -138,28 +139,7 @@ TABLE = {
         "elastic, fault tolerance, preemption": "lossopt.parallel.guard and "
         "lossopt.fit(checkpoint=) (docs/processes.md#when-a-process-dies)",
     },
-    "lossopt.sweeps": {
-        "results, trials dataframe, leaderboard, cv_results_": "lossopt.sweeps.Table",
-        "hyperparameter importance, permutation importance, feature importance": "lossopt.sweeps."
-        "Table.importance",
-        "robustness, sensitivity": "lossopt.sweeps.Table.interval",
-        "log uniform, loguniform, suggest float, geomspace, logspace": "lossopt.sweeps.Log",
-        "uniform, linspace": "lossopt.sweeps.Linear",
-        "int uniform, randint, suggest int, quniform": "lossopt.sweeps.Integer, traced, or "
-        "lossopt.sweeps.Static where it sets a shape",
-        "categorical, suggest categorical": "lossopt.sweeps.Choice of numbers, or "
-        "lossopt.sweeps.Static of what changes the program",
-        "parameter grid, grid search, grid sampler": "lossopt.sweeps.grid",
-        "random search, parameter sampler, random sampler": "lossopt.sweeps.random",
-        "quasi-random, quasi Monte Carlo, QMC sampler, Latin hypercube, Halton": (
-            "lossopt.sweeps.sobol"
-        ),
-        "replicates, seeds, random restarts": "lossopt.sweeps.Trials.repeat",
-        "conditional, nested space, concatenate": "lossopt.sweeps.join of trials of unequal spaces",
-        "objective, trainable, estimator": "lossopt.sweeps.task, of what lossopt.fit takes",
-        "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
-        "lossopt.sweeps.Trials.repeat",
-    },
+    "lossopt.sweeps": SWEEPS,
     "lossopt.plots": {
         "learning curve, training curve": "lossopt.plots.loss_curves",
         "parallel coordinates, heat map, slice, contour, optimization history": "lossopt.plots."

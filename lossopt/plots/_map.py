@@ -29,7 +29,7 @@ def score_map(table: Table, across: str, up: str, axis: "Axes") -> None:
     table = table[~_cells.missing(table[across]) & ~_cells.missing(table[up])]
     if not len(table):
         raise ValueError(f"Expected a trial that has both {across} and {up}, and none has.")
-    finished = table["status"] == "finished"
+    finished = _cells.scored(table["status"])
     x, y = _ticks.ruler_of(table, across), _ticks.ruler_of(table, up)
     places = np.column_stack([x.at(table[across]), y.at(table[up])]).round(6)
     first = np.sort(np.unique(places, axis=0, return_index=True)[1])  # the best at each place

@@ -28,7 +28,7 @@ def parallel(table: Table, names: Sequence[str], axis: "Axes") -> None:
     """
     from matplotlib.collections import LineCollection
 
-    finished = table["status"] == "finished"
+    finished = _cells.scored(table["status"])
     places = _places(table, names, finished)
     x = np.arange(len(names) + 1)
     lines = [np.column_stack([x, y]) for y in places]
@@ -74,7 +74,7 @@ def _rulers(table, names, axis, places):
         axis.plot([at, at], [0, 1], color="black", linewidth=0.9, zorder=3)
         last = at == len(names)
         marks = list(zip(*_ticks.ticks(on, values)))
-        if last and np.any(table["status"] != "finished"):
+        if last and np.any(table["status"] == "diverged"):
             marks.append((_lost_at(table), "diverged"))
         if not last and np.any(places[:, at] == ABSENT):
             marks.append((ABSENT, "not set"))

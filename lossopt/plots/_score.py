@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 GOOD = "#009E73"
 SHADE = {"facecolor": "#009E7329", "edgecolor": GOOD, "linewidth": 0.8}
+HOLLOW = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markersize": 5}
 
 
 def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
@@ -26,7 +27,7 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
       axis: where to draw.
     """
     table = table[~_cells.missing(table[name])]
-    finished = table["status"] == "finished"
+    finished = _cells.scored(table["status"])
     on, scores = _ticks.ruler_of(table, name), _ticks.of_scores(table)
     if on.scale == "options":
         values = np.array([on.options.index(x) for x in table[name]], float)
@@ -35,7 +36,7 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
     _scales(table, name, on, scores, axis)
     if on.scale != "options":
         axis.set_xlim(*_ends(on))
-    good = _interval(table, name, within, axis) if np.any(finished) else None
+    good = _interval(table, name, within, axis) if table["status"][0] == "finished" else None
     if np.any(finished):
         best = _cells.number(table[table.score][0])
         at = _ticks.option(table[name][0]) if on.scale == "options" else _cells.number(values[0])
@@ -48,6 +49,9 @@ def score_over(table: Table, name: str, within: float, axis: "Axes") -> None:
         mark = "v" if table.maximize else "^"
         told = f"beyond the picture: {far}"
         axis.plot([], [], marker=mark, linestyle="", color=_axes.GREY, label=told)
+    if stopped := int(np.sum(table["status"] == "stopped")):
+        told = f"stopped at a rung: {stopped}, with the last score"
+        axis.plot([], [], **HOLLOW, color=_axes.GREY, label=told)
     if lost := int(np.sum(~finished)):
         edge = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 5}
         look = {"marker": "x", "linestyle": "", "color": _axes.GREY}
@@ -103,6 +107,9 @@ def _dots(table, x, scores: Ruler, axis, alone):
     axis.scatter(x[~far][::-1], y[~far][::-1], s=22, c=colors[~far][::-1], zorder=3)
     mark = "v" if table.maximize else "^"
     axis.scatter(x[far], shown[far], s=30, c=colors[far], marker=mark, zorder=3)
+    stopped = (table["status"] == "stopped") & ~far
+    if np.any(stopped):
+        axis.scatter(x[stopped], shown[stopped], s=7, c="white", zorder=3)
     return int(np.sum(far))
 
 

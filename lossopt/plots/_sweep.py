@@ -28,7 +28,8 @@ def sweep(
     """The trials of a sweep: all hyperparameters, two of them, or one, and what they scored.
 
     Of repeated settings the mean is drawn. Trials that diverged are marked, those that wait are
-    left out.
+    left out. Of such as were stopped at a rung it is the last score; `table.at(100)` is drawn where
+    scores after equal steps are to be compared.
 
     Args:
       table: of `lossopt.sweep`, or one made of columns of your own. Another score is drawn of

@@ -166,6 +166,7 @@ def _good(ran, name):
     scores, limit = np.asarray(ran[ran.score], float), limit_of(ran, WITHIN)
     if ran.scales[name] == "options":
         near = (scores >= limit if ran.maximize else scores <= limit) & ~_cells.missing(ran[name])
+        near &= ran["status"] == FINISHED
         return ", ".join(dict.fromkeys(_ticks.option(x) for x in ran[name][near])) or "none"
     try:
         good = ran.interval(name, within=WITHIN)
@@ -184,8 +185,9 @@ def _tried(ran, name):
 
 def _best(pooled):
     """The best rows."""
-    shown = pooled[pooled["status"] == FINISHED]
-    return _rows(shown, "that finished, the best first") if len(shown) else ""
+    shown = pooled[_cells.scored(pooled["status"])]
+    stopped = " or were stopped at a rung" * bool(np.any(shown["status"] != FINISHED))
+    return _rows(shown, f"that finished{stopped}, the best first") if len(shown) else ""
 
 
 def _lost(pooled):
@@ -204,6 +206,7 @@ def _rows(table, what):
     extra = [error, "repeats"] if error in table.columns else []
     names = ["id", table.score, *extra, *table.names]
     names += [name for name in table.scores if name != table.score]
+    names += ["steps"] * ("steps" in table.columns and "steps" not in names)
     names = [name for name in names if table[name].ndim == 1]
     cells = list(zip(*(map(_cells.word, shown[name]) for name in names)))
     if len(table) <= ROWS:

@@ -99,6 +99,11 @@ def flat(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: _objects(values) for name, values in kept.items()}
 
 
+def scored(status: np.ndarray) -> np.ndarray:
+    """Which trials have a score that ranks them among others, bool `[rows]`."""
+    return (status == FINISHED) | (status == STOPPED)
+
+
 def missing(column: np.ndarray) -> np.ndarray:
     """Where a trial has no such name, bool `[rows]`."""
     if column.dtype == object:

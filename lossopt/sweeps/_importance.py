@@ -77,7 +77,12 @@ def _shuffled(features, repeats, draws):
 
 
 def ranks(table: Any, score: str) -> np.ndarray:
-    """The rank of each trial by its score, which no single huge value rules; equals share one."""
+    """The rank of each trial by its score, which no single huge value rules; equals share one.
+
+    Where trials were stopped, those that came further rank before them.
+    """
+    if score == table.score and np.any(table["status"] == "stopped"):
+        return np.argsort(table.rank()) + 1.0
     values = np.asarray(table[score], float)
     worst = np.inf if score != table.score or not table.maximize else -np.inf
     values = np.where(np.isfinite(values), values, worst)

@@ -1,5 +1,6 @@
 """States of trials that wait at a rung, on the host."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -89,9 +90,16 @@ def raw_like(like: PyTree) -> list[Any]:
 def _keyed(x, like):
     if not _is_key(like):
         return x
+    return jax.random.wrap_key_data(x, impl=_kind(like.dtype))
+
+
+@cache
+def _kind(dtype):
+    """Of which kind typed keys of a dtype are, which jax says of arrays alone."""
     found = []
+    like = jax.ShapeDtypeStruct((), dtype)
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
-    return jax.random.wrap_key_data(x, impl=found[0])
+    return found[0]
 
 
 def _is_key(like):

@@ -236,6 +236,25 @@ class TestScore:
         assert np.allclose(axis.collections[0].get_offsets(), [[0.9, 0.5], [0.5, 0.3]])
         assert _labels(axis)[0] == "best: 0.3 at 0.5"
 
+    def test_stopped_trials_are_hollow(self, axis):
+        columns = {
+            "rate": np.array([1.0, 2, 3, 4]),
+            "loss": np.array([3.0, 1.0, 2.0, np.nan]),
+            "loss@5": np.array([4.0, 1.0, 2.0, np.nan]),
+            "steps": np.array([9, 5, 5, 5]),
+            "status": np.array(["finished", "stopped", "stopped", "diverged"], object),
+        }
+        table = lo.sweeps.Table(columns, "loss", names=("rate",), scores=("loss",))
+        lo.plots.sweep(table, axis=axis)
+        words = axis.get_legend_handles_labels()[1]
+        assert words[0] == "best: 3 at 1"
+        assert "stopped at a rung: 2, with the last score" in words
+        assert "diverged: 1" in words
+        hollow = axis.collections[-1].get_offsets()
+        np.testing.assert_allclose(hollow, [[2, 1], [3, 2]])
+        lo.plots.sweep(table.at(5), axis=axis)
+        assert axis.get_legend_handles_labels()[1][-1] == "diverged: 1"
+
     def test_a_score_far_worse_stands_at_the_end_of_the_scale(self, axis):
         losses = [-1.0, -0.9, -0.8, -0.7, -0.6, 1e9]
         table = _table({"rate": [1.0, 2, 3, 4, 5, 6], "loss": losses}, ("rate",))

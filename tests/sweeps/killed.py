@@ -17,11 +17,18 @@ COUNT, CHUNK, CUT = 24, 8, 4
 AGAIN = np.arange(COUNT) % len(runs.TRIALS)
 VALUES = {name: x[AGAIN] for name, x in runs.VALUES.items()}
 TRIALS = runs.sweeps.Trials(VALUES, np.arange(COUNT))
+RUNGS = runs.sweeps.halving(COUNT, runs.STEPS, 2)
 WAYS = {
     "sequential": (runs.RUN, {"mode": "sequential"}),
     "beside": (runs.RUN, {"mode": "vmap", "chunk": CHUNK}),
     "within": (runs.TASK, {"mode": "vmap", "chunk": CHUNK}),
+    "rungs": (runs.TASK, {"mode": "vmap", "chunk": CHUNK, "rungs": RUNGS}),
 }
+
+
+def told(way: str) -> int:
+    """How many rows a child tells that nobody kills: at rungs one for each trial there."""
+    return sum(size for size, _ in RUNGS.brackets[0]) if way == "rungs" else COUNT
 
 
 def table(way: str, **options) -> dict[str, np.ndarray]:

@@ -1,0 +1,404 @@
+"""Rungs: who stops, by hand from whole sweeps; who goes on has the bits of a whole one."""
+
+import signal
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lossopt import sweeps
+from lossopt.sweeps import _resting
+from lossopt.sweeps._calls import Calls
+from tests.counted import counted
+from tests.sweeps.runs import RUN, STEPS, TASK, TRIALS, always, bits, same, sweep, task
+
+WAYS = {"sequential": {"mode": "sequential"}, "vmap": {"mode": "vmap", "chunk": 5}}
+PLANS = {
+    "halving": sweeps.halving(13, STEPS, 2),
+    "hyperband": sweeps.Rungs([[(7, 2), (3, 5), (1, STEPS)], [(4, 5), (2, STEPS)], [(2, STEPS)]]),
+    "wide": sweeps.Rungs([[(13, 3), (13, 6), (9, STEPS)]]),
+}
+REPEATED = TRIALS[np.array([4, 0, 7, 9, 2, 6])].repeat(2)
+FEW = sweeps.Rungs([[(6, 2), (3, 5), (2, STEPS)]])
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Scores of all trials after so many steps, one after the other, each run from its start."""
+    known = {}
+
+    def after(trials, steps):
+        of = trials is TRIALS, steps
+        if of not in known:
+            known[of] = sweep(task(steps=steps), trials, mode="sequential")
+        return known[of]
+
+    return after
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Tables of rungs that nobody interrupted."""
+    known = {}
+
+    def of(way, plan):
+        if (way, plan) not in known:
+            known[way, plan] = sweep(rungs=PLANS[plan], **WAYS[way])
+        return known[way, plan]
+
+    return of
+
+
+def _by_hand(plan, trials, whole, maximize=False):
+    """How far each trial comes, and which settings are stopped, in Python alone."""
+    ids = list(dict.fromkeys(np.asarray(trials.setting).tolist()))
+    rows = {s: [i for i, x in enumerate(np.asarray(trials.setting)) if x == s] for s in ids}
+    reached, at = dict.fromkeys(ids, 0), 0
+    for bracket in plan.brackets:
+        alive = ids[at : at + bracket[0][0]]
+        at += bracket[0][0]
+        for (_, steps), following in zip(bracket, [*bracket[1:], None]):
+            reached |= dict.fromkeys(alive, steps)
+            if following is None:
+                break
+            scores = whole(trials, steps)["loss"]
+            means = {
+                s: float(np.mean([scores[row] for row in rows[s]], dtype=float)) for s in alive
+            }
+            finite = [s for s in alive if np.isfinite(means[s])]
+            order = sorted(finite, key=lambda s: (-means[s] if maximize else means[s], s))
+            alive = order[: following[0]]
+    return np.array([reached[s] for s in np.asarray(trials.setting).tolist()])
+
+
+def _agrees(table, plan, trials, whole, exact=True):
+    """Fails where a score at a rung is another than that of a sweep that ends there."""
+    for name in table.scores:
+        for steps in plan.levels:
+            got, want = table[f"{name}@{steps}"], whole(trials, steps)[name]
+            there = [
+                any(steps in dict(map(reversed, b)) for b in plan.brackets) and s >= steps
+                for s in table["steps"]
+            ]
+            there &= ~np.isnan(got)
+            assert bits(got[there]) == bits(want[there]) or not exact
+            np.testing.assert_allclose(got[there], want[there], rtol=1e-4)
+
+
+class TestWhoGoesOn:
+    @pytest.mark.parametrize("plan", PLANS)
+    def test_by_hand(self, whole, tables, plan):
+        rungs, table = PLANS[plan], tables("sequential", plan)
+        reached = _by_hand(rungs, TRIALS, whole)
+        assert table["steps"].tolist() == reached.tolist()
+        _agrees(table, rungs, TRIALS, whole)
+        last = [table[f"loss@{steps}"][row] for row, steps in enumerate(reached)]
+        assert bits(np.array(last)) == bits(table["loss"]), "the last score that a trial reached"
+        finite = np.isfinite(table["loss"])
+        assert ((table["status"] == "finished") == ((reached == STEPS) & finite)).all()
+        assert ((table["status"] == "stopped") == ((reached < STEPS) & finite)).all()
+        assert ((table["status"] == "diverged") == ~finite).all()
+        ends = np.flatnonzero(table["status"] == "finished")
+        assert table.best["id"] == min(ends, key=lambda row: (table["loss"][row], row))
+        assert bits(table.best_state["w"]) == bits(_state_of(table.best["id"])["w"])
+
+    @pytest.mark.parametrize("maximize", [False, True])
+    def test_repeats_rank_by_their_mean(self, whole, maximize):
+        how = {"mode": "sequential", "maximize": maximize}
+        table = sweep(trials=REPEATED, rungs=FEW, **how)
+        reached = _by_hand(FEW, REPEATED, whole, maximize)
+        assert table["steps"].tolist() == reached.tolist()
+        assert len(set(table["steps"].tolist())) > 1
+        means = table.mean()
+        assert means["steps"].tolist() == reached.reshape(6, 2)[:, 0].tolist()
+        pairs = np.asarray(table["loss@2"], float).reshape(6, 2)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(means["loss@2"], pairs.mean(1))
+        ends = means["status"] == "finished"
+        assert means.best["loss"] == (max if maximize else min)(means["loss"][ends])
+        assert table.best_state is not None
+
+    def test_of_equals_the_lower_ids(self):
+        stay = lambda state, steps: state
+        run = sweeps.Task(lambda x, key: x["x"], stay, lambda state: state // 4, steps=4)
+        trials = sweeps.Trials({"x": np.arange(9.0)[::-1].copy()}, np.arange(9)[::-1].copy())
+        table = sweep(run, trials, rungs=sweeps.Rungs([[(9, 1), (6, 2), (2, 4)]]))
+        assert table["id"][table["steps"] == 4].tolist() == [1, 0]
+        assert table["id"][table["steps"] >= 2].tolist() == [5, 4, 3, 2, 1, 0]
+        assert table.best["id"] == 0
+
+    def test_nobody_goes_on_who_is_not_finite(self):
+        nans = np.array([np.nan, 1.0, np.nan, np.inf, 2.0], np.float32)
+        run = sweeps.Task(lambda x, key: x["x"], lambda s, _: s, lambda s: s, steps=9)
+        table = sweep(run, {"x": nans}, rungs=sweeps.halving(5, 9))
+        assert table["status"].tolist() == [
+            "diverged",
+            "finished",
+            "diverged",
+            "diverged",
+            "stopped",
+        ]
+        lost = sweep(run, {"x": nans[[0, 2, 3]]}, rungs=sweeps.halving(3, 9))
+        assert set(lost["status"]) == {"diverged"}
+        assert lost["steps"].tolist() == [3, 3, 3]
+        with pytest.raises(ValueError, match="got 3 that diverged"):
+            _ = lost.best
+
+    def test_groups_compete(self, whole):
+        """Trials of unlike programs and shapes share the rungs."""
+        space = {"width": sweeps.Static((1, 2)), "rate": sweeps.Linear(0.1, 0.9)}
+        trials = sweeps.grid(space, 4)
+
+        def moved(state):
+            return state | {"w": state["w"] * (1 - state["rate"] / state["w"].shape[0])}
+
+        run = sweeps.Task(
+            lambda x, key: {"w": jnp.ones(x["width"]), "rate": x["rate"], "key": key},
+            lambda state, n: jax.lax.fori_loop(0, n, lambda _, s: moved(s), state),
+            lambda state: state["w"][0],
+            steps=8,
+        )
+        for way in WAYS.values():
+            table = sweep(run, trials, rungs=sweeps.halving(8, 8, 2), **way)
+            shrink = 1 - trials["rate"] / trials["width"].astype(float)
+            order = np.argsort(shrink)
+            assert table["steps"][order].tolist() == [8, 4, 2, 2, 1, 1, 1, 1]
+            np.testing.assert_allclose(table["loss"], shrink ** table["steps"], rtol=1e-5)
+
+
+def _stopping_at(number):
+    """Ctrl-C when so many rows have come."""
+    rows = iter(range(1, number + 1))
+    return lambda row: next(rows, None) == number and signal.raise_signal(signal.SIGINT)
+
+
+def _state_of(row):
+    return sweep(trials=TRIALS[[row]], mode="sequential").best_state
+
+
+class TestBits:
+    @pytest.mark.parametrize("plan", PLANS)
+    def test_beside_others(self, tables, plan):
+        """In calls with other neighbors and copies of them, at the same mode and chunk."""
+        full, table = sweep(**WAYS["vmap"]), tables("vmap", plan)
+        ends = table["steps"] == STEPS
+        assert 0 < ends.sum() < 13
+        for name in table.scores:
+            assert bits(table[name][ends]) == bits(full[name][ends])
+        rungs = PLANS[plan].levels[:-1]
+        again = sweep(task(steps=rungs[-1]), **WAYS["vmap"])
+        there = ~np.isnan(table[f"loss@{rungs[-1]}"])
+        assert bits(table[f"loss@{rungs[-1]}"][there]) == bits(again["loss"][there])
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_spread_over_devices(self, tables, way):
+        mesh = jax.make_mesh((8,), ("d",))
+        how = WAYS[way] | ({"chunk": 5} if way == "vmap" else {})
+        same(sweep(rungs=PLANS["halving"], mesh=mesh, **how), tables(way, "halving"))
+
+    def test_one_program(self):
+        run, more = task(extra=0.7), sweeps.Rungs([[(13, 1), (9, 2), (5, 7), (2, STEPS)]])
+        sweep(run, rungs=PLANS["halving"], **WAYS["vmap"])
+        with counted() as seen:
+            sweep(run, rungs=more, **WAYS["vmap"])
+        assert (seen.traces, seen.lowered, seen.compiled) == (0, 0, 0)
+
+
+class TestWork:
+    def test_copies_are_counted(self, tables):
+        plan = PLANS["halving"]
+        assert plan.brackets == (((13, 1), (6, 3), (3, 6), (1, STEPS)),)
+        nominal = 13 * 1 + 6 * 2 + 3 * 3 + 1 * 6
+        assert plan.work == nominal
+        assert tables("sequential", "halving").work == (13 * STEPS, nominal, nominal)
+        executed = 15 * 1 + 10 * 2 + 5 * 3 + 5 * 6
+        table = tables("vmap", "halving")
+        assert table.work == (13 * STEPS, nominal, executed)
+        assert f"{nominal} of {13 * STEPS} steps taken, {executed} executed" in str(table)
+        assert sweep(**WAYS["vmap"]).work == (13 * STEPS, 13 * STEPS, 15 * STEPS)
+        assert sweep(RUN, **WAYS["vmap"]).work is None
+
+    @pytest.mark.parametrize("repeats", [1, 3])
+    def test_an_automatic_chunk_is_narrow(self, repeats):
+        plan = sweeps.halving(64, 256, 4)
+        width, sizes = plan.at_most(repeats), [(64, 4), (16, 12), (4, 48), (1, 192)]
+        executed = lambda w: sum(-(-n * repeats // w) * w * steps for n, steps in sizes)
+        assert executed(width) <= 2 * repeats * plan.work
+        wider = range(width + 1, 64 * repeats + 1)
+        assert all(executed(w) > 2 * repeats * plan.work for w in wider)
+        assert sweeps.Rungs([[(64, 256)]]).at_most(1) == 64
+
+    def test_only_who_may_go_on_is_remembered(self, monkeypatch):
+        most, only = [], _resting.Resting.only
+
+        def counting(self, rows):
+            only(self, rows)
+            most.append(len(self._leaves))
+
+        monkeypatch.setattr(_resting.Resting, "only", counting)
+        sweep(rungs=sweeps.Rungs([[(13, 1), (2, STEPS)]]), mode="sequential")
+        assert max(most) == 2
+
+
+class TestPlans:
+    def test_of_the_paper(self):
+        """Table 1 of Li et al., 2018: R = 81, eta = 3."""
+        assert sweeps.hyperband(81).brackets == (
+            ((81, 1), (27, 3), (9, 9), (3, 27), (1, 81)),
+            ((34, 3), (11, 9), (3, 27), (1, 81)),
+            ((15, 9), (5, 27), (1, 81)),
+            ((8, 27), (2, 81)),
+            ((5, 81),),
+        )
+
+    @pytest.mark.parametrize("n", [1, 2, 5, 27, 100])
+    @pytest.mark.parametrize(("steps", "eta", "least"), [(1, 2, 1), (100, 2, 7), (243, 3, 1)])
+    def test_halving(self, n, steps, eta, least):
+        (bracket,) = sweeps.halving(n, steps, eta, least=least).brackets
+        assert bracket[0][0] == n
+        assert bracket[0][1] >= least
+        assert bracket[-1][1] == steps
+        for k, (size, done) in enumerate(bracket):
+            assert size == n // eta**k
+            assert done == int(steps / eta ** (len(bracket) - 1 - k))
+        more = n // eta ** len(bracket) >= 1 and steps // eta ** len(bracket) >= least
+        assert not more, "as many rungs as there can be"
+
+    @pytest.mark.parametrize(
+        ("error", "message", "rungs"),
+        [
+            (ValueError, "steps increase.*\\[5, 5\\]", [[(4, 5), (2, 5)]]),
+            (ValueError, "steps increase.*\\[6, 5\\]", [[(4, 6), (2, 5)]]),
+            (ValueError, "steps increase.*\\[0, 5\\]", [[(4, 0), (2, 5)]]),
+            (ValueError, "no more than the rung before.*\\[2, 4\\]", [[(2, 1), (4, 5)]]),
+            (ValueError, "at least 1 setting.*\\[2, 0\\]", [[(2, 1), (0, 5)]]),
+            (ValueError, "end at the same steps.*\\[5, 6\\]", [[(2, 5)], [(2, 6)]]),
+            (TypeError, "whole number, got 1.5", [[(2, 1.5)]]),
+            (TypeError, "pairs", [[(2, 1, 3)]]),
+            (TypeError, "sequence", [(2, 1)]),
+            (TypeError, "not empty", []),
+            (TypeError, "sequence", 3),
+        ],
+    )
+    def test_refused(self, error, message, rungs):
+        with pytest.raises(error, match=message):
+            sweeps.Rungs(rungs)
+
+    @pytest.mark.parametrize("make", [lambda **x: sweeps.halving(9, 9, **x), sweeps.hyperband])
+    def test_refused_numbers(self, make):
+        steps = {} if make is not sweeps.hyperband else {"steps": 9}
+        with pytest.raises(ValueError, match="eta >= 2, got 1"):
+            make(eta=1, **steps)
+        with pytest.raises(ValueError, match="least of at most 9, the steps, got 10"):
+            make(least=10, **steps)
+        with pytest.raises(TypeError, match=r"whole number, got 2\.5"):
+            make(eta=2.5, **steps)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("error", "message", "run", "rungs"),
+        [
+            (TypeError, "Task with rungs, got a plain function", RUN, PLANS["halving"]),
+            (ValueError, "end at the 12 steps of the task, got 6", TASK, sweeps.halving(13, 6)),
+            (
+                ValueError,
+                "Expected 12 settings for these rungs, got 13",
+                TASK,
+                sweeps.halving(12, 12),
+            ),
+            (TypeError, "Expected rungs from lossopt.sweeps.halving", TASK, [(13, 1)]),
+        ],
+    )
+    def test_rungs_of_another_sweep(self, error, message, run, rungs, tmp_path):
+        with pytest.raises(error, match=message):
+            sweep(run, rungs=rungs, checkpoint=tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+
+    def test_a_score_called_steps(self):
+        run = sweeps.Task(lambda x, key: x["x"], lambda s, _: s, lambda s: {"steps": s}, steps=2)
+        with pytest.raises(ValueError, match="another name than 'steps'"):
+            sweep(run, {"x": np.ones(2)}, rungs=sweeps.halving(2, 2, 2))
+
+    def test_other_rungs_in_the_checkpoint(self, tmp_path):
+        sweep(rungs=PLANS["halving"], checkpoint=tmp_path, **WAYS["sequential"])
+        for rungs in (None, PLANS["wide"]):
+            with pytest.raises(ValueError, match=r"rungs: was Rungs[\s\S]*Nothing was overwr"):
+                sweep(rungs=rungs, checkpoint=tmp_path, **WAYS["sequential"])
+
+
+class TestGoesOn:
+    @pytest.mark.parametrize(("way", "plan"), [("sequential", "hyperband"), ("vmap", "halving")])
+    def test_after_each_chunk(self, tables, way, plan, tmp_path):
+        want, calls = tables(way, plan), 0
+        options = {"rungs": PLANS[plan], "checkpoint": tmp_path, **WAYS[way]}
+        with always():
+            while True:
+                table = sweep(on_row=_stopping_at(4), **options)
+                calls += 1
+                if "waiting" not in table["status"]:
+                    break
+        same(table, want)
+        assert table.work == want.work
+        assert calls > 3
+        same(sweep(**options), want)
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_within_a_rung(self, tables, way, tmp_path):
+        options = {"rungs": PLANS["wide"], "checkpoint": tmp_path, **WAYS[way]}
+        run = Calls.run
+
+        def cut(self, form, rows, within, until, goes_on):
+            def asked(under):
+                if under.done in (2, 5, 8) and 3 in self.ids[rows]:
+                    signal.raise_signal(signal.SIGINT)
+                return goes_on(under)
+
+            return run(self, form, rows, within, until, asked)
+
+        with mock.patch.multiple(Calls, run=cut, _count=lambda self, left: 1):
+            for _ in range(3):
+                assert "waiting" in sweep(**options)["status"]
+        same(sweep(**options), tables(way, "wide"))
+
+    def test_a_call_on_other_devices(self, tables, tmp_path):
+        options = {"rungs": PLANS["halving"], "checkpoint": tmp_path, **WAYS["vmap"]}
+        sweep(on_row=_stopping_at(14), **options)
+        mesh = jax.make_mesh((8,), ("d",))
+        same(sweep(mesh=mesh, **options), tables("vmap", "halving"))
+
+
+class TestTable:
+    def test_at_a_rung(self, tables):
+        table = tables("sequential", "halving")
+        early = table.at(3)
+        there = table["steps"] >= 3
+        assert early["id"].tolist() == table["id"][there].tolist()
+        assert bits(early["loss"]) == bits(table["loss@3"][there])
+        assert set(early["status"]) == {"finished"}
+        assert early.interval("rate", within=9.0).good >= 2
+        with pytest.raises(ValueError, match=r"steps of a rung, got 4\. There are 1, 3, 6, 12"):
+            table.at(4)
+        with pytest.raises(ValueError, match="There are none"):
+            sweep(**WAYS["sequential"]).at(12)
+
+    def test_ranks(self):
+        columns = {
+            "loss": np.array([5.0, 1.0, 3.0, 2.0, np.nan, 4.0]),
+            "loss@1": np.array([5.0, 1.0, 3.0, 2.0, 7.0, 4.0]),
+            "steps": np.array([9, 1, 3, 3, 1, 9]),
+            "status": np.array(["finished", *["stopped"] * 3, "diverged", "waiting"], object),
+        }
+        table = sweeps.Table(columns, "loss", (), ("loss",))
+        assert table.rank().tolist() == [0, 3, 2, 1, 4, 5]
+        assert [*table.columns] == ["id", "loss", "loss@1", "steps", "status", "seconds"]
+
+    def test_rows_as_they_come(self):
+        rows = []
+        table = sweep(rungs=PLANS["halving"], on_row=rows.append, **WAYS["sequential"])
+        assert [row["steps"] for row in rows] == [1] * 13 + [3] * 6 + [6] * 3 + [12]
+        last = {name: x for name, x in table.best.items() if name not in ("mask", "seconds")}
+        assert last == {name: rows[-1][name] for name in last}
+        assert np.isnan(rows[0]["loss@3"])
