@@ -108,9 +108,10 @@ def suggest(space: Space, ask: Ask, tell: Tell, n: int, *, chunk: int = 8) -> Su
         finite. Before each `ask` all earlier trials have been told.
       n: number of trials, at least 1.
       chunk: how many trials are asked for at a time, at least 1. None of them knows how the others
-        end: a sampler learns `n / chunk` times, and that many run side by side at most. One after
-        the other, as on a CPU, fewer are better; a device wants many. 8 loses little where `n` is
-        100, and is enough that a sweep of tiny trials does not mostly ask and save.
+        end, so that a sampler learns `n / chunk` times; and that many run side by side, at most.
+        With 8 it learns often in a search of a hundred trials, and asking and saving cost little
+        beside trials of a second. Trials one after the other, as on a CPU, want fewer, a device
+        that holds many wants more.
 
     Returns:
       The trials, as `sweep` takes them. Rungs are refused.
