@@ -16,6 +16,9 @@ SWEEPS = {
     "quasi-random, quasi Monte Carlo, QMC sampler, Latin hypercube, Halton": (
         "lossopt.sweeps.sobol"
     ),
+    "ask and tell, Bayesian optimization, TPE, CMA-ES, study, search algorithm": (
+        "lossopt.sweeps.suggest, with a sampler of your own"
+    ),
     "early stopping of trials, pruner, ASHA, successive halving, "
     "HalvingRandomSearchCV": "lossopt.sweeps.halving",
     "multi-fidelity, bandit": "lossopt.sweeps.hyperband",

@@ -11,11 +11,11 @@ from tests.xla import UNCACHED, one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "lr_robustness"]
-NAMES += ["mup", "overfit", "parallel", "penalty_path", "pretrain", "processes", "resume"]
-NAMES += ["schedules", "sparse", "streamed"]
+NAMES += ["mup", "optuna_bridge", "overfit", "parallel", "penalty_path", "pretrain", "processes"]
+NAMES += ["resume", "schedules", "sparse", "streamed"]
 # These take longer to compile than to run, if XLA does what it can.
 COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "lr_robustness", "overfit"}
-COMPILING |= {"parallel", "penalty_path", "pretrain", "processes", "schedules"}
+COMPILING |= {"optuna_bridge", "parallel", "penalty_path", "pretrain", "processes", "schedules"}
 
 SEVERAL = {"auxiliary", "parallel", "pretrain", "processes"}  # of devices, in programs of their own
 

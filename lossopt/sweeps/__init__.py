@@ -17,6 +17,8 @@ from lossopt.sweeps._spaces import Integer as Integer
 from lossopt.sweeps._spaces import Linear as Linear
 from lossopt.sweeps._spaces import Log as Log
 from lossopt.sweeps._spaces import Static as Static
+from lossopt.sweeps._suggest import Suggest as Suggest
+from lossopt.sweeps._suggest import suggest as suggest
 from lossopt.sweeps._table import Table as Table
 from lossopt.sweeps._task import Task as Task
 from lossopt.sweeps._training import task as task

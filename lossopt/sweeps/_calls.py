@@ -59,6 +59,12 @@ class Calls:
         self._bound: dict[Form, Bound] = {}
         self._pace: float | None = None
 
+    def others(self, values: PyTree, ids: np.ndarray) -> "Calls":
+        """The calls of other trials of the group, with what is known of its programs."""
+        calls = Calls(self.trial, values, ids, self.clock)
+        calls._bound, calls._pace = self._bound, self._pace
+        return calls
+
     def tried(self, form: Form, rows: np.ndarray) -> float:
         """Seconds of a call of the first of some trials, which have not begun.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def grid(space: Space, points: int | Mapping[str, int]) -> Trials:
         raise ValueError(f"Expected points for each range, got none for {lacking}. Add them.")
     axes = {name: _points(x, counts.get(name)) for name, x in space.items()}
     places = np.indices([len(axis) for axis in axes.values()]).reshape(len(axes), -1)
-    return _made(space, {name: axis[rows] for (name, axis), rows in zip(axes.items(), places)})
+    return made(space, {name: axis[rows] for (name, axis), rows in zip(axes.items(), places)})
 
 
 def random(space: Space, n: int, key: Key[Array, ""]) -> Trials:
@@ -75,7 +76,7 @@ def random(space: Space, n: int, key: Key[Array, ""]) -> Trials:
       (100, ('rate', 'width'), [8, 32])
     """
     count = _drawn(space, n, key)
-    return _made(space, {name: x.at(_uniform(key, name, count)) for name, x in space.items()})
+    return made(space, {name: x.at(_uniform(key, name, count)) for name, x in space.items()})
 
 
 def sobol(space: Space, n: int, key: Key[Array, ""]) -> Trials:
@@ -106,7 +107,7 @@ def sobol(space: Space, n: int, key: Key[Array, ""]) -> Trials:
 
     engine = qmc.Sobol(len(space), rng=np.random.default_rng(key_words(key)))
     fractions = dict(zip(sorted(space), engine.random_base2((count - 1).bit_length())[:count].T))
-    return _made(space, {name: x.at(fractions[name]) for name, x in space.items()})
+    return made(space, {name: x.at(fractions[name]) for name, x in space.items()})
 
 
 def checked(space: Space) -> Space:
@@ -131,7 +132,8 @@ def checked(space: Space) -> Space:
     return space
 
 
-def _made(space, values):
+def made(space: Space, values: Mapping[str, Any]) -> Trials:
+    """Trials of the values of each hyperparameter, of what is `Static` the places."""
     options = tuple((name, x.options) for name, x in space.items() if isinstance(x, Static))
     count = len(next(iter(values.values())))
     scales = tuple((name, _scale(x)) for name, x in space.items() if not _has_options(x))

@@ -50,8 +50,8 @@ def far_of(
         )
     if not isinstance(rungs, Rungs | None):
         raise ValueError(
-            "Expected rungs of halving or hyperband with executor, got a population, whose trials "
-            "stand side by side in one program and go on from each other. Leave executor out."
+            "Expected rungs of halving or hyperband with executor, and trials drawn before, got "
+            "a population or suggested trials, which go on from each other. Leave executor out."
         )
     if isinstance(run, Task):
         run = dataclasses.replace(run, check=None)  # it looks at the first trials here

@@ -67,6 +67,8 @@ class Host:
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
+      count: how many trials there are to be; 0 where all of them are known.
+      least: for how many trials of a group a form is settled, at least.
     """
 
     parts: list[Part]
@@ -74,10 +76,12 @@ class Host:
     saves: Saves
     wanted: Wanted
     rungs: Rungs | None
-    runs: Callable[["Host", Watch], None]
+    runs: Callable[["Host", Watch], Any]
     limit: float
     on_row: Callable[[dict[str, Any]], Any] | None
     shown: bool | Literal["auto"]
+    count: int = 0
+    least: int = 0
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -85,7 +89,7 @@ def hosted(host: Host) -> Table:
     """Runs what has not run, and gives the table."""
     for part in host.parts:
         settled_before(host, part)
-    count = len(host.ledger.ran)
+    count = host.count or len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
         host.runs(host, watch)
@@ -95,11 +99,10 @@ def hosted(host: Host) -> Table:
     return host.ledger.table()
 
 
-def stretched(host: Host, watch: Watch) -> None:
-    """Runs stretch after stretch, until all have run or somebody asks."""
-    for stretch in stretches(host.rungs, host.ledger, host.parts[0].trial.steps):
-        if not all(_ran(host, part, stretch, watch) for part in host.parts):
-            break
+def stretched(host: Host, watch: Watch) -> bool:
+    """Whether all trials of the groups ran, stretch after stretch, before somebody asked to end."""
+    found = stretches(host.rungs, host.ledger, host.parts[0].trial.steps)
+    return all(_ran(host, part, stretch, watch) for stretch in found for part in host.parts)
 
 
 def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
@@ -111,7 +114,7 @@ def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
     begun, within = _under_way(host, left)
     if within is not None:
         left = np.concatenate([within.rows, np.setdiff1d(left, within.rows)])
-    found = _form(host, part, left, watch)
+    found = form_of(host, part, left, watch)
     within = within if found == begun else None
     compiled(part.trial, found, part.first)
     at, every = 0, found.width if wanted.chunk == "auto" else max(wanted.chunk, found.width)
@@ -182,11 +185,11 @@ def passed(host: Host, stretch: Stretch, rows: np.ndarray) -> None:
             host.on_row(ledger.row(row))
 
 
-def _form(host, part, left, watch):
+def form_of(host: Host, part: Part, left: np.ndarray, watch: Watch) -> Form:
     """The form of a group: the one that it had, or the one that is settled now, and saved."""
     if had := settled_before(host, part):
         return had
-    count = len(left)
+    count = max(len(left), host.least)
     if host.rungs is not None:
         count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
     tried = partial(part.calls.tried, rows=np.searchsorted(part.rows, left))

@@ -74,6 +74,16 @@ class Ledger:
         self._rows = dict(zip(kinds.tolist(), np.split(order, first[1:])))
         self.repeated = len(kinds) < count
 
+    def grow(self, trials: Trials, dtypes: Mapping[str, Any]) -> None:
+        """Takes further trials behind those that there are, of a sweep without rungs."""
+        made = Ledger(trials, dtypes, self.score, self.maximize, self._end)
+        for name, x in self.scores.items():
+            made.scores[name][: len(x)] = x
+        for name in ("steps", "seconds", "ran"):
+            getattr(made, name)[: len(self.ran)] = getattr(self, name)
+        made.kept, made.executed = self.kept, self.executed
+        vars(self).update(vars(made))
+
     def put(
         self,
         rows: np.ndarray,

@@ -29,8 +29,10 @@ class Saves:
       place: a directory, or `Checkpoints`, which stay open; or None.
       ledger: what has come of the trials.
       facts: what makes it the same sweep, by name.
+      asked: what a sampler suggested, by name, `[trials]`; grows with the trials.
 
     Attributes:
+      facts: as given.
       settled: of each group its mode and chunk, by label.
       within: trials under way, from an earlier call, and their form.
     """
@@ -40,9 +42,11 @@ class Saves:
         place: str | os.PathLike[str] | Checkpoints | None,
         ledger: Ledger,
         facts: Mapping[str, str],
+        asked: Mapping[str, np.ndarray],
     ):
         self._all, self._own = opened(place)
-        self._ledger, self._facts, self._step = ledger, dict(facts), 0
+        self._ledger, self.facts, self._step = ledger, dict(facts), 0
+        self._asked = asked
         self.settled: dict[str, tuple[Mode, int]] = {}
         self.within: tuple[Form, Within] | None = None
 
@@ -102,23 +106,30 @@ class Saves:
             "ids": ids[begun],
             **{name: x[..., rows] for name, x in self._columns().items()},
             "trials": table,
+            "asked": dict(self._asked),
             "kept": [one.state for one in kept],
             "resting": [leaves for _, leaves in resting],
             "within": under and under[1].state,
         }
         told = {
-            "facts": self._facts,
+            "facts": self.facts,
             "settled": {name: list(how) for name, how in self.settled.items()},
             "count": len(rows),
             "columns": {n: [list(x.shape[:-1]), str(x.dtype)] for n, x in self._columns().items()},
             "executed": ledger.executed,
             "trials": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in table.items()},
+            "asked": {name: [len(x), str(x.dtype)] for name, x in self._asked.items()},
             "kept": [int(ids[one.row]) for one in kept],
             "resting": [ids[rows].tolist() for rows, _ in resting],
             "within": under and _told(*under, ids),
         }
         self._said(lambda: checkpoints.save(self._step + 1, state, note={"sweep": told}))
         self._step += 1
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk."""
+        if self._all is not None:
+            self._said(self._all.wait)
 
     def _columns(self):
         """What the ledger holds of each trial, by name, `[..., trials]`."""
@@ -152,12 +163,8 @@ class Saves:
             self._said(self._all.close if self._own else self._all.wait)
 
     def _like(self, note, state, form):
-        if "sweep" not in note:
-            raise ValueError(
-                f"{self} holds steps that sweep has not saved: name another directory."
-            )
-        told, trials = note["sweep"], self._ledger.trials
-        same_facts(told["facts"], self._facts, str(self))
+        told, trials = told_of(note, str(self)), self._ledger.trials
+        same_facts(told["facts"], self.facts, str(self))
         rows = lambda ids: [int(row) for row in known(ids, trials, str(self))]
         under, count = told["within"], told["count"]
         begun = count + (len(under["ids"]) if under else 0)
@@ -168,6 +175,7 @@ class Saves:
                 n: np.zeros((*ahead, count), dtype) for n, (ahead, dtype) in told["columns"].items()
             },
             "trials": {name: empty(*of, rows=begun) for name, of in told["trials"].items()},
+            "asked": asked_like(told),
             "kept": [jax.tree.map(_on_host, state(row)) for row in rows(told["kept"])],
             "resting": [_of_group(state(rows(ids)[0]), len(ids)) for ids in told["resting"]],
             "within": under and _of_call(rows(under["ids"])[0], under, state, form),
@@ -179,6 +187,18 @@ class Saves:
             do()
         except RuntimeError as error:
             warnings.warn(f"{error}\nThe sweep itself goes on.", stacklevel=4)
+
+
+def told_of(note: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a sweep noted; raises where somebody else did."""
+    if "sweep" not in note:
+        raise ValueError(f"{where} holds steps that sweep has not saved: name another directory.")
+    return note["sweep"]
+
+
+def asked_like(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays like those that were suggested."""
+    return {name: np.zeros(count, dtype) for name, (count, dtype) in told["asked"].items()}
 
 
 def _told(form, within, ids):

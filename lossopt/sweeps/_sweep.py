@@ -7,35 +7,34 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lossopt import _checks, _jax, _keys
+from lossopt import _checks, _jax
 from lossopt._typing import Array, Key, PyTree
 from lossopt.checkpoint import Checkpoints
-from lossopt.sweeps._calls import Calls
+from lossopt.sweeps._asked import asked_of
 from lossopt.sweeps._evolved import together
 from lossopt.sweeps._executor import Given
 from lossopt.sweeps._far import far_of
 from lossopt.sweeps._form import Form, Mode
-from lossopt.sweeps._groups import groups, row_values
-from lossopt.sweeps._host import Host, Part, hosted, stretched
-from lossopt.sweeps._identity import general, label, program
+from lossopt.sweeps._host import Host, hosted, stretched
+from lossopt.sweeps._identity import general
 from lossopt.sweeps._ledger import Ledger
+from lossopt.sweeps._parts import Parts, checked, programs
 from lossopt.sweeps._population import Population
 from lossopt.sweeps._rungs import Rungs
 from lossopt.sweeps._saves import Saves
 from lossopt.sweeps._settled import Wanted
+from lossopt.sweeps._suggest import Suggest
 from lossopt.sweeps._table import Table
 from lossopt.sweeps._task import Task
-from lossopt.sweeps._trial import Trial
 from lossopt.sweeps._trials import Trials, as_trials
 
 
 @jax.transfer_guard("allow")  # programs are handed numbers of numpy
 def sweep(
     run: Callable[[PyTree, Key[Array, ""]], PyTree] | Task,
-    trials: Trials | PyTree,
+    trials: Trials | Suggest | PyTree,
     key: Key[Array, ""],
     *,
     score: str | None = None,
@@ -61,8 +60,8 @@ def sweep(
       run: a pure function of hyperparameters and a typed PRNG key, which returns a tree of
         scalars; or a `sweeps.Task`, of which the best state is kept and whose trials go on in the
         middle after an interruption.
-      trials: `sweeps.Trials`, from `grid`, `random` or `sobol`; or a tree of arrays that share a
-        leading axis of trials.
+      trials: `sweeps.Trials`, from `grid`, `random` or `sobol`; a tree of arrays that share a
+        leading axis of trials; or `sweeps.suggest`, where a sampler proposes them chunk by chunk.
       key: typed PRNG key; that of a trial is `jax.random.fold_in(key, id)`.
       score: the scalar that ranks. None takes the only one, or that of the name `"loss"`.
       maximize: whether the highest score is the best. What is not finite ranks last either way.
@@ -112,32 +111,35 @@ def sweep(
         _checks.above(0, timeout=timeout)
         limit = time.perf_counter() + timeout
     _checks.functions(on_row=on_row)
-    found = as_trials(trials)
+    asked = asked_of(trials, rungs, checkpoint)  # None of trials that are drawn beforehand
+    found = as_trials(trials) if asked is None else asked.trials
     levels, steps = _levels(rungs, run, found), run.steps if isinstance(run, Task) else 0
-    parts, dtypes = _parts(run, found, key)
+    groups = Parts(run, key)
+    parts, dtypes = groups.of(found), groups.dtypes
     ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, steps, levels)
-    runs = stretched
+    runs = stretched if asked is None else asked.runs(groups)
     if executor is not None:
-        runs = far_of(executor, run, parts, key, mesh, rungs, progress).runs
+        runs = far_of(executor, run, parts, key, mesh, asked or rungs, progress).runs
     facts = {}
     if checkpoint is not None:
-        facts = general(key) | {p.label: program(p.trial, p.first) for p in parts}
+        facts = general(key) | programs(parts)
         facts |= (
             {"steps": str(steps), "rungs": str(rungs)} if steps else {}
         )  # no program knows them
+        facts |= {} if asked is None else asked.facts
     if isinstance(rungs, Population):
         wanted, runs = together(rungs, wanted, parts, ledger, facts)
         rungs = None
-    saves = Saves(checkpoint, ledger, facts)
+    saves = Saves(checkpoint, ledger, facts, {} if asked is None else asked.values)
     part_of = {int(row): part for part in parts for row in part.rows}
     saves.take_up(
         lambda row: part_of[row].shapes,
         lambda row, mode, chunk: Form(mode, chunk, mesh),
     )
     ledger.table()  # names that clash are said before anything runs
-    if isinstance(run, Task) and run.check:
+    if isinstance(run, Task):
         left = [part for part in parts if not ledger.ran[part.rows].all()]
-        _checked(run, left, found, key)
+        checked(run, left, found, key)
     return hosted(Host(parts, ledger, saves, wanted, rungs, runs, limit, on_row, progress))
 
 
@@ -193,30 +195,6 @@ def _levels(rungs, run, trials):
     return rungs.levels
 
 
-def _parts(run, trials, key):
-    """The groups of trials, and the dtypes of all scores."""
-    parts, dtypes = [], {}
-    for group in groups(trials):
-        trial = Trial(run, group.statics, key)
-        values = jax.tree.map(_host, row_values(trials, group))
-        shapes, scores = trial.shapes(jax.tree.map(lambda x: x[0], values))
-        name = label(group.statics, group.names)
-        if any(name == part.label for part in parts):
-            name += f" ({len(parts)})"
-        if parts and scores.keys() != dtypes.keys():
-            raise ValueError(
-                f"Expected all trials to return the same scores, got {', '.join(dtypes)} of "
-                f"{parts[0].label} and {', '.join(scores)} of {name}."
-            )
-        dtypes |= {
-            name: jnp.promote_types(x.dtype, dtypes.get(name, x.dtype))
-            for name, x in scores.items()
-        }
-        calls = Calls(trial, values, np.asarray(trials.id)[group.rows])
-        parts.append(Part(trial, np.asarray(group.rows), values, shapes, name, calls))
-    return parts, dtypes
-
-
 def _judge(names, score):
     """The score that ranks."""
     if score is None:
@@ -232,14 +210,3 @@ def _judge(names, score):
             f"{score!r}. Choose one."
         )
     return score
-
-
-def _checked(task, parts, trials, key):
-    """Lets the task look at the first trial of each group, outside of any trace."""
-    for part in parts:
-        values = part.first | dict(part.trial.statics) if part.trial.statics else part.first
-        task.check(values, jax.random.fold_in(key, np.asarray(trials.id)[part.rows[0]]))
-
-
-def _host(x):
-    return x if _keys.is_key(x) else np.asarray(x)

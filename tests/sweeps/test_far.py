@@ -303,7 +303,7 @@ REFUSED = {
     "a mesh": (ValueError, r"either mesh.* or executor", {"mesh": lo.parallel.mesh()}),
     "a population": (
         ValueError,
-        r"rungs of halving or hyperband with executor, got a population",
+        r"rungs of halving or hyperband with executor.*got a population",
         {"rungs": sweeps.population(4, {"rate": sweeps.Log(1e-3, 0.2)})},
     ),
     "a number": (TypeError, r"Expected executor as an Executor.*got 3", {"executor": 3}),
