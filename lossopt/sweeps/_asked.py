@@ -15,7 +15,7 @@ from lossopt._keys import is_key
 from lossopt._typing import PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.sweeps._draws import made
-from lossopt.sweeps._host import Host, form_of, stretched
+from lossopt.sweeps._host import Engine, Host
 from lossopt.sweeps._identity import option_text, same_facts
 from lossopt.sweeps._parts import Parts, checked, programs
 from lossopt.sweeps._saves import asked_like, told_of
@@ -74,19 +74,19 @@ class Asked:
         """All of them, with ids from 0 on."""
         return made(self._suggest.space, self._suggest.values(self.values))
 
-    def runs(self, parts: Parts) -> Callable[[Host, Watch], None]:
+    def runs(self, parts: Parts, engine: Engine) -> Callable[[Host, Watch], None]:
         """What `hosted` runs: chunk after chunk, until all ran or somebody asks to end."""
-        return partial(self._runs, parts)
+        return partial(self._runs, parts, engine)
 
-    def _runs(self, parts, host, watch):
+    def _runs(self, parts, engine, host, watch):
         options = [len(x.options) for x in self._suggest.space.values() if isinstance(x, Static)]
         share = -(-self._suggest.chunk // math.prod(options))  # of a group, if options are as many
         host = dataclasses.replace(host, count=self._suggest.n, least=share)
         self._tell(host.ledger)
         while True:
             if self._new:
-                self._keep(host, watch)
-            if not stretched(host, watch):
+                self._keep(engine, host, watch)
+            if not engine.stretched(host, watch):
                 return
             self._tell(host.ledger)
             if len(self) == self._suggest.n or watch.over:
@@ -114,11 +114,11 @@ class Asked:
             self.values[name] = np.concatenate([self.values[name], x])
         self._told, self._new = np.concatenate([self._told, np.zeros(count, bool)]), True
 
-    def _keep(self, host, watch):
+    def _keep(self, engine, host, watch):
         """Settles how the chunk runs, and saves all of it before it runs."""
         for part in host.parts:
             if not watch.over:
-                form_of(host, part, part.rows, watch)
+                engine.form_of(host, part, part.rows, watch)
         watch.save()
         host.saves.wait()
         self._new = False

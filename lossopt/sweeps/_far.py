@@ -5,9 +5,11 @@ import dataclasses
 import math
 import pickle
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from lossopt.sweeps._executor import Given, Workers
 from lossopt.sweeps._host import Host, Part
@@ -15,7 +17,7 @@ from lossopt.sweeps._lots import Lot
 from lossopt.sweeps._memory import shown
 from lossopt.sweeps._resting import raw_like
 from lossopt.sweeps._rungs import Rungs, Stretch, stretches
-from lossopt.sweeps._sending import Kind, Sent, sent
+from lossopt.sweeps._sending import Kind, Sent, sent, warned
 from lossopt.sweeps._task import Task
 from lossopt.sweeps._watch import Watch
 from lossopt.sweeps._worker import Came, Failed, settles
@@ -50,14 +52,14 @@ def far_of(
         )
     if not isinstance(rungs, Rungs | None):
         raise ValueError(
-            "Expected rungs of halving or hyperband with executor, and trials drawn before, got "
-            "a population or suggested trials, which go on from each other. Leave executor out."
+            "Expected rungs of halving or hyperband with executor, got a population, whose trials "
+            "stand side by side in one program and go on from each other. Leave executor out."
         )
     if isinstance(run, Task):
         run = dataclasses.replace(run, check=None)  # it looks at the first trials here
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    kinds = [Kind(part.trial.statics, jax.tree.map(shape, part.first)) for part in parts]
-    return Far(Workers(given), sent(run, kinds, key), shown)
+    far = Far(Workers(given), run, key, shown)
+    warned(far.program(parts)[0])
+    return far
 
 
 class Far:
@@ -65,33 +67,66 @@ class Far:
 
     Args:
       workers: of an executor.
-      sent: the program.
+      run: of the sweep.
+      key: likewise.
       shown: whether it is told how the sweep goes.
     """
 
-    def __init__(self, workers: Workers, sent: Sent, shown: bool | Literal["auto"]):
-        self._workers, self._sent, self._silent = workers, sent, shown is False
+    def __init__(self, workers: Workers, run: Any, key: Any, shown: bool | Literal["auto"]):
+        self._workers, self._run_of, self._key = workers, run, key
+        self._silent = shown is False
+        self._kinds: dict[str, Kind] = {}
+        self._sent: Sent | None = None
 
-    def runs(self, host: Host, watch: Watch) -> None:
-        """Runs stretch after stretch, until all have run or somebody asks."""
-        whole = False
-        try:
-            for stretch in stretches(host.rungs, host.ledger, host.parts[0].trial.steps):
-                if not self._ran(host, stretch, watch):
-                    break
-            whole = not self._workers.busy
-        finally:
-            self._workers.end(now=not whole)
+    def program(self, parts: list[Part]) -> tuple[Sent, list[int]]:
+        """The program of all groups so far, and the numbers of some of them there."""
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        new = {part.label: part for part in parts if part.label not in self._kinds}
+        for label, part in new.items():
+            self._kinds[label] = Kind(part.trial.statics, jax.tree.map(shape, part.first))
+        if new or self._sent is None:
+            self._sent = sent(self._run_of, list(self._kinds.values()), self._key)
+        labels = list(self._kinds)
+        return self._sent, [labels.index(part.label) for part in parts]
+
+    def ended(self, runs: Callable[[Host, Watch], Any]) -> Callable[[Host, Watch], None]:
+        """The same, after which an executor is ended that a function made."""
+
+        def within(host, watch):
+            whole = False
+            try:
+                runs(host, watch)
+                whole = not self._workers.busy
+            finally:
+                self._workers.end(now=not whole)
+
+        return within
+
+    def stretched(self, host: Host, watch: Watch) -> bool:
+        """Whether all trials of the groups ran, stretch after stretch, before somebody asked."""
+        found = stretches(host.rungs, host.ledger, host.parts[0].trial.steps)
+        return all(self._ran(host, stretch, watch) for stretch in found)
+
+    def form_of(self, host: Host, part: Part, left: np.ndarray, watch: Watch) -> None:
+        """Settles the form of a group on a worker, if it has none."""
+        one = dataclasses.replace(host, parts=[part])
+        stretch = Stretch(left, part.trial.steps, None)
+        lots = self._lots(one, stretch)
+        self._run(one, [lot.settles for lot in lots], watch)
+
+    def _lots(self, host, stretch):
+        found, numbers = self.program(host.parts)
+        return [Lot(host, stretch, *x, found) for x in zip(host.parts, numbers)]
 
     def _ran(self, host: Host, stretch: Stretch, watch: Watch) -> bool:
         """Whether all trials of a stretch ran as far as they are to."""
         if not host.ledger.left(stretch.rows, stretch.steps).size:
             return True
-        lots = [Lot(host, stretch, number, self._sent) for number in range(len(host.parts))]
+        lots = self._lots(host, stretch)
         if stretch.following is not None and not self._silent:
             self._say(host, stretch)
         try:
-            self._run(host, lots, watch)
+            self._run(host, [lot.next for lot in lots], watch)
         except Exception:
             with contextlib.suppress(Exception):
                 self._take(watch, self._workers.finished())
@@ -99,12 +134,12 @@ class Far:
             raise
         return not host.ledger.left(stretch.rows, stretch.steps).size
 
-    def _run(self, host, lots, watch):
+    def _run(self, host, makers, watch):
         """Sends and takes until nothing is under way, or somebody asks to end."""
         while not watch.asked:
             if watch.over:
                 self._workers.withdraw()
-            elif self._workers.room and (job := self._next(lots)):
+            elif self._workers.room and (job := self._next(makers)):
                 self._workers.send(job)
                 continue
             if not self._workers.busy:
@@ -117,9 +152,9 @@ class Far:
                     raise
         self._take(watch, self._workers.finished())
 
-    def _next(self, lots):
+    def _next(self, makers):
         """The next call of a worker; None where none can be made now."""
-        found = (lot.next(self._workers.count) for lot in lots)
+        found = (make(self._workers.count) for make in makers)
         return next((job for job in found if job is not None), None)
 
     def _take(self, watch, calls):

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -83,6 +83,18 @@ class Host:
     count: int = 0
     least: int = 0
     clock: Callable[[], float] = time.perf_counter
+
+
+class Engine(NamedTuple):
+    """What runs trials.
+
+    Attributes:
+      stretched: whether all trials of the groups ran, before somebody asked to end.
+      form_of: settles the form of a group, of which some rows are left.
+    """
+
+    stretched: Callable[[Host, Watch], bool]
+    form_of: Callable[[Host, Part, np.ndarray, Watch], Any]
 
 
 def hosted(host: Host) -> Table:

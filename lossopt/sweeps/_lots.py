@@ -8,7 +8,7 @@ import numpy as np
 from lossopt.sweeps._cells import word
 from lossopt.sweeps._executor import AHEAD, Job
 from lossopt.sweeps._form import Form
-from lossopt.sweeps._host import Host, passed, settled_before
+from lossopt.sweeps._host import Host, Part, passed, settled_before
 from lossopt.sweeps._resting import keyed, raw
 from lossopt.sweeps._rungs import Stretch
 from lossopt.sweeps._sending import Sent
@@ -25,13 +25,14 @@ class Lot:
     Args:
       host: of the sweep.
       stretch: up to where they run.
-      number: of their group.
+      part: their group.
+      number: of their group, in the program.
       sent: the program.
     """
 
-    def __init__(self, host: Host, stretch: Stretch, number: int, sent: Sent):
+    def __init__(self, host: Host, stretch: Stretch, part: Part, number: int, sent: Sent):
         self._host, self._stretch, self._number, self._sent = host, stretch, number, sent
-        self._part, wanted = host.parts[number], host.wanted
+        self._part, wanted = part, host.wanted
         mine = np.intersect1d(self._part.rows, stretch.rows)
         self._rows = host.ledger.left(mine, stretch.steps)
         self._form, self._asked = settled_before(host, self._part), False
@@ -41,14 +42,16 @@ class Lot:
 
     def next(self, workers: int) -> Job | None:
         """The next call of one of so many workers; None where none can be made now."""
-        if not self._rows.size or (self._form is None and self._asked):
-            return None
-        return self._running(self._form, workers) if self._form else self._settling(workers)
+        if self._form is None:
+            return self.settles(workers)
+        return self._running(self._form, workers) if self._rows.size else None
 
-    def _settling(self, workers):
-        """A call that settles mode and width, by trying trials that do not count."""
+    def settles(self, workers: int) -> Job | None:
+        """A call that settles mode and width, by trying trials that do not count; None after it."""
+        if self._form is not None or self._asked or not self._rows.size:
+            return None
         host, wanted, self._asked = self._host, self._host.wanted, True
-        count = -(-len(self._rows) // workers)
+        count = -(-max(len(self._rows), host.least) // workers)
         if host.rungs is not None:
             count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
         most = SIDE_BY_SIDE if wanted.chunk == "auto" else max(wanted.chunk, SIDE_BY_SIDE)

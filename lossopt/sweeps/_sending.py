@@ -80,16 +80,21 @@ def sent(run: Any, kinds: list[Kind], key: Any) -> Sent:
       ImportError: if something in it has no name to import, and cloudpickle is not installed.
     """
     program = _packed(run, kinds)
-    if len(program) > LARGE:
-        warnings.warn(
-            f"run and what it closes over are {shown(len(program))}, which travel to a worker with "
-            "each chunk. Load the data inside of the function, from a place that the workers see.",
-            stacklevel=5,
-        )
     settings = tuple((name, x) for name, x in jax.config.values.items() if name in SETTINGS)
     raw, impl = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
     digest = hashlib.sha256(program).hexdigest()
     return Sent(program, digest, raw, impl, settings, versions())
+
+
+def warned(sent: Sent) -> None:
+    """Says it where a program is large."""
+    if len(sent.program) > LARGE:
+        warnings.warn(
+            f"run and what it closes over are {shown(len(sent.program))}, which travel to a worker "
+            "with each chunk. Load the data inside of the function, from a place that the workers "
+            "see.",
+            stacklevel=5,
+        )
 
 
 @cache

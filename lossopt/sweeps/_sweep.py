@@ -17,7 +17,7 @@ from lossopt.sweeps._evolved import together
 from lossopt.sweeps._executor import Given
 from lossopt.sweeps._far import far_of
 from lossopt.sweeps._form import Form, Mode
-from lossopt.sweeps._host import Host, hosted, stretched
+from lossopt.sweeps._host import Engine, Host, form_of, hosted, stretched
 from lossopt.sweeps._identity import general
 from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._parts import Parts, checked, programs
@@ -117,9 +117,10 @@ def sweep(
     groups = Parts(run, key)
     parts, dtypes = groups.of(found), groups.dtypes
     ledger = Ledger(found, dtypes, _judge([*dtypes], score), maximize, steps, levels)
-    runs = stretched if asked is None else asked.runs(groups)
-    if executor is not None:
-        runs = far_of(executor, run, parts, key, mesh, asked or rungs, progress).runs
+    far = None if executor is None else far_of(executor, run, parts, key, mesh, rungs, progress)
+    engine = Engine(stretched, form_of) if far is None else Engine(far.stretched, far.form_of)
+    runs = engine.stretched if asked is None else asked.runs(groups, engine)
+    runs = runs if far is None else far.ended(runs)
     facts = {}
     if checkpoint is not None:
         facts = general(key) | programs(parts)

@@ -17,6 +17,7 @@ from lossopt import sweeps
 from lossopt.sweeps import _host, _sending, _watch, _worker
 from tests.sweeps import runs
 from tests.sweeps.runs import KEY, RUN, TASK, TRIALS, X, Y, same, sweep
+from tests.sweeps.test_suggest import Search
 
 ALONE = {"mode": "sequential"}
 WAYS = {"alone": ALONE, "threes": ALONE | {"chunk": 3}, "beside": {"mode": "vmap", "chunk": 4}}
@@ -183,6 +184,34 @@ def test_a_program_is_read_and_compiled_once(monkeypatch):
     assert len(read) - 2 * len(post.sent) == 1  # Post reads each call and each answer
 
 
+def test_suggested_trials(tmp_path, pool):
+    one, other, made = Search(), Search(), []
+    want = sweep(TASK, one.trials(), **ALONE)
+
+    def make():
+        made.append(Post())
+        return made[-1]
+
+    options = {"checkpoint": tmp_path, "executor": make, **ALONE}
+    same(sweep(TASK, other.trials(), **options), want)
+    assert other.told == one.told
+    assert len(made) == 1
+
+
+def test_options_that_are_suggested_later():
+    def run(numbers, key):
+        return numbers["rate"] * (2.0 if numbers["of"] == "b" else 1.0)
+
+    post, options = Post(), iter("aabbab")
+    space = {"rate": sweeps.Linear(0, 1), "of": sweeps.Static(("a", "b"))}
+    ask = lambda count: [{"rate": 0.5, "of": next(options)} for _ in range(count)]
+    trials = sweeps.suggest(space, ask, lambda rows: None, 6, chunk=2)
+    table = sweep(run, trials, executor=post)
+    assert table["loss"].tolist() == [0.5, 0.5, 1.0, 1.0, 0.5, 1.0]
+    assert len({given[0].digest for given in post.sent}) == 2
+    assert sum(isinstance(came, tuple) and len(came) == 2 for came in post.came) == 2  # settled
+
+
 def test_settings_of_jax_travel(pool):
     values = {"x": np.linspace(0, 1, 3)}
     run = lambda numbers, key: jnp.sin(numbers["x"]) + jax.random.uniform(key)
@@ -271,7 +300,7 @@ def test_what_was_finished_is_kept(tmp_path, here):
 
 @pytest.mark.parametrize("first", ["here", "there"])
 def test_a_sweep_goes_on_elsewhere(first, tmp_path, here, pool):
-    common = {"checkpoint": tmp_path, **ALONE}
+    common = {"checkpoint": tmp_path, "chunk": 1, **ALONE}  # few are under way at a time
     stop = lambda row: signal.raise_signal(signal.SIGINT) if row["id"] == 4 else None
     there = {"executor": pool}
     half = sweep(on_row=stop, **common, **(there if first == "there" else {}))
