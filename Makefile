@@ -54,6 +54,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.fit
 	$(BIN)/python -m benchmarks.learning_rate
 	$(BIN)/python -m benchmarks.sweeps
+	$(BIN)/python -m benchmarks.rungs
 	$(BIN)/python -m benchmarks.fused
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.parallel

@@ -25,6 +25,7 @@ SWEEPS = {
     "fidelity, budget, resource": "the steps of lossopt.sweeps.Rungs",
     "replicates, seeds, random restarts": "lossopt.sweeps.Trials.repeat",
     "conditional, nested space, concatenate": "lossopt.sweeps.join of trials of unequal spaces",
+    "PBT, population based training, exploit, explore": "lossopt.sweeps.population",
     "objective, trainable, estimator": "lossopt.sweeps.task, of what lossopt.fit takes",
     "cross-validation, KFold, k-fold": "lossopt.sweeps.folds, as values of "
     "lossopt.sweeps.Trials.repeat",

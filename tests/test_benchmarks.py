@@ -22,12 +22,13 @@ VERDICTS = {
     "optax_rules": 1,
     "parallel": 12,
     "processes": 1,
+    "rungs": 4,
     "scaling": 3,
     "sparsity": 2,
     "sweeps": 5,
 }
 # For longer than they run, if XLA does what it can.
-COMPILING = {"fit", "optax_rules", "scaling", "sweeps"}
+COMPILING = {"fit", "optax_rules", "rungs", "scaling", "sweeps"}
 
 SEVERAL = {"parallel", "processes"}  # of devices, in programs of their own
 

@@ -11,7 +11,7 @@ from tests.xla import UNCACHED, one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ["auxiliary", "batch_sizes", "ladder", "language_model", "low_memory", "lr_robustness"]
-NAMES += ["optuna_bridge", "overfit", "parallel", "penalty_path", "pretrain", "processes"]
+NAMES += ["mup", "optuna_bridge", "overfit", "parallel", "penalty_path", "pretrain", "processes"]
 NAMES += ["resume", "schedules", "sparse", "streamed"]
 # These take longer to compile than to run, if XLA does what it can.
 COMPILING = {"auxiliary", "batch_sizes", "ladder", "low_memory", "lr_robustness", "overfit"}

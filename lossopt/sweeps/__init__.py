@@ -7,6 +7,8 @@ from lossopt.sweeps._draws import sobol as sobol
 from lossopt.sweeps._folds import folds as folds
 from lossopt.sweeps._interval import Interval as Interval
 from lossopt.sweeps._join import join as join
+from lossopt.sweeps._population import Population as Population
+from lossopt.sweeps._population import population as population
 from lossopt.sweeps._rungs import Rungs as Rungs
 from lossopt.sweeps._rungs import halving as halving
 from lossopt.sweeps._rungs import hyperband as hyperband

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 FIXED = "id", "setting", "repeats", "status", "seconds"
+PARENT = "parent"  # of a population: the trial whose state another went on from
 FINISHED, STOPPED, DIVERGED, WAITING = STATUSES = "finished", "stopped", "diverged", "waiting"
 SPAN = 100  # from the lowest to the highest value, from which on a scale is logarithmic
 
@@ -28,7 +29,7 @@ def completed(
         "seconds": np.full(count, np.nan),
     } | columns
     of_scores = [name for s in scores for name in (s, f"{s}/error")]
-    at_rungs = [name for name in columns if rung_of(name, scores) is not None]
+    at_rungs = [x for x in columns if rung_of(x, (*scores, *names, PARENT)) is not None]
     order = ["id", "setting", *names, *of_scores, *at_rungs]
     order += [name for name in ("repeats", "steps", "status", "seconds") if name not in order]
     return {name: filled[name] for name in order if name in filled}
@@ -40,7 +41,7 @@ def rung(score: str, steps: int) -> str:
 
 
 def rung_of(name: str, scores: tuple[str, ...]) -> int | None:
-    """The steps of the rung that a column is of, None where it is no score at a rung."""
+    """The steps of the rung that a column is of, None where it is none of these at a rung."""
     score, _, steps = name.rpartition("@")
     return int(steps) if score in scores and steps.isdecimal() and name not in scores else None
 
@@ -142,7 +143,7 @@ def _refuse(columns, score, names, scores):
         )
     if lost := [name for name in (*names, *scores) if name not in columns]:
         raise ValueError(f"Expected a column {lost[0]!r}; there are {', '.join(columns)}.")
-    rungs = {name for name in columns if rung_of(name, scores) is not None}
+    rungs = {x for x in columns if rung_of(x, (*scores, *names, PARENT)) is not None}
     if rungs and "steps" in (*names, *scores):
         raise ValueError(
             "Expected another name than 'steps' of a hyperparameter or a score: with rungs the "

@@ -63,10 +63,11 @@ class Host:
       saves: its checkpoint.
       wanted: the form that the caller asks for.
       rungs: at which trials are stopped, or None.
+      runs: what has not run, until all have or somebody asks.
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
-      count: how many trials there are to be; 0 where all of them are known.
+      count: how many trials there are to be; 0 where they are there.
       least: for how many trials of a group a form is settled, at least.
     """
 
@@ -75,6 +76,7 @@ class Host:
     saves: Saves
     wanted: Wanted
     rungs: Rungs | None
+    runs: Callable[["Host", Watch], Any]
     limit: float
     on_row: Callable[[dict[str, Any]], Any] | None
     shown: bool | Literal["auto"]
@@ -83,14 +85,14 @@ class Host:
     clock: Callable[[], float] = time.perf_counter
 
 
-def hosted(host: Host, runs: Callable[[Host, Watch], Any]) -> Table:
-    """Runs what has not run, as `runs` says, and gives the table."""
+def hosted(host: Host) -> Table:
+    """Runs what has not run, and gives the table."""
     for part in host.parts:
         _settled_before(host, part)
     count = host.count or len(host.ledger.ran)
     with host.saves, noted("sweep") as asked, bar("trials", count, host.shown) as show:
         watch = Watch(host.ledger, host.saves, host.limit, asked, show, host.clock)
-        runs(host, watch)
+        host.runs(host, watch)
         watch.end()
     if asked.signal == signal.SIGTERM:
         signal.raise_signal(asked.signal)
@@ -168,9 +170,8 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
     ledger, mine = host.ledger, partial(state_of, form, result)
     ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
     if stretch.following is not None:
-        ledger.resting.put(rows, result.state, form)
         on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
-        ledger.resting.only(on)
+        ledger.resting.put(rows, result.state, form, on)
     elif host.rungs is not None:
         ledger.resting.drop(rows)
     if host.on_row is not None:

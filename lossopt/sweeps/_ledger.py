@@ -42,6 +42,8 @@ class Ledger:
       stopped: which of them were stopped at a rung.
       kept: by setting, what may still be the best.
       resting: states of trials that wait at a rung.
+      lineage: of a population, by hyperparameter, the values up to each level, `[levels, trials]`;
+        and the ids whose states trials went on from after it, but for the last.
       executed: steps of all trials of all calls, copies that fill a call among them.
     """
 
@@ -63,6 +65,7 @@ class Ledger:
         self.steps, self.seconds = np.zeros(count, np.int64), np.full(count, np.nan)
         self.ran, self.stopped = np.zeros(count, bool), np.zeros(count, bool)
         self.kept: dict[int, Kept] = {}
+        self.lineage: dict[str, np.ndarray] = {}
         self.executed, self.resting = 0, Resting()
         self._ids, self._settings = np.asarray(trials.id), np.asarray(trials.setting)
         order = np.argsort(self._settings, kind="stable")
@@ -165,6 +168,11 @@ class Ledger:
         return {name: _cells.plain(x[0]) for name, x in columns.items() if name not in lacks}
 
     @property
+    def done(self) -> int:
+        """How many trials have run; of a population, how many would have in as many steps."""
+        return int(self.steps.sum()) // self._end if self.lineage else int(self.ran.sum())
+
+    @property
     def best(self) -> float:
         """The best score so far, NaN where none is finite."""
         values = self.scores[self.score]
@@ -189,6 +197,11 @@ class Ledger:
         columns |= {name: trials[name] for name in trials.names} | scores
         for name in self.scores if self.levels else ():
             columns |= {_cells.rung(name, at): x[rows] for at, x in zip(self.levels, self.at[name])}
+        for name, values in self.lineage.items():
+            known = {
+                at: np.where(self.steps >= at, x, _nothing(x)) for at, x in zip(self.levels, values)
+            }
+            columns |= {_cells.rung(name, at): x[rows] for at, x in known.items()}
         if self.levels:
             columns["steps"] = self.steps[rows]
         return columns | {"status": status, "seconds": self.seconds[rows]}
@@ -231,6 +244,11 @@ class Ledger:
     def _before(self, row, other):
         """Whether a row ranks before another; of equals the lower id does."""
         return (self._value(row), self._ids[row]) < (self._value(other), self._ids[other])
+
+
+def _nothing(column):
+    """What stands where a trial has not come so far: no id, or NaN."""
+    return np.asarray(-1 if column.dtype.kind == "i" else np.nan, column.dtype)
 
 
 def _real(dtype):

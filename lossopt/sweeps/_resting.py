@@ -19,21 +19,26 @@ class Resting:
     def __init__(self):
         self._leaves: dict[int, Leaves] = {}
 
-    def put(self, rows: np.ndarray, state: PyTree, form: Form) -> None:
-        """Takes the states of the trials of a call."""
-        leaves = raw(state)
-        for place, row in enumerate(rows):
+    def put(self, rows: np.ndarray, state: PyTree, form: Form, on: np.ndarray) -> None:
+        """Takes the states of a call's trials, but forgets all of whom none can go on.
+
+        Args:
+          rows: of the trials of the call.
+          state: theirs.
+          form: of the call.
+          on: rows of all trials that may go on.
+        """
+        self._leaves = {int(row): self._leaves[row] for row in on.tolist() if row in self}
+        new = [place for place, row in enumerate(rows) if row in on]
+        leaves = raw(state) if new else []
+        for place in new:
             one = leaves if form.alone else [x[place].copy() for x in leaves]
-            self._leaves[int(row)] = one
+            self._leaves[int(rows[place])] = one
 
     def take_up(self, rows: np.ndarray, leaves: Leaves) -> None:
         """Takes the states of a group, as `groups` gives them."""
         for place, row in enumerate(rows):
             self._leaves[int(row)] = [x[place] for x in leaves]
-
-    def only(self, rows: np.ndarray) -> None:
-        """Forgets all but some."""
-        self._leaves = {int(row): self._leaves[int(row)] for row in rows if int(row) in self}
 
     def drop(self, rows: np.ndarray) -> None:
         """Forgets some."""

@@ -136,6 +136,7 @@ class Saves:
         ledger = self._ledger
         scores = {f"scores/{name}": x for name, x in ledger.scores.items()}
         rungs = {f"rungs/{name}": x for name, x in ledger.at.items() if len(x)}
+        rungs |= {f"lineage/{name}": x for name, x in ledger.lineage.items()}
         flags = {"ran": ledger.ran & ~ledger.stopped}
         return scores | rungs | {"steps": ledger.steps, "seconds": ledger.seconds} | flags
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps._cells import DIVERGED, FINISHED, STOPPED, WAITING, rung, rung_of
+from lossopt.sweeps._cells import DIVERGED, FINISHED, PARENT, STOPPED, WAITING, rung, rung_of
 
 
 def mean(table: Any) -> Any:
@@ -46,9 +46,11 @@ def at(table: Any, steps: int) -> Any:
         known = ", ".join(map(str, rungs)) or "none"
         raise ValueError(f"Expected the steps of a rung, got {steps!r}. There are {known}.")
     there = table[table["steps"] >= steps]
-    gone = lambda name: rung_of(name, table.scores) is not None or name in ("status", "steps")
+    of = *table.scores, *table.names, PARENT
+    gone = lambda name: rung_of(name, of) is not None or name in ("status", "steps")
     columns = {name: x for name, x in there.columns.items() if not gone(name)}
-    columns |= {name: there[rung(name, steps)] for name in table.scores}
+    used = [name for name in table.names if rung(name, steps) in table.columns]
+    columns |= {name: there[rung(name, steps)] for name in (*table.scores, *used)}
     return dataclasses.replace(there, columns=columns, state=None, state_id=None, work=None)
 
 

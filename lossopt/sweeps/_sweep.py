@@ -13,11 +13,13 @@ from lossopt import _checks, _jax
 from lossopt._typing import Array, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.sweeps._asked import asked_of
+from lossopt.sweeps._evolved import together
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._host import Host, hosted, stretched
 from lossopt.sweeps._identity import general
 from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._parts import Parts, checked, programs
+from lossopt.sweeps._population import Population
 from lossopt.sweeps._rungs import Rungs
 from lossopt.sweeps._saves import Saves
 from lossopt.sweeps._settled import Wanted
@@ -35,7 +37,7 @@ def sweep(
     *,
     score: str | None = None,
     maximize: bool = False,
-    rungs: Rungs | None = None,
+    rungs: Rungs | Population | None = None,
     mode: Mode | Literal["auto"] = "auto",
     chunk: int | Literal["auto"] = "auto",
     memory: int | None = None,
@@ -61,7 +63,8 @@ def sweep(
       score: the scalar that ranks. None takes the only one, or that of the name `"loss"`.
       maximize: whether the highest score is the best. What is not finite ranks last either way.
       rungs: after how many steps how many settings of a `Task` go on, from `sweeps.halving` or
-        `sweeps.hyperband`; the others stop there. Of repeated settings the means rank.
+        `sweeps.hyperband`; the others stop there. Of repeated settings the means rank. Or
+        `sweeps.population`, with which trials go on from the states of better ones.
       mode: `"vmap"` runs trials side by side, `"sequential"` one after the other; `"auto"` takes
         the first on accelerators, on a CPU what is faster, by trying where models are tiny.
       chunk: trials side by side on a device, at least 1; `"auto"` takes as many as fit. One after
@@ -115,6 +118,10 @@ def sweep(
             {"steps": str(steps), "rungs": str(rungs)} if steps else {}
         )  # no program knows them
         facts |= {} if asked is None else asked.facts
+    runs = stretched if asked is None else asked.runs(groups)
+    if isinstance(rungs, Population):
+        wanted, runs = together(rungs, wanted, parts, ledger, facts)
+        rungs = None
     saves = Saves(checkpoint, ledger, facts, {} if asked is None else asked.values)
     part_of = {int(row): part for part in parts for row in part.rows}
     saves.take_up(
@@ -125,8 +132,8 @@ def sweep(
     if isinstance(run, Task):
         left = [part for part in parts if not ledger.ran[part.rows].all()]
         checked(run, left, found, key)
-    host = Host(parts, ledger, saves, wanted, rungs, limit, on_row, progress)
-    return hosted(host, stretched if asked is None else asked.runs(groups))
+    count = 0 if asked is None else asked.count
+    return hosted(Host(parts, ledger, saves, wanted, rungs, runs, limit, on_row, progress, count))
 
 
 def _wanted(run, key, mode, chunk, memory, mesh):
@@ -156,15 +163,18 @@ def _levels(rungs, run, trials):
     """The steps of all rungs; refuses rungs that are not of these trials."""
     if rungs is None:
         return ()
-    if not isinstance(rungs, Rungs):
+    if not isinstance(rungs, Rungs | Population):
         raise TypeError(
-            f"Expected rungs from lossopt.sweeps.halving or hyperband, or as Rungs, got {rungs!r}."
+            "Expected rungs from lossopt.sweeps.halving, hyperband or population, or as Rungs, got "
+            f"{rungs!r}."
         )
     if not isinstance(run, Task):
         raise TypeError(
             "Expected a lossopt.sweeps.Task with rungs, got a plain function, which runs to its "
             "end. Write it as a Task, or make one with lossopt.sweeps.task."
         )
+    if isinstance(rungs, Population):
+        return rungs.levels(run.steps)
     if rungs.steps != run.steps:
         raise ValueError(
             f"Expected rungs that end at the {run.steps} steps of the task, got {rungs.steps}. "

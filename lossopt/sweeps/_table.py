@@ -32,7 +32,9 @@ class Table:
         trial has no such name, and those that are arrays with their axes; the scores, NaN where a
         trial did not run; `"status"`; and `"seconds"`, its share of the time of its chunk. With
         rungs a score is the last that a trial reached, `"loss@100"` that after 100 steps, NaN where
-        it did not come so far; and `"steps"` are those it took.
+        it did not come so far; and `"steps"` are those it took. Of a population, `"rate"` is what a
+        trial began with, `"rate@100"` what it used up to 100 steps, and `"parent@100"` the id of
+        that whose state it went on from then; -1 where it did not come so far.
       score: the column that ranks.
       names: the columns that are hyperparameters.
       scores: the columns that `run` returned.

@@ -11,9 +11,9 @@ from lossopt._typing import Array, Key, Number, PyTree
 class Task:
     """A trial in three pure functions, so that a sweep can cut it and keep its state.
 
-    All three are traced under `vmap`. Any cut of the steps gives the same state: what a step
-    depends on is in the state, its own count of steps too. `sweeps.task` makes one of a training
-    run.
+    All three are traced under `vmap`, as `inherit` is. Any cut of the steps gives the same state:
+    what a step depends on is in the state, its own count of steps too. `sweeps.task` makes one of a
+    training run.
 
     Attributes:
       init: maps hyperparameters and a typed PRNG key to the state before the first step, a tree of
@@ -24,6 +24,9 @@ class Task:
       steps: how many a trial takes, at least 1.
       check: receives hyperparameters and key of one trial outside of any trace, and raises where
         something does not fit; None checks nothing.
+      inherit: for `population`, maps the state of a trial, that of another after as many steps, and
+        hyperparameters to the state in which the first takes the place of the other: with these
+        hyperparameters, and a key of its own. None has none.
 
     Raises:
       TypeError: where a function cannot be called, or `steps` is no whole number.
@@ -44,6 +47,9 @@ class Task:
     check: Callable[[PyTree, Key[Array, ""]], None] | None = dataclasses.field(
         default=None, kw_only=True
     )
+    inherit: Callable[[PyTree, PyTree, PyTree], PyTree] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
 
     def __repr__(self) -> str:
         return f"Task of {self.steps} steps"  # the functions may hold all data
@@ -55,5 +61,5 @@ class Task:
                 raise TypeError(
                     f"Expected {name} as a function, got {function!r}. Pass what is to be called."
                 )
-        _checks.functions(check=self.check)
+        _checks.functions(check=self.check, inherit=self.inherit)
         object.__setattr__(self, "steps", _checks.count("steps", self.steps, 1))

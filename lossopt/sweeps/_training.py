@@ -114,7 +114,8 @@ def task(
       `"train/fit"`, ..., pooled over the steps of the epoch as they were taken;
       `"validation/value"`, ..., measured now; and `"loss"`, the value of validation, or else of
       training. Of hyperparameters in a dict, arrays may be traced; all else, such as the options of
-      `Static`, is passed on as it is.
+      `Static`, is passed on as it is. Its `inherit` takes from the other trial all but the key and
+      the hyperparameters.
 
     Raises:
       ValueError: if data, names or numbers do not fit together; the message says which.
@@ -149,6 +150,7 @@ def task(
         partial(_score, given),
         steps=_steps(given, until),
         check=None if check is False else partial(_check, given),
+        inherit=_inherit,
     )
 
 
@@ -191,6 +193,10 @@ def _score(given: _Given, trial: Trial) -> dict[str, Array]:
         row = measures(plan, data, _state(trial), trial.pool.sums, {})
     judged = "train/value" if data.validation is None else "validation/value"
     return {"loss": row[judged]} | row
+
+
+def _inherit(own: Trial, donor: Trial, hyperparameters: PyTree) -> Trial:
+    return donor._replace(hyperparameters=known(hyperparameters), key=own.key)
 
 
 def _check(given: _Given, hyperparameters: PyTree, key: Key[Array, ""]) -> None:

@@ -50,7 +50,7 @@ class Trial:
             return None, _programs.outlined(_run, plan, values, id, self.key)
         state = _programs.outlined(_begun, plan, values, id, self.key)
         after = _programs.outlined(_advanced, plan, state, np.int32(0))
-        _same_form(state, after)
+        same_form(state, after, "advance")
         return state, _programs.outlined(_scored, plan, state)
 
     def programs(self, form: Form, values: PyTree) -> list[tuple[_programs.Program, tuple]]:
@@ -125,34 +125,34 @@ def scores_of(tree: PyTree) -> dict[str, Array]:
     return {name or "loss": x for name, x in named.items()}
 
 
-def _given(statics, values):
+def given(statics: Statics, values: PyTree) -> PyTree:
     """Hyperparameters as the user's function receives them."""
     return values | dict(statics) if isinstance(values, dict) else values
 
 
 def _run(run, statics, form, values, ids, key):
     def one(values, id, key):
-        return scores_of(run(_given(statics, values), jax.random.fold_in(key, id)))
+        return scores_of(run(given(statics, values), jax.random.fold_in(key, id)))
 
     return form.over(one, 1)(values, ids, key)
 
 
 def _begun(task, statics, form, values, ids, key):
     def one(values, id, key):
-        return _strong(task.init(_given(statics, values), jax.random.fold_in(key, id)))
+        return strong(task.init(given(statics, values), jax.random.fold_in(key, id)))
 
     return form.over(one, 1)(values, ids, key)
 
 
 def _advanced(task, statics, form, state, steps):
-    return form.over(lambda state, steps: _strong(task.advance(state, steps)), 1)(state, steps)
+    return form.over(lambda state, steps: strong(task.advance(state, steps)), 1)(state, steps)
 
 
 def _scored(task, statics, form, state):
     return form.over(lambda state: scores_of(task.score(state)))(state)
 
 
-def _strong(tree):
+def strong(tree: PyTree) -> PyTree:
     """Arrays of dtypes of their own, so that a state after steps is one like before."""
     keep = lambda x: isinstance(x, jax.Array) and not x.weak_type
     return jax.tree.map(lambda x: x if keep(x) else jnp.asarray(x, jnp.result_type(x)), tree)
@@ -162,15 +162,15 @@ def _shape(x):
     return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x))
 
 
-def _same_form(before, after):
-    """Refuses an `advance` that changes the shapes of a state."""
+def same_form(before: PyTree, after: PyTree, name: str) -> None:
+    """Refuses an `advance` or `inherit` that changes the shapes of a state."""
     told = lambda tree: [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)]
     same = jax.tree.structure(before) == jax.tree.structure(after)
     if same and told(before) == told(after):
         return
     if not same:
         raise ValueError(
-            f"Expected advance to return a state like that of init, {jax.tree.structure(before)}, "
+            f"Expected {name} to return a state like that of init, {jax.tree.structure(before)}, "
             f"got {jax.tree.structure(after)}."
         )
     changed = [
@@ -179,6 +179,6 @@ def _same_form(before, after):
         if old != new
     ]
     raise ValueError(
-        f"Expected advance to keep the shapes and dtypes of the state of init; it changes "
+        f"Expected {name} to keep the shapes and dtypes of the state of init; it changes "
         f"{', '.join(changed)}."
     )

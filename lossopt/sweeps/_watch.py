@@ -71,13 +71,17 @@ class Watch:
         if self._clock() - self._shown > BLINK:
             self._tell()
 
+    def leave(self, under: Any) -> None:
+        """Saves what was not, with trials under way."""
+        if self._new:
+            self.save(under)
+
     def end(self) -> None:
         """Saves what was not, and tells how far the sweep came."""
-        if self._new:
-            self.save()
+        self.leave(None)
         self._tell()
 
     def _tell(self):
         self._shown = self._clock()
         row = {"best/value": self._ledger.best}
-        self._show(int(self._ledger.ran.sum()), row, self._shown - self._begun)
+        self._show(self._ledger.done, row, self._shown - self._begun)

@@ -17,10 +17,12 @@ COUNT, CHUNK, CUT = 24, 8, 4
 AGAIN = np.arange(COUNT) % len(runs.TRIALS)
 VALUES = {name: x[AGAIN] for name, x in runs.VALUES.items()}
 TRIALS = runs.sweeps.Trials(VALUES, np.arange(COUNT))
+SPACE = {"rate": runs.sweeps.Log(1e-4, 1e9), "decay": runs.sweeps.Linear(0, 1)}
 RUNGS = runs.sweeps.halving(COUNT, runs.STEPS, 2)
 WAYS = {
     "sequential": (runs.RUN, {"mode": "sequential"}),
     "beside": (runs.RUN, {"mode": "vmap", "chunk": CHUNK}),
+    "population": (runs.TASK, {"rungs": runs.sweeps.population(5, SPACE)}),
     "within": (runs.TASK, {"mode": "vmap", "chunk": CHUNK}),
     "rungs": (runs.TASK, {"mode": "vmap", "chunk": CHUNK, "rungs": RUNGS}),
 }

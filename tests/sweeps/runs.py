@@ -47,7 +47,10 @@ def task(x=X, steps=STEPS, extra=0.0):
         errors = x @ state["w"] - Y
         return {"loss": jnp.mean(errors**2), "near": jnp.sum(jnp.abs(errors) < 1)}
 
-    return sweeps.Task(init, advance, score, steps=steps)
+    def inherit(own, donor, numbers):
+        return donor | {"key": own["key"], "of": numbers}
+
+    return sweeps.Task(init, advance, score, steps=steps, inherit=inherit)
 
 
 def function(made):

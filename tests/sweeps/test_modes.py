@@ -252,9 +252,7 @@ class TestEnd:
         assert rows[0].keys() == table.columns.keys()
 
     def test_time_is_up_between_two_chunks(self):
-        late = lambda host, runs: hosted(
-            dataclasses.replace(host, clock=_clock(1.0), limit=15), runs
-        )
+        late = lambda host: hosted(dataclasses.replace(host, clock=_clock(1.0), limit=15))
         with mock.patch.object(_sweep, "hosted", late):
             table = sweep(mode="vmap", chunk=2, timeout=9)
         ran = table["status"] != "waiting"

@@ -231,13 +231,13 @@ class TestWork:
         assert sweeps.Rungs([[(64, 256)]]).at_most(1) == 64
 
     def test_only_who_may_go_on_is_remembered(self, monkeypatch):
-        most, only = [], _resting.Resting.only
+        most, put = [], _resting.Resting.put
 
-        def counting(self, rows):
-            only(self, rows)
+        def counting(self, *args):
+            put(self, *args)
             most.append(len(self._leaves))
 
-        monkeypatch.setattr(_resting.Resting, "only", counting)
+        monkeypatch.setattr(_resting.Resting, "put", counting)
         sweep(rungs=sweeps.Rungs([[(13, 1), (2, STEPS)]]), mode="sequential")
         assert max(most) == 2
 

@@ -78,9 +78,10 @@ class TestRows:
         assert table.work == plain.work
         assert (table.state is not None) == (name == "task")
 
-    def test_are_told_once_in_their_order(self):
+    def test_are_told_once_in_their_order(self, capsys):
         search, seen = Search(), []
-        table = sweep(RUN, search.trials(), on_row=seen.append, **WAYS["sequential"])
+        table = sweep(RUN, search.trials(), on_row=seen.append, progress=True, **WAYS["sequential"])
+        assert "trials 10/10" in capsys.readouterr().err
         assert search.asked == [4, 4, 2]
         assert search.told == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         want = [table[row] for row in range(N)]

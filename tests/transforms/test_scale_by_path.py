@@ -134,6 +134,31 @@ def test_a_map_over_rules_and_codes_pass_it_on():
     _both(pairs, slopes=slopes, params=stacked)
 
 
+def test_decay_leaves_the_root_of_a_factor_and_behind_it_nothing():
+    """Among steps of noise: their size by that of the weights, at a factor of 1/8 and at 1."""
+    rate, decay = 0.05, 1.0
+    noise = np.random.default_rng(1).normal(size=(1200, 256))
+
+    def within(factor):
+        return scale_by_path(adam(rate, weight_decay=decay, weight_decay_where=EVERY), {"": factor})
+
+    def behind(factor):
+        rule = scale_by_path(adam(rate), {"": factor})
+        return optax.chain(rule, optax.add_decayed_weights(-rate * decay))
+
+    def size(make, factor):
+        given = make(factor), jnp.float32, {"w": noise}, {"w": np.ones(256)}
+        points = jnp.asarray(_walk(*given)["w"])[-300:]
+        moved = jnp.linalg.norm(jnp.diff(points, axis=0), axis=1)
+        return jnp.mean(moved / jnp.linalg.norm(points[1:], axis=1))
+
+    sizes = jax.jit(lambda f: [jax.vmap(partial(size, make))(f) for make in (within, behind)])
+    (small, whole), (undone, same) = sizes(jnp.array([1 / 8, 1.0]))
+    np.testing.assert_allclose(small / whole, (1 / 8) ** 0.5, rtol=0.05)
+    np.testing.assert_allclose(undone / same, 1.0, rtol=1e-3)
+    np.testing.assert_allclose(whole, same, rtol=1e-3)
+
+
 def test_a_factor_is_a_schedule_of_the_count():
     factor = lambda count: jnp.where(count < 2, 0.0, 1.0 / count)
     rate = lambda count: 0.1 * factor(count)
