@@ -56,9 +56,10 @@ def population(
 ) -> Population:
     """Population based training: after each generation the worst trials go on from better ones.
 
-    All trials run side by side. After every so many steps a trial among the worst draws one of the
-    best, goes on from its state, and takes its hyperparameters over, each times a factor that is
-    drawn for it. So a population finds a schedule, which no fixed hyperparameter is. (Jaderberg et
+    All trials run side by side, in one program on one device. After every so many steps a trial
+    among the worst draws one of the best, goes on from its state, and takes its hyperparameters
+    over, each times a factor that is drawn for it. So a population finds a schedule, which no fixed
+    hyperparameter is. Trials that differ in `Static` and repetitions are refused. (Jaderberg et
     al., "Population Based Training of Neural Networks", 2017)
 
     Args:
