@@ -169,9 +169,8 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
     """Writes what came of the trials of a call."""
     ledger, mine = host.ledger, partial(state_of, form, result)
     ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
-    if stretch.following is not None:
-        on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
-        ledger.resting.put(rows, result.state, form, on)
+    if not stretch.ends:
+        ledger.resting.put(rows, result.state, form, np.concatenate(stretch.on(ledger)))
     elif host.rungs is not None:
         ledger.resting.drop(rows)
     if host.on_row is not None:
