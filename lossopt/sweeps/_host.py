@@ -67,7 +67,7 @@ class Host:
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
-      count: how many trials there are to be; 0 where all of them are known.
+      count: how many trials there are to be; 0 where they are there.
       least: for how many trials of a group a form is settled, at least.
     """
 
