@@ -54,10 +54,11 @@ class Asked:
     Attributes:
       values: what was suggested, by name, `[trials]`; of what has options, the places of these.
       facts: what makes it the same sweep, by name.
+      count: how many trials there are to be.
     """
 
     def __init__(self, suggest: Suggest, place: Place):
-        self._suggest = suggest
+        self._suggest, self.count = suggest, suggest.n
         texts = [f"{name} {_text(x)}" for name, x in suggest.space.items()]
         chunks = f"suggested, {suggest.chunk} at a time"
         self.facts = {"trials": chunks, "space": ", ".join(texts)}
@@ -81,7 +82,7 @@ class Asked:
     def _runs(self, parts, engine, host, watch):
         options = [len(x.options) for x in self._suggest.space.values() if isinstance(x, Static)]
         share = -(-self._suggest.chunk // math.prod(options))  # of a group, if options are as many
-        host = dataclasses.replace(host, count=self._suggest.n, least=share)
+        host = dataclasses.replace(host, least=share)
         self._tell(host.ledger)
         while True:
             if self._new:
@@ -89,7 +90,7 @@ class Asked:
             if not engine.stretched(host, watch):
                 return
             self._tell(host.ledger)
-            if len(self) == self._suggest.n or watch.over:
+            if len(self) == self.count or watch.over:
                 return
             host = self._next(parts, host)
 
@@ -108,7 +109,7 @@ class Asked:
         return dataclasses.replace(host, parts=found)
 
     def _ask(self):
-        count = min(self._suggest.chunk, self._suggest.n - len(self))
+        count = min(self._suggest.chunk, self.count - len(self))
         found = self._suggest.asked(count, len(self))
         for name, x in found.items():
             self.values[name] = np.concatenate([self.values[name], x])

@@ -110,7 +110,7 @@ class Far:
     def form_of(self, host: Host, part: Part, left: np.ndarray, watch: Watch) -> None:
         """Settles the form of a group on a worker, if it has none."""
         one = dataclasses.replace(host, parts=[part])
-        stretch = Stretch(left, part.trial.steps, None)
+        stretch = Stretch(left, part.trial.steps, ())
         lots = self._lots(one, stretch)
         self._run(one, [lot.settles for lot in lots], watch)
 
@@ -123,7 +123,7 @@ class Far:
         if not host.ledger.left(stretch.rows, stretch.steps).size:
             return True
         lots = self._lots(host, stretch)
-        if stretch.following is not None and not self._silent:
+        if not stretch.ends and not self._silent:
             self._say(host, stretch)
         try:
             self._run(host, [lot.next for lot in lots], watch)
@@ -176,7 +176,9 @@ class Far:
         self._silent = True
         bytes_of = lambda x: math.prod(x.shape) * x.dtype.itemsize
         size = max(sum(map(bytes_of, raw_like(part.shapes))) for part in host.parts)
-        count = stretch.following * len(host.ledger.ran) // host.rungs.settings
+        repeats = len(host.ledger.ran) // host.rungs.settings
+        of = lambda rows, count: len(rows) if count is None else min(len(rows), count * repeats)
+        count = sum(of(*bracket) for bracket in stretch.brackets)
         told = f"{shown(size)} each, {shown(count * size)} together"
         print(f"States of {count} trials come here at a rung: {told}.", file=sys.stderr)
 

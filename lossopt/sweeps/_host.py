@@ -67,7 +67,7 @@ class Host:
       limit: when it has to end, on the clock.
       on_row: called with each row, or None.
       shown: whether there is a bar.
-      count: how many trials there are to be; 0 where all of them are known.
+      count: how many trials there are to be; 0 where they are there.
       least: for how many trials of a group a form is settled, at least.
     """
 
@@ -181,16 +181,15 @@ def took(host: Host, form: Form, stretch: Stretch, rows: np.ndarray, result: Res
     """Writes what came of the trials of a call."""
     ledger, mine = host.ledger, partial(state_of, form, result)
     ledger.put(rows, stretch.steps, result.scores, result.seconds, mine, form.width)
-    if stretch.following is not None:
-        on = ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
-        ledger.resting.put(rows, result.state, form, on)
+    if not stretch.ends:
+        ledger.resting.put(rows, result.state, form, np.concatenate(stretch.on(ledger)))
     passed(host, stretch, rows)
 
 
 def passed(host: Host, stretch: Stretch, rows: np.ndarray) -> None:
     """Forgets states of trials at their end, and tells rows that are written."""
     ledger = host.ledger
-    if stretch.following is None and host.rungs is not None:
+    if stretch.ends and host.rungs is not None:
         ledger.resting.drop(rows)
     if host.on_row is not None:
         for row in rows:

@@ -56,7 +56,7 @@ class Lot:
             count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
         most = SIDE_BY_SIDE if wanted.chunk == "auto" else max(wanted.chunk, SIDE_BY_SIDE)
         rows = self._rows[:most]
-        given = self._sent, wanted.mode, wanted.chunk, wanted.memory, self._chunk(rows, 1), count
+        given = self._sent, wanted.mode, wanted.chunk, wanted.memory, self._chunk(rows, []), count
         return Job(settles, given, partial(_told, host.ledger.trials, rows), self._settle)
 
     def _settle(self, found):
@@ -65,15 +65,24 @@ class Lot:
 
     def _running(self, form, workers):
         """A call that runs trials."""
-        ledger, following = self._host.ledger, self._stretch.following
+        ledger = self._host.ledger
         steps = max(1, self._stretch.steps - int(ledger.steps[self._rows[0]]))
         rows, self._rows = np.split(self._rows, [self._size(form, workers, steps)])
-        count = following or 1
-        if ledger.repeated:  # of repetitions the mean decides
-            count = following and len(rows)
-        given = self._sent, form.mode, form.chunk, self._chunk(rows, count)
+        given = self._sent, form.mode, form.chunk, self._chunk(rows, self._groups(rows))
         told = partial(_told, ledger.trials, rows)
         return Job(ran, given, told, partial(self._took, form.width, rows, steps))
+
+    def _groups(self, rows):
+        """Of which trials of a chunk states may be needed: see `Best`."""
+        ledger, places = self._host.ledger, np.arange(len(rows))
+        if self._stretch.ends:
+            settings = np.asarray(ledger.trials.setting)[rows]
+            own = [places[settings == x] for x in np.unique(settings)]
+            return [(x, 1) for x in own] if ledger.repeated else [(places, 1)]
+        pairs = [(places[np.isin(rows, x)], count) for x, count in self._stretch.brackets]
+        if ledger.repeated:  # of repetitions the mean decides
+            pairs = [(x, None if count is None else len(x)) for x, count in pairs]
+        return pairs
 
     def _size(self, form, workers, steps):
         """Trials of the next chunk: as the caller says, or as many as take some seconds."""
@@ -84,13 +93,13 @@ class Lot:
         share = -(-len(self._rows) // (width * AHEAD * workers))
         return width * max(1, min(calls, share))
 
-    def _chunk(self, rows, count):
+    def _chunk(self, rows, groups):
         ledger, part = self._host.ledger, self._part
         own, done = np.searchsorted(part.rows, rows), int(ledger.steps[rows[0]])
         ids, settings = (np.asarray(x)[rows] for x in (ledger.trials.id, ledger.trials.setting))
         values = raw(jax.tree.map(lambda x: x[own], part.values))
         state = ledger.resting.stacked(rows) if done else None
-        best = Best(ledger.score, ledger.maximize, settings, count)
+        best = Best(ledger.score, ledger.maximize, settings, groups)
         return Chunk(self._number, ids, values, done, self._stretch.steps, state, best)
 
     def _took(self, width: int, rows: np.ndarray, steps: int, came: Came):
@@ -100,10 +109,9 @@ class Lot:
         state_of = lambda place: keyed(came.states[place], self._part.shapes)
         given = came.scores, came.seconds, state_of, calls * width
         host.ledger.put(rows, stretch.steps, *given)
-        if stretch.following is not None:
+        if not stretch.ends:
             new = {int(rows[place]): leaves for place, leaves in came.states.items()}
-            on = host.ledger.best_rows(stretch.rows, stretch.steps, stretch.following, open=True)
-            host.ledger.resting.keep(new, on)
+            host.ledger.resting.keep(new, np.concatenate(stretch.on(host.ledger)))
         passed(host, stretch, rows)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ class Rungs:
 
     `halving` and `hyperband` make the usual ones. The settings of the trials are dealt to the
     brackets in their order. In a bracket all of its settings run up to the steps of its first rung;
-    as many of the best as the next rung takes go on to the steps of that one.
+    as many of the best as the next rung takes go on to the steps of that one. Brackets run abreast,
+    so that they fill calls together; what runs past a rung of others is scored there, too.
 
     Attributes:
       brackets: at least one, each a sequence of rungs, pairs `(settings, steps)`: how many settings
@@ -64,7 +65,7 @@ class Rungs:
     @property
     def work(self) -> int:
         """Steps of all settings together, where none diverges."""
-        return sum(size * steps for size, steps in _parts(self.brackets))
+        return sum(size * steps for size, steps in _parts(self))
 
     def at_most(self, repeats: int) -> int:
         """The most trials of a call with which, copies and all, it is no more than twice the work.
@@ -74,7 +75,7 @@ class Rungs:
         """
 
         def executed(width):
-            calls = ((-(-size * repeats // width), steps) for size, steps in _parts(self.brackets))
+            calls = ((-(-size * repeats // width), steps) for size, steps in _parts(self))
             return width * sum(count * steps for count, steps in calls)
 
         widths = range(1, self.settings * repeats + 1)
@@ -87,12 +88,28 @@ class Stretch(NamedTuple):
     Attributes:
       rows: of the trials.
       steps: up to which they run.
-      following: how many of their settings go on then, at most; None at the end.
+      brackets: pairs of the rows of a bracket among them, and of how many of their settings go on
+        then, at most; None where it has no rung there. Empty at the end of all trials.
     """
 
     rows: np.ndarray
     steps: int
-    following: int | None
+    brackets: tuple[tuple[np.ndarray, int | None], ...]
+
+    @property
+    def ends(self) -> bool:
+        """Whether no trial goes on."""
+        return not self.brackets
+
+    def on(self, ledger: Any, open: bool = True) -> list[np.ndarray]:
+        """By bracket the rows that go on; with `open` also those that may, as others have not run.
+
+        Args:
+          ledger: what came of the trials so far.
+          open: whether settings come along of which not all repetitions are there yet.
+        """
+        of = lambda rows, count: ledger.best_rows(rows, self.steps, count, open)
+        return [rows if count is None else of(rows, count) for rows, count in self.brackets]
 
 
 def halving(n: int, steps: int, eta: int = 3, *, least: int = 1) -> Rungs:
@@ -162,19 +179,17 @@ def stretches(rungs: Rungs | None, ledger: Any, steps: int) -> Iterator[Stretch]
       steps: of a trial.
     """
     if rungs is None:
-        yield Stretch(np.arange(len(ledger.ran)), steps, None)
+        yield Stretch(np.arange(len(ledger.ran)), steps, ())
         return
-    at = 0
-    for bracket in rungs.brackets:
-        rows = ledger.rows_of(at, at + bracket[0][0])
-        at += bracket[0][0]
-        sizes = [*(size for size, _ in bracket[1:]), None]
-        for (_, steps), following in zip(bracket, sizes):
-            yield Stretch(rows, steps, following)
-            if following is not None:
-                on = ledger.best_rows(rows, steps, following)
-                ledger.stop(np.setdiff1d(rows, on))
-                rows = on
+    sizes = [bracket[0][0] for bracket in rungs.brackets]
+    alive = [ledger.rows_of(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
+    for level in rungs.levels[:-1]:
+        counts = [_following(bracket, level) for bracket in rungs.brackets]
+        stretch = Stretch(np.concatenate(alive), level, tuple(zip(alive, counts)))
+        yield stretch
+        alive = stretch.on(ledger, open=False)
+        ledger.stop(np.setdiff1d(stretch.rows, np.concatenate(alive)))
+    yield Stretch(np.concatenate(alive), rungs.steps, ())
 
 
 def _bracket(rungs):
@@ -226,10 +241,14 @@ def _of_hyperband(steps, eta, last, cuts):
     return [(n // eta**k, steps // eta ** (cuts - k)) for k in range(cuts + 1)]
 
 
-def _parts(brackets):
-    """How many settings take how many steps from one rung to the next."""
-    for bracket in brackets:
-        done = 0
-        for size, steps in bracket:
-            yield size, steps - done
-            done = steps
+def _following(bracket, level):
+    """How many settings go on at some steps, None where there is no rung."""
+    after = {steps: size for (_, steps), (size, _) in pairwise(bracket)}
+    return after.get(level)
+
+
+def _parts(rungs):
+    """How many settings take how many steps, from one rung of any bracket to the next."""
+    for low, high in pairwise([0, *rungs.levels]):
+        sizes = [next(size for size, end in bracket if end >= high) for bracket in rungs.brackets]
+        yield sum(sizes), high - low

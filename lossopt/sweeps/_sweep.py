@@ -141,7 +141,8 @@ def sweep(
     if isinstance(run, Task):
         left = [part for part in parts if not ledger.ran[part.rows].all()]
         checked(run, left, found, key)
-    return hosted(Host(parts, ledger, saves, wanted, rungs, runs, limit, on_row, progress))
+    count = 0 if asked is None else asked.count
+    return hosted(Host(parts, ledger, saves, wanted, rungs, runs, limit, on_row, progress, count))
 
 
 def _wanted(run, key, mode, chunk, memory, mesh):

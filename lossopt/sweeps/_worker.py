@@ -41,14 +41,15 @@ class Best(NamedTuple):
     Attributes:
       score: what ranks.
       maximize: whether the highest is the best.
-      settings: of the trials, `[rows]`.
-      count: how many of the best trials; None asks for the best one of each setting.
+      settings: of the trials, `[rows]`; of equal scores the lower one is better, then the lower id.
+      groups: pairs of places, and of how many of the best of them; None asks for all, also for
+        such as are not finite.
     """
 
     score: str
     maximize: bool
     settings: np.ndarray
-    count: int | None
+    groups: list[tuple[np.ndarray, int | None]]
 
 
 class Chunk(NamedTuple):
@@ -233,16 +234,18 @@ def _states(had, form, rows, results, chunk):
 
 
 def best_places(best: Best, ids: np.ndarray, scores: np.ndarray) -> list[int]:
-    """The places of the first trials whose states are asked for; what is not finite is not."""
+    """The places whose states are asked for, among the first trials, which have these scores."""
     values = np.asarray(scores, float)
     values = np.where(np.isfinite(values), -values if best.maximize else values, np.inf)
-    settings = best.settings[: len(values)]
-    order = np.lexsort((ids[: len(values)], settings, values))
-    order = order[np.isfinite(values[order])]
-    if best.count is not None:
-        return order[: best.count].tolist()
-    _, first = np.unique(settings[order], return_index=True)
-    return order[np.sort(first)].tolist()
+    order = np.lexsort((ids[: len(values)], best.settings[: len(values)], values))
+    found = []
+    for places, count in best.groups:
+        if count is None:
+            found += places[places < len(values)].tolist()
+        else:
+            mine = order[np.isin(order, places) & np.isfinite(values[order])]
+            found += mine[:count].tolist()
+    return found
 
 
 def _joined(results, name):

@@ -81,6 +81,14 @@ def test_rungs(way, count, pool):
     assert got.work == want.work
 
 
+def test_several_brackets(pool):
+    plan = sweeps.hyperband(12, 2, least=2)
+    trials = {name: x[np.arange(plan.settings) % 13] for name, x in TRIALS.values.items()}
+    options = {"trials": trials, "rungs": plan, **ALONE}
+    for executor in (pool, Post()):
+        same(sweep(executor=executor, chunk=5, **options), sweep(**options))
+
+
 def test_how_much_comes_here_at_a_rung_is_said_before(capfd):
     options = {"rungs": sweeps.halving(13, 12, 3), "executor": Post(), **ALONE}
     sweep(progress=False, **options)

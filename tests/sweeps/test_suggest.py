@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
+import lossopt as lo
 from lossopt import sweeps
 from lossopt.sweeps import _host
 from lossopt.sweeps._calls import Calls
@@ -71,13 +72,16 @@ class TestRows:
     @pytest.mark.parametrize("name", RUNS)
     def test_are_those_of_trials_drawn_beforehand(self, whole, name, way):
         table = whole[name, way]
-        same(table, sweep(RUNS[name], _plain(table), **WAYS[way]))
+        plain = sweep(RUNS[name], _plain(table), **WAYS[way])
+        same(table, plain)
         assert len(table) == N
+        assert table.work == plain.work
         assert (table.state is not None) == (name == "task")
 
-    def test_are_told_once_in_their_order(self):
+    def test_are_told_once_in_their_order(self, capsys):
         search, seen = Search(), []
-        table = sweep(RUN, search.trials(), on_row=seen.append, **WAYS["sequential"])
+        table = sweep(RUN, search.trials(), on_row=seen.append, progress=True, **WAYS["sequential"])
+        assert "trials 10/10" in capsys.readouterr().err
         assert search.asked == [4, 4, 2]
         assert search.told == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         want = [table[row] for row in range(N)]
@@ -129,13 +133,13 @@ class TestPrograms:
             return settled(wanted, trial, values, count, timed)
 
         monkeypatch.setattr(_host, "settled", spy)
-        options = iter([1, 1, 1, 1, 2, 2, 1, 1])
+        options = iter([1, 1, 1, 1, 2, 1, 1, 1])
         ask = lambda count: [{"x": 0.5, "width": next(options)} for _ in range(count)]
         space = {"x": sweeps.Linear(0, 1), "width": sweeps.Static((1, 2))}
         run = lambda numbers, key: jnp.sum(numbers["x"] * jnp.ones(numbers["width"]))
         trials = sweeps.suggest(space, ask, lambda rows: None, 8, chunk=4)
         table = sweep(run, trials, mode="vmap")
-        assert table["loss"].tolist() == [0.5] * 4 + [1.0] * 2 + [0.5] * 2
+        assert table["loss"].tolist() == [0.5] * 4 + [1.0] + [0.5] * 3
         assert counts == [((("width", 1),), 4), ((("width", 2),), 2)]
 
     def test_a_task_looks_at_each_group_once(self, tmp_path):
@@ -159,6 +163,9 @@ class TestPrograms:
         for on_row in (stop, None):
             trials = sweeps.suggest(space, ask, lambda rows: None, 6, chunk=2)
             table = sweep(run, trials, on_row=on_row, **common)
+            latest = lo.checkpoint.Checkpoints(tmp_path).latest()
+            facts = latest.note["sweep"]["facts"] if latest and latest.note else {}
+            assert sum(name.startswith("trials of") for name in facts) == 2
         assert table["of"].tolist() == [one["of"] for one in given]
         assert table["x"].tolist() == [one["x"] for one in given]
         assert seen == [(1, 0), (-1, 3 / 8), (-1, 3 / 8)]
@@ -257,7 +264,7 @@ class TestGoesOn:
         assert search.asked == [4, 2], "the first were saved"
 
     def test_an_error_of_the_sampler_leaves_what_was_saved(self, whole, tmp_path):
-        options, search = {"checkpoint": tmp_path, **WAYS["sequential"]}, Search()
+        options, search = {"checkpoint": tmp_path, **WAYS["vmap"]}, Search()
 
         def tell(rows):
             search.tell(rows)
@@ -267,20 +274,21 @@ class TestGoesOn:
         with always(), pytest.raises(KeyError, match="of the sampler"):
             sweep(RUN, sweeps.suggest(SPACE, search.ask, tell, N, chunk=CHUNK), **options)
         search = Search()
-        same(sweep(RUN, search.trials(), **options), whole["run", "sequential"])
+        same(sweep(RUN, search.trials(), **options), whole["run", "vmap"])
         assert search.told == [[*range(8)], [8, 9]]
 
 
 OPTIONS = sweeps.Static(("adam", 2))
-ONE = {"rate": 0.1, "count": 3, "of": 16, "rule": "adam"}
+ONE = {"rate": 0.1, "count": 3, "of": 16, "near": 0.9, "rule": "adam"}
 RANGES = {
     "rate": sweeps.Log(0.01, 1),
     "count": sweeps.Integer(1, 9),
     "of": sweeps.Choice([16, 32]),
+    "near": sweeps.Choice([0.1, 0.9]),
     "rule": OPTIONS,
 }
 REFUSED = {
-    "a number": ([3, 4], r"trial 0 a dict of \['rate', 'count', 'of', 'rule'\], got 3"),
+    "a number": ([3, 4], r"trial 0 a dict of \['rate', 'count', 'of', 'near', 'rule'\], got 3"),
     "none": (None, r"ask\(2\) to return a list of 2 dicts, got NoneType"),
     "a generator": ((one for one in [ONE, ONE]), r"a list of 2 dicts, got generator"),
     "too few": ([ONE], r"a list of 2 dicts, got list of 1"),
@@ -310,13 +318,15 @@ class TestRefused:
 
     def test_numbers_of_any_library_are_taken(self):
         given = [
-            {"rate": np.float64(0.01), "count": np.int64(9), "of": 32.0, "rule": 2},
-            {"rate": jnp.float32(1), "count": jnp.int32(1), "of": np.int64(16), "rule": "adam"},
+            {"rate": np.float64(0.01), "count": np.int64(9), "of": 32.0},
+            {"rate": jnp.float32(1), "count": jnp.int32(1), "of": np.int64(16)},
         ]
+        given = [one | {"near": 0.9, "rule": rule} for one, rule in zip(given, (2, "adam"))]
         trials = sweeps.suggest(RANGES, lambda count: given, lambda rows: None, 2)
         table = sweep(lambda numbers, key: numbers["rate"], trials, mode="sequential")
         assert table["rule"].tolist() == [2, "adam"]
         assert table["of"].tolist() == [32, 16]
+        assert table["near"].tolist() == [np.float32(0.9)] * 2
         np.testing.assert_array_equal(table["rate"], np.float32([0.01, 1]))
 
     @pytest.mark.parametrize(
