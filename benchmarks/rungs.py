@@ -100,6 +100,7 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two draws of 16 short trials")
     parser.add_argument("--seeds", type=int, default=12, help="draws of the trials")
+    parser.add_argument("--widths", nargs="+", type=int, default=[32, 512], help="of networks")
     options = parser.parse_args()
     console, missed = Console(width=180), 0
     console.print(header(), highlight=False)
@@ -110,7 +111,7 @@ def main():
     if options.quick:
         forms = {"4 side by side": {"mode": "vmap", "chunk": 4}}
     claims = []
-    for width in (8,) if options.quick else (32, 512):
+    for width in (8,) if options.quick else options.widths:
         model = _sweep_tasks.perceptron(width, short=1)
         task = (model.shorter() if options.quick else model).task()
         for name, form in forms.items() if width < 512 else [*forms.items()][:1]:
