@@ -83,7 +83,8 @@ def test_rungs(way, count, pool):
 
 def test_several_brackets(pool):
     plan = sweeps.hyperband(12, 2, least=2)
-    trials = {name: x[np.arange(plan.settings) % 13] for name, x in TRIALS.values.items()}
+    rows = (np.arange(plan.settings) + 8) % 13  # some diverge where their bracket has no rung
+    trials = {name: x[rows] for name, x in TRIALS.values.items()}
     options = {"trials": trials, "rungs": plan, **ALONE}
     for executor in (pool, Post()):
         same(sweep(executor=executor, chunk=5, **options), sweep(**options))
