@@ -279,6 +279,8 @@ CLAIMS = {
     },
     "docs/sweeps.md": {
         "tries it on digits in one sweep": "test_quick_form",
+        "the same bits on any worker": "test_workers_give_the_table_of_a_sweep_here",
+        "A chunk that ended every worker it met": "test_a_chunk_that_kills_is_named",
         "the root of the factor is left": (
             "test_decay_leaves_the_root_of_a_factor_and_behind_it_nothing"
         ),

@@ -52,7 +52,7 @@ def here():
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", RUNS)
-def test_the_same_table(name, way, here, pool):
+def test_workers_give_the_table_of_a_sweep_here(name, way, here, pool):
     want = here[name] if "chunk" not in WAYS[way] or way == "threes" else None
     want = want or sweep(RUNS[name], **WAYS[way])
     for executor in (pool, Post()):
