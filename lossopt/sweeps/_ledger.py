@@ -128,14 +128,15 @@ class Ledger:
         place = np.argsort(np.argsort(begin))[which]
         return np.flatnonzero((place >= first) & (place < end))
 
-    def best_rows(self, rows: np.ndarray, steps: int, count: int, open: bool = False) -> np.ndarray:
+    def best_rows(self, rows: np.ndarray, steps: int, count: int) -> np.ndarray:
         """The rows of the best settings at a rung: of lowest means, of equals the lower ids.
+
+        With them come settings of which not all repetitions are there yet.
 
         Args:
           rows: of all settings that compete, with all of their repetitions.
           steps: of the rung.
           count: settings, at most; those that are not finite do not count.
-          open: whether settings come along of which not all repetitions are there yet.
         """
         settings, which = np.unique(self._settings[rows], return_inverse=True)
         sizes = np.bincount(which)
@@ -145,7 +146,7 @@ class Ledger:
         best = np.lexsort((settings, means))[:count]
         on = np.zeros(len(settings), bool)
         on[best[np.isfinite(means[best])]] = True
-        return rows[(on | (~there & open))[which]]
+        return rows[(on | ~there)[which]]
 
     def table(self) -> Table:
         """The table so far."""

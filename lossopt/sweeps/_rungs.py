@@ -101,14 +101,13 @@ class Stretch(NamedTuple):
         """Whether no trial goes on."""
         return not self.brackets
 
-    def on(self, ledger: Any, open: bool = True) -> list[np.ndarray]:
-        """By bracket the rows that go on; with `open` also those that may, as others have not run.
+    def on(self, ledger: Any) -> list[np.ndarray]:
+        """By bracket the rows that go on, or that may, as long as others have not run.
 
         Args:
           ledger: what came of the trials so far.
-          open: whether settings come along of which not all repetitions are there yet.
         """
-        of = lambda rows, count: ledger.best_rows(rows, self.steps, count, open)
+        of = lambda rows, count: ledger.best_rows(rows, self.steps, count)
         return [rows if count is None else of(rows, count) for rows, count in self.brackets]
 
 
@@ -187,7 +186,7 @@ def stretches(rungs: Rungs | None, ledger: Any, steps: int) -> Iterator[Stretch]
         counts = [_following(bracket, level) for bracket in rungs.brackets]
         stretch = Stretch(np.concatenate(alive), level, tuple(zip(alive, counts)))
         yield stretch
-        alive = stretch.on(ledger, open=False)
+        alive = stretch.on(ledger)
         ledger.stop(np.setdiff1d(stretch.rows, np.concatenate(alive)))
     yield Stretch(np.concatenate(alive), rungs.steps, ())
 
