@@ -121,13 +121,7 @@ def sweep(
     engine = Engine(stretched, form_of) if far is None else Engine(far.stretched, far.form_of)
     runs = engine.stretched if asked is None else asked.runs(groups, engine)
     runs = runs if far is None else far.ended(runs)
-    facts = {}
-    if checkpoint is not None:
-        facts = general(key) | programs(parts)
-        facts |= (
-            {"steps": str(steps), "rungs": str(rungs)} if steps else {}
-        )  # no program knows them
-        facts |= {} if asked is None else asked.facts
+    facts = {} if checkpoint is None else _facts(key, parts, steps, rungs, asked)
     if isinstance(rungs, Population):
         wanted, runs = together(rungs, wanted, parts, ledger, facts)
         rungs = None
@@ -195,6 +189,12 @@ def _levels(rungs, run, trials):
             "rungs.settings; repetitions of a setting count once."
         )
     return rungs.levels
+
+
+def _facts(key, parts, steps, rungs, asked):
+    """What makes it the same sweep, by name: its key, its programs, and what no program knows."""
+    plan = {"steps": str(steps), "rungs": str(rungs)} if steps else {}
+    return general(key) | programs(parts) | plan | ({} if asked is None else asked.facts)
 
 
 def _judge(names, score):
