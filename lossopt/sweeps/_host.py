@@ -184,7 +184,10 @@ def form_of(host: Host, part: Part, left: np.ndarray, watch: Watch) -> Form:
         return had
     count = max(len(left), host.least)
     if host.rungs is not None:
-        count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
+        repeats = len(host.ledger.ran) // host.rungs.settings
+        devices = Form("vmap", 1, host.wanted.mesh).width
+        most = host.rungs.at_most(repeats, len(host.parts))
+        count = min(count, max(1, most // devices) * devices)
     tried = partial(part.calls.tried, rows=np.searchsorted(part.rows, left))
     found = settled(host.wanted, part.trial, part.first, count, tried)
     host.saves.settled[part.label] = found.mode, found.chunk

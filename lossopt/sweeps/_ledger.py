@@ -58,6 +58,8 @@ class Ledger:
     ):
         self.trials, self.score, self.maximize = trials, score, maximize
         self._end, self.levels = steps, levels
+        if levels:
+            _cells.refuse_rungs(tuple(trials.names), tuple(dtypes))
         count = len(trials)
         empty = lambda dtype, *ahead: np.full((*ahead, count), np.nan, _real(dtype))
         self.scores = {name: empty(x) for name, x in dtypes.items()}

@@ -20,7 +20,7 @@ from lossopt.sweeps._identity import general
 from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._parts import Parts, checked, programs
 from lossopt.sweeps._population import Population
-from lossopt.sweeps._rungs import Rungs
+from lossopt.sweeps._rungs import Rungs, dealt
 from lossopt.sweeps._saves import Saves
 from lossopt.sweeps._settled import Wanted
 from lossopt.sweeps._suggest import Suggest
@@ -118,6 +118,7 @@ def sweep(
             {"steps": str(steps), "rungs": str(rungs)} if steps else {}
         )  # no program knows them
         facts |= {} if asked is None else asked.facts
+        facts |= dealt(rungs, ledger) if isinstance(rungs, Rungs) else {}
     runs = stretched if asked is None else asked.runs(groups)
     if isinstance(rungs, Population):
         wanted, runs = together(rungs, wanted, parts, ledger, facts)

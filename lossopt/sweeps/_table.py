@@ -115,11 +115,9 @@ class Table:
         table = self.mean() if self.repeated else self
         first = table.rank()[:1]
         if not first.size or table["status"][first[0]] != FINISHED:
-            diverged, waiting = (int(np.sum(table["status"] == x)) for x in (DIVERGED, WAITING))
             raise ValueError(
                 f"Expected a {'setting' if self.repeated else 'trial'} that finished with a finite "
-                f"{self.score}, got {diverged} that diverged and {waiting} that wait. Let the "
-                "sweep go on, or widen its spaces to where runs stay finite."
+                f"{self.score}, got {_ends(table)}"
             )
         return table[int(first[0])]
 
@@ -285,3 +283,12 @@ class Table:
           ImportError: where pandas is not installed.
         """
         return _report.to_pandas({name: x for name, x in self.columns.items() if x.ndim == 1})
+
+
+def _ends(table):
+    """How the rows of a table without a best one ended, and what to do."""
+    count = lambda status: int(np.sum(table["status"] == status))
+    told = f"{count(DIVERGED)} that diverged and {count(WAITING)} that wait. Let the sweep go on"
+    if stopped := count(STOPPED):
+        return f"{stopped} that were stopped at a rung, {told}, or take the table of a rung, at()."
+    return f"{told}, or widen its spaces to where runs stay finite."
