@@ -74,9 +74,9 @@ def sweep(
       mesh: devices, over all axes of which trials are spread. They do not speak to each other.
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
         chunk and rung, of short ones after some seconds. If it holds the sweep already, the call
-        goes on there, with the same table at its end; it may have more trials then. It is refused
-        if trials, key, programs, constants, steps, rungs, mode, chunk or versions of jax and
-        lossopt are others.
+        goes on there, with the same table at its end; without rungs it may have more trials. It is
+        refused if trials, key, programs, constants, steps, rungs, mode, chunk or versions of jax
+        and lossopt are others.
       timeout: seconds, above 0, after which no further chunk begins.
       on_row: called with each row as it comes, a dict; with rungs at each that a trial reaches.
       progress: whether to show how it goes, as in `fit`.
