@@ -46,6 +46,18 @@ def rung_of(name: str, scores: tuple[str, ...]) -> int | None:
     return int(steps) if score in scores and steps.isdecimal() and name not in scores else None
 
 
+def refuse_rungs(names: tuple[str, ...], scores: tuple[str, ...]) -> None:
+    """Raises where a hyperparameter or a score has the name of a column at a rung."""
+    taken = *scores, *names
+    for name in taken:
+        others = tuple(x for x in (*taken, PARENT) if x != name)
+        if rung_of(name, others) is not None:
+            raise ValueError(
+                f"Expected another name than {name!r}: with rungs the table has columns of such "
+                "names, scores after so many steps. Rename it."
+            )
+
+
 def scale(column: np.ndarray) -> str:
     """Whether numbers stand on a logarithmic scale, on a linear one, or are options."""
     if column.ndim > 1 or not np.issubdtype(column.dtype, np.number):

@@ -200,15 +200,23 @@ def form_of(host: Host, part: Part, left: np.ndarray, watch: Watch) -> Form:
     """The form of a group: the one that it had, or the one that is settled now, and saved."""
     if had := settled_before(host, part):
         return had
-    count = max(len(left), host.least)
-    if host.rungs is not None:
-        count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
+    count = narrowed(host, max(len(left), host.least))
     tried = partial(part.calls.tried, rows=np.searchsorted(part.rows, left))
     found = settled(host.wanted, part.trial, part.first, count, tried)
     host.saves.settled[part.label] = found.mode, found.chunk
     if watch.due and not host.wanted.fixed:
         watch.save()
     return found
+
+
+def narrowed(host: Host, count: int) -> int:
+    """So many trials of a group, or with rungs no more than calls can be filled with at most."""
+    if host.rungs is None:
+        return count
+    repeats = len(host.ledger.ran) // host.rungs.settings
+    devices = Form("vmap", 1, host.wanted.mesh).width
+    most = host.rungs.at_most(repeats, len(host.parts))
+    return min(count, max(1, most // devices) * devices)
 
 
 def settled_before(host: Host, part: Part) -> Form | None:

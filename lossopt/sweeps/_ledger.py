@@ -9,6 +9,7 @@ import numpy as np
 from lossopt._typing import PyTree
 from lossopt.sweeps import _cells
 from lossopt.sweeps._cells import DIVERGED, FINISHED, STOPPED, WAITING
+from lossopt.sweeps._lineage import passed, used
 from lossopt.sweeps._resting import Resting
 from lossopt.sweeps._table import Table
 from lossopt.sweeps._trials import Trials
@@ -59,6 +60,8 @@ class Ledger:
     ):
         self.trials, self.score, self.maximize = trials, score, maximize
         self._end, self.levels = steps, levels
+        if levels:
+            _cells.refuse_rungs(tuple(trials.names), tuple(dtypes))
         count = len(trials)
         empty = lambda dtype, *ahead: np.full((*ahead, count), np.nan, _real(dtype))
         self.scores = {name: empty(x) for name, x in dtypes.items()}
@@ -196,14 +199,12 @@ class Ledger:
         columns = {"id": np.asarray(trials.id)}
         if self.repeated:
             columns["setting"] = self._settings[rows]
-        columns |= {name: trials[name] for name in trials.names} | scores
+        columns |= {name: trials[name] for name in trials.names}
+        line = self.lineage, self.levels, self.steps
+        columns |= {name: x[rows] for name, x in used(*line).items()} | scores
         for name in self.scores if self.levels else ():
             columns |= {_cells.rung(name, at): x[rows] for at, x in zip(self.levels, self.at[name])}
-        for name, values in self.lineage.items():
-            known = {
-                at: np.where(self.steps >= at, x, _nothing(x)) for at, x in zip(self.levels, values)
-            }
-            columns |= {_cells.rung(name, at): x[rows] for at, x in known.items()}
+        columns |= {name: x[rows] for name, x in passed(*line).items()}
         if self.levels:
             columns["steps"] = self.steps[rows]
         return columns | {"status": status, "seconds": self.seconds[rows]}
@@ -246,11 +247,6 @@ class Ledger:
     def _before(self, row, other):
         """Whether a row ranks before another; of equals the lower id does."""
         return (self._value(row), self._ids[row]) < (self._value(other), self._ids[other])
-
-
-def _nothing(column):
-    """What stands where a trial has not come so far: no id, or NaN."""
-    return np.asarray(-1 if column.dtype.kind == "i" else np.nan, column.dtype)
 
 
 def _real(dtype):

@@ -8,7 +8,7 @@ import numpy as np
 from lossopt.sweeps._cells import word
 from lossopt.sweeps._executor import AHEAD, Job
 from lossopt.sweeps._form import Form
-from lossopt.sweeps._host import Host, Part, passed, settled_before
+from lossopt.sweeps._host import Host, Part, narrowed, passed, settled_before
 from lossopt.sweeps._resting import keyed, raw
 from lossopt.sweeps._rungs import Stretch
 from lossopt.sweeps._sending import Sent
@@ -51,9 +51,7 @@ class Lot:
         if self._form is not None or self._asked or not self._rows.size:
             return None
         host, wanted, self._asked = self._host, self._host.wanted, True
-        count = -(-max(len(self._rows), host.least) // workers)
-        if host.rungs is not None:
-            count = min(count, host.rungs.at_most(len(host.ledger.ran) // host.rungs.settings))
+        count = narrowed(host, -(-max(len(self._rows), host.least) // workers))
         most = SIDE_BY_SIDE if wanted.chunk == "auto" else max(wanted.chunk, SIDE_BY_SIDE)
         rows = self._rows[:most]
         given = self._sent, wanted.mode, wanted.chunk, wanted.memory, self._chunk(rows, []), count

@@ -1,6 +1,7 @@
 """Rungs: after how many steps how many settings go on."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -67,16 +68,20 @@ class Rungs:
         """Steps of all settings together, where none diverges."""
         return sum(size * steps for size, steps in _parts(self))
 
-    def at_most(self, repeats: int) -> int:
+    def at_most(self, repeats: int, groups: int = 1) -> int:
         """The most trials of a call with which, copies and all, it is no more than twice the work.
 
         Args:
           repeats: of each setting.
+          groups: of trials that share no program, at least 1, whoever of them goes on.
         """
 
+        def calls(trials, width):  # the most, where each group fills up its last one
+            some = min(groups, trials)
+            return (trials - some) // width + some
+
         def executed(width):
-            calls = ((-(-size * repeats // width), steps) for size, steps in _parts(self))
-            return width * sum(count * steps for count, steps in calls)
+            return width * sum(calls(size * repeats, width) * n for size, n in _parts(self))
 
         widths = range(1, self.settings * repeats + 1)
         return max(width for width in widths if executed(width) <= 2 * repeats * self.work)
@@ -180,8 +185,7 @@ def stretches(rungs: Rungs | None, ledger: Any, steps: int) -> Iterator[Stretch]
     if rungs is None:
         yield Stretch(np.arange(len(ledger.ran)), steps, ())
         return
-    sizes = [bracket[0][0] for bracket in rungs.brackets]
-    alive = [ledger.rows_of(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
+    alive = _dealt(rungs, ledger)
     for level in rungs.levels[:-1]:
         counts = [_following(bracket, level) for bracket in rungs.brackets]
         stretch = Stretch(np.concatenate(alive), level, tuple(zip(alive, counts)))
@@ -189,6 +193,24 @@ def stretches(rungs: Rungs | None, ledger: Any, steps: int) -> Iterator[Stretch]
         alive = stretch.on(ledger)
         ledger.stop(np.setdiff1d(stretch.rows, np.concatenate(alive)))
     yield Stretch(np.concatenate(alive), rungs.steps, ())
+
+
+def dealt(rungs: Rungs, ledger: Any) -> dict[str, str]:
+    """Which trials compete, as facts: others among them would change who went on.
+
+    Args:
+      rungs: of the sweep.
+      ledger: what came of the trials so far.
+    """
+    brackets = [np.sort(np.asarray(ledger.trials.id)[rows]) for rows in _dealt(rungs, ledger)]
+    text = hashlib.sha256(b"|".join(ids.astype(np.int64).tobytes() for ids in brackets))
+    return {"trials": str(len(ledger.ran)), "trials of brackets": text.hexdigest()[:16]}
+
+
+def _dealt(rungs, ledger):
+    """The rows of the brackets."""
+    sizes = [bracket[0][0] for bracket in rungs.brackets]
+    return [ledger.rows_of(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
 
 
 def _bracket(rungs):

@@ -45,9 +45,11 @@ def at(table: Any, steps: int) -> Any:
     if steps not in rungs:
         known = ", ".join(map(str, rungs)) or "none"
         raise ValueError(f"Expected the steps of a rung, got {steps!r}. There are {known}.")
+    steps = rungs[rungs.index(steps)]  # 15.0 is 15
     there = table[table["steps"] >= steps]
     of = *table.scores, *table.names, PARENT
-    gone = lambda name: rung_of(name, of) is not None or name in ("status", "steps")
+    last = "status", "steps", *(f"{score}/error" for score in table.scores)
+    gone = lambda name: rung_of(name, of) is not None or name in last
     columns = {name: x for name, x in there.columns.items() if not gone(name)}
     used = [name for name in table.names if rung(name, steps) in table.columns]
     columns |= {name: there[rung(name, steps)] for name in (*table.scores, *used)}

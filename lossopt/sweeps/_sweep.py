@@ -22,7 +22,7 @@ from lossopt.sweeps._identity import general
 from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._parts import Parts, checked, programs
 from lossopt.sweeps._population import Population
-from lossopt.sweeps._rungs import Rungs
+from lossopt.sweeps._rungs import Rungs, dealt
 from lossopt.sweeps._saves import Saves
 from lossopt.sweeps._settled import Wanted
 from lossopt.sweeps._suggest import Suggest
@@ -80,9 +80,9 @@ def sweep(
         chunk. A pool that a function made is made again where a worker of it dies.
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
         chunk and rung, of short ones after some seconds. If it holds the sweep already, the call
-        goes on there, with the same table at its end; it may have more trials then. It is refused
-        if trials, key, programs, constants, steps, rungs, mode, chunk or versions of jax and
-        lossopt are others.
+        goes on there, with the same table at its end; without rungs it may have more trials. It is
+        refused if trials, key, programs, constants, steps, rungs, mode, chunk or versions of jax
+        and lossopt are others.
       timeout: seconds, above 0, after which no further chunk begins.
       on_row: called with each row as it comes, a dict; with rungs at each that a trial reaches.
       progress: whether to show how it goes, as in `fit`.
@@ -121,7 +121,7 @@ def sweep(
     engine = Engine(stretched, form_of) if far is None else Engine(far.stretched, far.form_of)
     runs = engine.stretched if asked is None else asked.runs(groups, engine)
     runs = runs if far is None else far.ended(runs)
-    facts = {} if checkpoint is None else _facts(key, parts, steps, rungs, asked)
+    facts = {} if checkpoint is None else _facts(key, parts, rungs, asked, ledger)
     if isinstance(rungs, Population):
         wanted, runs = together(rungs, wanted, parts, ledger, facts)
         rungs = None
@@ -191,9 +191,11 @@ def _levels(rungs, run, trials):
     return rungs.levels
 
 
-def _facts(key, parts, steps, rungs, asked):
+def _facts(key, parts, rungs, asked, ledger):
     """What makes it the same sweep, by name: its key, its programs, and what no program knows."""
+    steps = parts[0].trial.steps
     plan = {"steps": str(steps), "rungs": str(rungs)} if steps else {}
+    plan |= dealt(rungs, ledger) if isinstance(rungs, Rungs) else {}
     return general(key) | programs(parts) | plan | ({} if asked is None else asked.facts)
 
 

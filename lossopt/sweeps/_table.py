@@ -33,7 +33,7 @@ class Table:
         trial did not run; `"status"`; and `"seconds"`, its share of the time of its chunk. With
         rungs a score is the last that a trial reached, `"loss@100"` that after 100 steps, NaN where
         it did not come so far; and `"steps"` are those it took. Of a population, `"rate"` is what a
-        trial began with, `"rate@100"` what it used up to 100 steps, and `"parent@100"` the id of
+        trial used last, `"rate@100"` what it used up to 100 steps, and `"parent@100"` the id of
         that whose state it went on from then; -1 where it did not come so far.
       score: the column that ranks.
       names: the columns that are hyperparameters.
@@ -48,8 +48,8 @@ class Table:
         `work.nominal`, that trials took; `work.executed`, with the copies that filled up calls.
         None where a trial has no steps.
 
-    A status is `"finished"`; `"stopped"` where others were better at a rung; `"diverged"` where the
-    score that ranks is not finite; or `"waiting"` where the trial has not come to its end.
+    A status is `"finished"`; `"stopped"` where its setting did not go on at a rung; `"diverged"`
+    where the score that ranks is not finite; or `"waiting"` where it has not come to its end.
     `table["loss"]` is a column, `table[3]` a row as a dict, without the hyperparameters that it has
     not; `table[table["status"] == "diverged"]` and `table[:10]` are tables. `print(table)` tells
     the best rows.
@@ -115,11 +115,9 @@ class Table:
         table = self.mean() if self.repeated else self
         first = table.rank()[:1]
         if not first.size or table["status"][first[0]] != FINISHED:
-            diverged, waiting = (int(np.sum(table["status"] == x)) for x in (DIVERGED, WAITING))
             raise ValueError(
                 f"Expected a {'setting' if self.repeated else 'trial'} that finished with a finite "
-                f"{self.score}, got {diverged} that diverged and {waiting} that wait. Let the "
-                "sweep go on, or widen its spaces to where runs stay finite."
+                f"{self.score}, got {_ends(table)}"
             )
         return table[int(first[0])]
 
@@ -285,3 +283,12 @@ class Table:
           ImportError: where pandas is not installed.
         """
         return _report.to_pandas({name: x for name, x in self.columns.items() if x.ndim == 1})
+
+
+def _ends(table):
+    """How the rows of a table without a best one ended, and what to do."""
+    count = lambda status: int(np.sum(table["status"] == status))
+    told = f"{count(DIVERGED)} that diverged and {count(WAITING)} that wait. Let the sweep go on"
+    if stopped := count(STOPPED):
+        return f"{stopped} that were stopped at a rung, {told}, or take the table of a rung, at()."
+    return f"{told}, or widen its spaces to where runs stay finite."

@@ -20,7 +20,7 @@ def told(table: Any) -> str:
     )
     head += f"; best is the {best} {table.score}"
     if table.work is not None and table.work.nominal < table.work.full:
-        head += f"\n{table.work.nominal:,} of {table.work.full:,} steps taken, "
+        head += f"\n{table.work.nominal:,} of {table.work.full:,} steps of the sweep taken, "
         head += f"{table.work.executed:,} executed"
     shown = (table.mean() if table.repeated else table).sort()[:ROWS]
     return "\n".join([head, *_lines(shown)])

@@ -262,7 +262,8 @@ class TestSwept:
     def test_the_table(self, whole):
         assert whole["status"].tolist() == ["finished"] * len(TRIALS), "who diverged went on"
         assert bits(whole["loss"]) == bits(whole["loss@12"])
-        assert bits(whole["rate"]) == bits(TRIALS["rate"]), "what it began with"
+        assert bits(whole["rate@4"]) == bits(TRIALS["rate"]), "what it began with"
+        assert bits(whole["rate"]) == bits(whole["rate@12"]) != bits(TRIALS["rate"])
         assert set(whole["steps"]) == {12}
         assert whole.work == (12 * 13,) * 3
         best = int(np.argmin(whole["loss"]))
@@ -273,7 +274,7 @@ class TestSwept:
         assert bits(early["rate"]) == bits(whole["rate@4"])
         assert (early["status"] == "diverged").sum() == 3
         later = whole.at(8)
-        assert bits(later["rate"]) == bits(whole["rate@8"]) != bits(whole["rate"])
+        assert bits(later["rate"]) == bits(whole["rate@8"]) != bits(whole["rate@12"])
         assert len(whole.mean()) == len(whole)
 
     def test_where_nobody_is_replaced_it_is_the_full_sweep(self, plain):

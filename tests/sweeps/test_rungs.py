@@ -213,7 +213,9 @@ class TestWork:
         executed = 15 * 1 + 10 * 2 + 5 * 3 + 5 * 6
         table = tables("vmap", "halving")
         assert table.work == (13 * STEPS, nominal, executed)
-        assert f"{nominal} of {13 * STEPS} steps taken, {executed} executed" in str(table)
+        assert f"{nominal} of {13 * STEPS} steps of the sweep taken, {executed} executed" in str(
+            table
+        )
         assert sweep(**WAYS["vmap"]).work == (13 * STEPS, 13 * STEPS, 15 * STEPS)
         assert sweep(RUN, **WAYS["vmap"]).work is None
 
@@ -407,3 +409,55 @@ class TestTable:
         last = {name: x for name, x in table.best.items() if name not in ("mask", "seconds")}
         assert last == {name: rows[-1][name] for name in last}
         assert np.isnan(rows[0]["loss@3"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "trials", "others", "text"),
+    [
+        (PLANS["hyperband"], TRIALS, TRIALS[::-1], "trials of brackets: was"),
+        (FEW, REPEATED[::2], REPEATED, "trials: was 6, is 12"),
+    ],
+    ids=["another order of brackets", "more repetitions"],
+)
+def test_trials_that_would_have_competed_otherwise_are_another_sweep(
+    plan, trials, others, text, tmp_path
+):
+    how = {"rungs": plan, "mode": "sequential", "checkpoint": tmp_path}
+    sweep(trials=trials, **how)
+    with pytest.raises(ValueError, match=text):
+        sweep(trials=others, **how)
+
+
+@pytest.mark.parametrize("name", ["loss@5", "near@77"])
+def test_names_of_columns_at_rungs_are_refused(name):
+    values = {**{k: np.asarray(x) for k, x in TRIALS.values.items()}, name: np.ones(13, np.float32)}
+    with pytest.raises(ValueError, match=f"another name than '{name}'"):
+        sweep(trials=sweeps.Trials(values, np.arange(13)), rungs=PLANS["halving"])
+
+
+def test_a_rung_of_means_has_no_error_of_the_last_score():
+    halved = sweep(trials=REPEATED, rungs=FEW, mode="sequential")
+    assert "loss/error" not in halved.mean().at(2).columns
+    assert bits(halved.mean().at(2)["loss"]) == bits(halved.at(2).mean()["loss"])
+
+
+def test_a_part_in_which_all_stopped_says_so():
+    halved = sweep(rungs=PLANS["wide"], mode="sequential")
+    stopped = halved[halved["status"] == "stopped"]
+    assert len(stopped)
+    with pytest.raises(ValueError, match=r"that were stopped at a rung.*at\(\)"):
+        _ = stopped.best
+
+
+def test_an_automatic_chunk_executes_at_most_twice_the_work_in_groups_and_on_a_mesh():
+    plan = sweeps.hyperband(27)
+    space = {"rate": sweeps.Log(1e-3, 1.0), "of": sweeps.Static(("a", "b"))}
+    trials = sweeps.random(space, plan.settings, jax.random.key(0))
+    move = lambda state, steps: jax.lax.fori_loop(0, steps, lambda _, x: x * 0.9, state)
+    bare = sweeps.Task(lambda numbers, key: numbers["rate"], move, lambda x: x, steps=27)
+    mesh = jax.make_mesh((4,), ("trials",))
+    for options, run_trials in ({}, trials), ({"mesh": mesh}, {"rate": trials["rate"]}):
+        work = sweep(bare, run_trials, rungs=plan, mode="vmap", **options).work
+        assert work is not None
+        assert work.nominal == plan.work
+        assert work.executed <= 2 * work.nominal
