@@ -39,7 +39,8 @@ def test_a_worker_of_dask_is_killed(client):
 
 def test_a_chunk_that_kills_is_named(client, monkeypatch, tmp_path):
     monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)  # of 3: each takes seconds
-    options = {"executor": client.get_executor, "checkpoint": tmp_path / "saved", "chunk": 1}
+    saved = {"checkpoint": tmp_path / "saved"}
+    options = {"executor": client.get_executor, "chunk": 1, **saved}
     run = far.striking(tmp_path / "struck", at=3)
     said = r"lost trials 3 \(3: rate 0.003761, .*It ended every worker.*none of run's exceptions"
     with pytest.raises(RuntimeError, match=said) as caught:

@@ -223,8 +223,12 @@ def test_options_that_are_suggested_later():
 
 def test_settings_of_jax_travel(pool):
     values = {"x": np.linspace(0, 1, 3)}
-    run = lambda numbers, key: jnp.sin(numbers["x"]) + jax.random.uniform(key)
-    with jax.enable_x64(True), jax.threefry_partitionable(False):
+
+    def run(numbers, key):
+        typed = jnp.ndim(jax.random.PRNGKey(0)) == 0  # as enable_custom_prng says
+        return jnp.sin(numbers["x"]) + jax.random.uniform(key) + typed
+
+    with jax.enable_x64(True), jax.threefry_partitionable(False), jax.enable_custom_prng(True):
         want = sweep(run, values, **ALONE)
         got = sweep(run, values, executor=pool, **ALONE)
     assert got["loss"].dtype == np.float64
