@@ -45,10 +45,13 @@ class Kind(NamedTuple):
     Attributes:
       statics: pairs of a name and its option.
       values: shapes of the values of one trial.
+      program: a digest of what they run, as traced by the caller: of a function that goes by its
+        name, and was edited and loaded again, the bytes are the same otherwise.
     """
 
     statics: Statics
     values: PyTree
+    program: str
 
 
 class Sent(NamedTuple):
