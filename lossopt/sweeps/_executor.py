@@ -83,7 +83,7 @@ class Workers:
         """Sends a call."""
         executor = self._there()
         try:
-            future = executor.submit(job.work, *job.given)
+            future = executor.submit(job.work, *job.given, **_anew(executor))
         except Exception as error:
             future = Future()
             future.set_exception(error)
@@ -197,6 +197,11 @@ def _size(executor):
             return sum(client.nthreads().values())
         return int(getattr(executor, "_max_workers", None) or executor.num_workers)
     return None
+
+
+def _anew(executor):
+    """Options with which Dask makes a call that it lost or took back, and still knows."""
+    return {"pure": False} if type(executor).__name__ == "ClientExecutor" else {}
 
 
 def _error(future):

@@ -13,6 +13,7 @@ import numpy as np
 
 from lossopt.sweeps._executor import Given, Workers
 from lossopt.sweeps._host import Host, Part
+from lossopt.sweeps._identity import program
 from lossopt.sweeps._lots import Lot
 from lossopt.sweeps._memory import shown
 from lossopt.sweeps._resting import raw_like
@@ -83,7 +84,8 @@ class Far:
         shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
         new = {part.label: part for part in parts if part.label not in self._kinds}
         for label, part in new.items():
-            self._kinds[label] = Kind(part.trial.statics, jax.tree.map(shape, part.first))
+            first = jax.tree.map(shape, part.first)
+            self._kinds[label] = Kind(part.trial.statics, first, program(part.trial, part.first))
         if new or self._sent is None:
             self._sent = sent(self._run_of, list(self._kinds.values()), self._key)
         labels = list(self._kinds)

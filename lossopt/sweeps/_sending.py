@@ -23,11 +23,15 @@ SETTINGS = (  # of jax, which programs and their bits depend on
     "jax_default_prng_impl",
     "jax_disable_jit",
     "jax_disable_most_optimizations",
+    "jax_enable_custom_prng",
     "jax_enable_x64",
+    "jax_exec_time_optimization_effort",
     "jax_high_dynamic_range_gumbel",
     "jax_legacy_prng_key",
+    "jax_memory_fitting_effort",
     "jax_numpy_dtype_promotion",
     "jax_numpy_rank_promotion",
+    "jax_optimization_level",
     "jax_random_seed_offset",
     "jax_softmax_custom_jvp",
     "jax_threefry_partitionable",
@@ -41,10 +45,13 @@ class Kind(NamedTuple):
     Attributes:
       statics: pairs of a name and its option.
       values: shapes of the values of one trial.
+      program: a digest of what they run, as traced by the caller: of a function that goes by its
+        name, and was edited and loaded again, the bytes are the same otherwise.
     """
 
     statics: Statics
     values: PyTree
+    program: str
 
 
 class Sent(NamedTuple):

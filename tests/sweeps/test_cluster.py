@@ -39,14 +39,19 @@ def test_a_worker_of_dask_is_killed(client):
 
 def test_a_chunk_that_kills_is_named(client, monkeypatch, tmp_path):
     monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)  # of 3: each takes seconds
-    options = {"executor": client.get_executor, "checkpoint": tmp_path, "chunk": 1}
-    run = far.striking(None, at=3)
+    saved = {"checkpoint": tmp_path / "saved"}
+    options = {"executor": client.get_executor, "chunk": 1, **saved}
+    run = far.striking(tmp_path / "struck", at=3)
     said = r"lost trials 3 \(3: rate 0.003761, .*It ended every worker.*none of run's exceptions"
     with pytest.raises(RuntimeError, match=said) as caught:
         sweep(run, far.PLACED[:5], mode="sequential", **options)
     assert isinstance(caught.value.__cause__, distributed.KilledWorker)
-    kept = sweep(run, far.PLACED[:5], mode="sequential", checkpoint=tmp_path, timeout=1e-9)
+    kept = sweep(
+        run, far.PLACED[:5], mode="sequential", timeout=1e-9, checkpoint=options["checkpoint"]
+    )
     assert (kept["status"] != "waiting").any()
+    again = sweep(run, far.PLACED[:5], mode="sequential", **options)  # the error is still known
+    assert (again["status"] != "waiting").all()
 
 
 def test_a_pool_whose_process_is_killed(tmp_path):

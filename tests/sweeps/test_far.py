@@ -1,8 +1,10 @@
 """Sweeps whose chunks run elsewhere end in the table of a sweep that runs here."""
 
+import importlib
 import os
 import pickle
 import signal
+import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
@@ -223,8 +225,12 @@ def test_options_that_are_suggested_later():
 
 def test_settings_of_jax_travel(pool):
     values = {"x": np.linspace(0, 1, 3)}
-    run = lambda numbers, key: jnp.sin(numbers["x"]) + jax.random.uniform(key)
-    with jax.enable_x64(True), jax.threefry_partitionable(False):
+
+    def run(numbers, key):
+        typed = jnp.ndim(jax.random.PRNGKey(0)) == 0  # as enable_custom_prng says
+        return jnp.sin(numbers["x"]) + jax.random.uniform(key) + typed
+
+    with jax.enable_x64(True), jax.threefry_partitionable(False), jax.enable_custom_prng(True):
         want = sweep(run, values, **ALONE)
         got = sweep(run, values, executor=pool, **ALONE)
     assert got["loss"].dtype == np.float64
@@ -232,21 +238,40 @@ def test_settings_of_jax_travel(pool):
     assert (got["loss"] != sweep(run, values, executor=pool, **ALONE)["loss"]).all()
 
 
-def of_the_worker(numbers, key):
-    """What is traced here, and cannot be there."""
-    if threading.current_thread() is not threading.main_thread():
-        raise KeyError("of the run")
-    return numbers["rate"]
+def test_a_function_that_was_loaded_again(tmp_path, monkeypatch):
+    module = tmp_path / "edited_between_sweeps.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    make = lambda: ThreadPoolExecutor(1)
+    for number in (1, 20):  # another size of the file, too
+        module.write_text(f"def run(numbers, key):\n    return numbers['rate'] + {number}\n")
+        importlib.invalidate_caches()
+        found = importlib.import_module(module.stem)
+        found = importlib.reload(found)
+        got = sweep(found.run, {"rate": np.zeros(2)}, executor=make, **ALONE)
+        assert (got["loss"] == number).all()
+    del sys.modules[module.stem]
+
+
+def of_the_worker():
+    """What is traced here, and cannot be there, where a closure is another function."""
+
+    def run(numbers, key):
+        if threading.current_thread() is not threading.main_thread():
+            raise KeyError("of the run")
+        return numbers["rate"]
+
+    return run
 
 
 def test_an_exception_of_the_run():
     make = lambda: ThreadPoolExecutor(1)
     with pytest.raises(RuntimeError) as caught:
-        sweep(of_the_worker, executor=make, chunk=2, **ALONE)
+        sweep(of_the_worker(), executor=make, chunk=2, **ALONE)
     assert isinstance(caught.value.__cause__, KeyError)
     assert "run failed on a worker, with trials" in (said := str(caught.value))
     assert "0, 1 (0: rate 1e9, decay 0; 1: rate 0.001, decay 0.04167)" in said
-    assert 'in of_the_worker\n    raise KeyError("of the run")' in said
+    assert 'in run\n    raise KeyError("of the run")' in said
 
 
 def test_an_exception_that_does_not_travel(pool):
