@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, Literal
 
 import jax
@@ -14,7 +15,6 @@ from lossopt._typing import Array, Key, PyTree
 from lossopt.checkpoint import Checkpoints
 from lossopt.sweeps._asked import asked_of
 from lossopt.sweeps._evolved import together
-from lossopt.sweeps._executor import Given
 from lossopt.sweeps._far import far_of
 from lossopt.sweeps._form import Form, Mode
 from lossopt.sweeps._host import Engine, Host, form_of, hosted, stretched
@@ -44,7 +44,7 @@ def sweep(
     chunk: int | Literal["auto"] = "auto",
     memory: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    executor: Given | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
     timeout: float | None = None,
     on_row: Callable[[dict[str, Any]], Any] | None = None,
