@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lossopt import _checks
-from lossopt.sweeps._cells import FINISHED, WAITING, missing, plain, word
+from lossopt.sweeps._cells import FINISHED, STOPPED, WAITING, missing, plain, word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Interval:
       maximize: whether the highest score is the best.
       good: how many settings are good.
       inside: how many that ran lie from `low` to `high`, good or not.
+      stopped: how many of these were stopped at a rung, so that nobody knows whether they are good.
       below: the next lower value that was tried; NaN where there is none: the interval may go on.
       above: the next higher value that was tried; NaN where there is none.
 
@@ -36,6 +37,7 @@ class Interval:
     maximize: bool
     good: int
     inside: int
+    stopped: int
     below: float
     above: float
 
@@ -50,9 +52,10 @@ class Interval:
         ends = {"least": self.below, "most": self.above}
         open_ends = [f"the {end}" for end, x in ends.items() if x != x]
         tried = f" ({' and '.join(open_ends)} that was tried)" if open_ends else ""
+        short = f" ({self.stopped} of them stopped at a rung)" if self.stopped else ""
         return (
             f"{self.name} {word(self.low)} to {word(self.high)}{wide}{tried}: {self.good} of "
-            f"{self.inside} settings there have a {self.score} of at "
+            f"{self.inside} settings there{short} have a {self.score} of at "
             f"{'least' if self.maximize else 'most'} {word(self.limit)}"
         )
 
@@ -86,6 +89,7 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
             f"is: the best of the table is {best:.6g}. Choose another limit."
         )
     low, high = np.min(values[good]), np.max(values[good])
+    inside = known & (values >= low) & (values <= high)
     lower, higher = values[known & (values < low)], values[known & (values > high)]
     return Interval(
         name=name,
@@ -95,7 +99,8 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
         limit=worst,
         maximize=table.maximize,
         good=int(np.sum(good)),
-        inside=int(np.sum(known & (values >= low) & (values <= high))),
+        inside=int(np.sum(inside)),
+        stopped=int(np.sum(inside & (table["status"] == STOPPED))),
         below=float(plain(np.max(lower))) if lower.size else float("nan"),
         above=float(plain(np.min(higher))) if higher.size else float("nan"),
     )

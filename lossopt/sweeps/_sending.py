@@ -64,6 +64,7 @@ class Sent(NamedTuple):
       impl: the name of its kind.
       settings: of jax, pairs of a name and a value.
       versions: of what computes, as words.
+      traced: for what the caller traced the program, as words.
     """
 
     program: bytes
@@ -72,6 +73,7 @@ class Sent(NamedTuple):
     impl: str
     settings: tuple[tuple[str, Any], ...]
     versions: str
+    traced: str
 
 
 def sent(run: Any, kinds: list[Kind], key: Any) -> Sent:
@@ -90,7 +92,7 @@ def sent(run: Any, kinds: list[Kind], key: Any) -> Sent:
     settings = tuple((name, x) for name, x in jax.config.values.items() if name in SETTINGS)
     raw, impl = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
     digest = hashlib.sha256(program).hexdigest()
-    return Sent(program, digest, raw, impl, settings, versions())
+    return Sent(program, digest, raw, impl, settings, versions(), traced())
 
 
 def warned(sent: Sent) -> None:
@@ -109,6 +111,12 @@ def versions() -> str:
     """Of what computes, as words."""
     named = (f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "lossopt"))
     return ", ".join([*named, f"Python {sys.version_info.major}.{sys.version_info.minor}"])
+
+
+def traced() -> str:
+    """For what programs are traced here, beside settings of jax, as words."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return f"{jax.device_count()} devices of {jax.default_backend()}, {mesh}"
 
 
 def packed(thing: Any) -> bytes:

@@ -219,8 +219,9 @@ class Table:
         A setting is good if its score, of repeated ones the mean, is at most `within` times the
         best score away from the best. The interval is from the lowest value of a good setting to
         the highest. Only trials that have the hyperparameter count. Others may lie between the
-        good ones: `good` and `inside` count them. Nothing is interpolated: the true ends lie
-        between `below` and `low`, and between `high` and `above`.
+        good ones: `good` and `inside` count them, and `stopped` those that a rung stopped before
+        anybody knew; `table.at(steps)` has intervals of scores after equal steps. Nothing is
+        interpolated: the true ends lie between `below` and `low`, and between `high` and `above`.
 
         Args:
           name: a hyperparameter that is a number.

@@ -14,12 +14,18 @@ import numpy as np
 from lossopt.sweeps._calls import Calls, Result, Within, state_of
 from lossopt.sweeps._compiled import compiled, remember
 from lossopt.sweeps._form import Form, Mode
+from lossopt.sweeps._identity import program
 from lossopt.sweeps._resting import Leaves, keyed, raw
-from lossopt.sweeps._sending import Kind, Sent, packed, versions
+from lossopt.sweeps._sending import Kind, Sent, packed, traced, versions
 from lossopt.sweeps._settled import Wanted, settled
 from lossopt.sweeps._surroundings import under, uninterrupted
 from lossopt.sweeps._trial import Trial
 
+ANOTHER = (
+    "This worker has another program than the caller, of the same name: a module that run needs "
+    "was edited after it was imported here, or is another version here; or run reads other data "
+    "here, or depends on the order of a set. Start the workers anew."
+)
 _KEPT = 4  # programs, which may hold data
 
 
@@ -28,7 +34,7 @@ class _Program(NamedTuple):
 
     run: Any
     kinds: list[Kind]
-    trials: OrderedDict[Any, Trial]
+    trials: OrderedDict[Any, tuple[Trial, str]]  # and the digests of their programs
 
 
 _programs: OrderedDict[str, _Program] = OrderedDict()
@@ -113,7 +119,7 @@ def ran(sent: Sent, mode: Mode, width: int, chunk: Chunk) -> Came | Failed:
       width: trials of a call.
       chunk: what is to run; it may take several calls.
     """
-    return _guarded(sent, lambda: _ran(sent, Form(mode, width), chunk))
+    return _guarded(sent, chunk.kind, lambda: _ran(sent, Form(mode, width), chunk))
 
 
 def settles(
@@ -129,16 +135,19 @@ def settles(
       chunk: the first trials, which are tried.
       count: trials that are to run on one worker.
     """
-    return _guarded(sent, lambda: _settles(sent, Wanted(mode, width, memory, None), chunk, count))
+    wanted = Wanted(mode, width, memory, None)
+    return _guarded(sent, chunk.kind, lambda: _settles(sent, wanted, chunk, count))
 
 
-def _guarded(sent, do):
+def _guarded(sent, kind, do):
     """What it gives; an exception of the program is told as one."""
     at = "read"
     try:
         with uninterrupted(), jax.transfer_guard("allow"), under(sent.settings):
             _read(sent)
             at = "run"
+            if _is_another(sent, kind):
+                return Failed("read", ANOTHER, ANOTHER, None)
             return do()
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
@@ -187,15 +196,24 @@ def _read(sent):
         return _programs[sent.digest]
 
 
-def _trial(sent, number):
-    """The trial of a group, made once, so that its programs are found again."""
+def _is_another(sent, kind):
+    """Whether the program is another here, where it is traced for the same as by the caller."""
+    return sent.traced == traced() and _known(sent, kind)[1] != _read(sent).kinds[kind].program
+
+
+def _trial(sent, kind):
+    return _known(sent, kind)[0]
+
+
+def _known(sent, kind):
+    """The trial of a group, made once, so that its programs are found again; and their digest."""
     with _lock:
-        program, known = _read(sent), (number, sent.impl, sent.key.tobytes())
-        if known not in program.trials:
+        read, name = _read(sent), (kind, sent.impl, sent.key.tobytes())
+        if name not in read.trials:
             key = jax.random.wrap_key_data(sent.key, impl=sent.impl)
-            trial = Trial(program.run, program.kinds[number].statics, key)
-            remember(program.trials, known, trial)
-        return program.trials[known]
+            trial = Trial(read.run, read.kinds[kind].statics, key)
+            remember(read.trials, name, (trial, program(trial, read.kinds[kind].values)))
+        return read.trials[name]
 
 
 def _values(sent, chunk):

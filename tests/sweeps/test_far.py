@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 import threading
+import types
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import jax
@@ -251,6 +252,25 @@ def test_a_function_that_was_loaded_again(tmp_path, monkeypatch):
         got = sweep(found.run, {"rate": np.zeros(2)}, executor=make, **ALONE)
         assert (got["loss"] == number).all()
     del sys.modules[module.stem]
+
+
+def test_what_a_worker_imported_before_an_edit_is_refused(monkeypatch):
+    module = types.ModuleType("edited_under_workers")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    edit = lambda number: exec(f"def run(x, key):\n    return x['rate'] + {number}", vars(module))
+
+    class Old(Post):
+        def submit(self, work, /, *given):
+            edit(1)
+            return super().submit(work, *given)
+
+    edit(2)
+    values = {"rate": np.zeros(2)}
+    with pytest.raises(RuntimeError, match=r"(?s)could not read.*another program than the caller"):
+        sweep(module.run, values, executor=Old(), **ALONE)
+    monkeypatch.setattr(_worker, "traced", lambda: "8 devices of an accelerator")
+    table = sweep(module.run, values, executor=Old(), **ALONE)  # programs may be others there
+    assert (table["loss"] == 1).all()
 
 
 def of_the_worker():

@@ -282,6 +282,14 @@ class TestInterval:
             "rate 0.01 to 1, 2 decades: 2 of 3 settings there have a loss of at most 1.1"
         )
 
+    def test_what_was_stopped_at_a_rung_is_counted_apart(self):
+        ends = np.array(["stopped", "finished", "stopped", "finished", "stopped", "diverged"])
+        scores = [1.0, 1.09, 1.05, 1.0, 1.0, np.nan]
+        good = _table({"rate": self.RATES, "loss": scores, "status": ends}).interval("rate")
+        assert (good.low, good.high, good.below, good.above) == (0.01, 1.0, 0.001, 10.0)
+        assert (good.good, good.inside, good.stopped) == (2, 3, 1)
+        assert "2 of 3 settings there (1 of them stopped at a rung) have a loss" in str(good)
+
     def test_at_the_ends_of_what_was_tried_it_says_so(self):
         table = _table({"rate": self.RATES, "loss": [1.0, 1.2, 1.1, 1.0, 1.0, 1.2]})
         good = table.interval("rate", within=0.5)
