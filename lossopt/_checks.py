@@ -191,6 +191,8 @@ def count(name: str, number: SupportsIndex, low: int) -> int:
         whole = operator.index(number)
     except TypeError:
         raise TypeError(f"Expected {name} as a whole number, got {number!r}. Round it.") from None
+    if isinstance(number, bool):
+        raise TypeError(f"Expected {name} as a whole number, got {number}. Give the number itself.")
     if whole < low:
         raise ValueError(f"Expected {name} >= {low}, got {whole}. Choose {name} within this range.")
     return whole

@@ -209,6 +209,10 @@ class TestWhole:
         words = f"Expected keep as a whole number, got {x!r}. Round it."
         _refuses(TypeError, words, _checks.count, "keep", x, 1)
 
+    def test_a_flag_is_no_count(self):
+        words = "Expected keep as a whole number, got True. Give the number itself."
+        _refuses(TypeError, words, _checks.count, "keep", True, 1)
+
     def test_a_count_has_a_lowest(self):
         words = "Expected keep >= 1, got 0. Choose keep within this range."
         _refuses(ValueError, words, _checks.count, "keep", 0, 1)

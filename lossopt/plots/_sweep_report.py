@@ -180,7 +180,8 @@ def _tried(ran, name):
     on = _ticks.ruler_of(ran, name)
     if on.scale == "options":
         return ", ".join(map(_ticks.option, on.options))
-    return f"{_cells.word(on.low)} to {_cells.word(on.high)}"
+    values = _cells.tried(ran, name)
+    return f"{_cells.word(np.nanmin(values))} to {_cells.word(np.nanmax(values))}"
 
 
 def _best(pooled):

@@ -117,6 +117,29 @@ def scored(status: np.ndarray) -> np.ndarray:
     return (status == FINISHED) | (status == STOPPED)
 
 
+def standing(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What ranks the rows of a table, the best lowest; the last counts most, each float `[rows]`.
+
+    How rows ended; the steps of those that did not come to their end; the scores.
+    """
+    values, status = np.asarray(table[table.score], float), table["status"]
+    level = np.select([status == FINISHED, status == STOPPED, status == WAITING], [0, 1, 3], 2)
+    finite = np.isfinite(values)
+    level[(level == 0) & ~finite] = 2
+    rungs = any(rung_of(name, table.scores) is not None for name in table.columns)
+    short = (level == 1) | (level == 3)
+    left = -np.asarray(table["steps"], float) * short if rungs else np.zeros(len(values))
+    ranked = -values if table.maximize else values
+    return np.where(finite & (level != 2), ranked, np.inf), left, level.astype(float)
+
+
+def tried(table: Any, name: str) -> np.ndarray:
+    """All values of a hyperparameter that trials used, in a population one after the other."""
+    of = lambda column: column not in table.names and rung_of(column, (name,)) is not None
+    past = [x for column, x in table.columns.items() if of(column)]
+    return np.concatenate([table[name], *past])
+
+
 def missing(column: np.ndarray) -> np.ndarray:
     """Where a trial has no such name, bool `[rows]`."""
     if column.dtype == object:

@@ -14,7 +14,7 @@ from lossopt.sweeps._cells import PARENT
 from lossopt.sweeps._columns import is_flat
 from lossopt.sweeps._compiled import compiled
 from lossopt.sweeps._form import Form
-from lossopt.sweeps._host import Host, Part
+from lossopt.sweeps._host import Host, Part, tell
 from lossopt.sweeps._identity import digest
 from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._population import Population, evolved, inherited, rule_of
@@ -81,9 +81,7 @@ def _evolving(plan: Population, host: Host, watch: Watch) -> None:
         mine = partial(state_of, form, result)
         ledger.put(rows, until, result.scores, result.seconds, mine, form.width)
         within = None if ledger.ran.all() else next_of(until, result)
-        if host.on_row is not None:
-            for row in rows.tolist():
-                host.on_row(ledger.row(row))
+        tell(host, rows)
         watch.came()
         if watch.due and within is not None:
             watch.save((form, within))

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from lossopt.sweeps._executor import Given, Workers
-from lossopt.sweeps._host import Host, Part
+from lossopt.sweeps._host import Host, Part, stretches_of
 from lossopt.sweeps._identity import program
 from lossopt.sweeps._lots import Lot
 from lossopt.sweeps._memory import shown
 from lossopt.sweeps._resting import raw_like
-from lossopt.sweeps._rungs import Rungs, Stretch, stretches
+from lossopt.sweeps._rungs import Rungs, Stretch
 from lossopt.sweeps._sending import Kind, Sent, sent, warned
 from lossopt.sweeps._task import Task
 from lossopt.sweeps._watch import Watch
@@ -106,8 +106,7 @@ class Far:
 
     def stretched(self, host: Host, watch: Watch) -> bool:
         """Whether all trials of the groups ran, stretch after stretch, before somebody asked."""
-        found = stretches(host.rungs, host.ledger, host.parts[0].trial.steps)
-        return all(self._ran(host, stretch, watch) for stretch in found)
+        return all(self._ran(host, stretch, watch) for stretch in stretches_of(host))
 
     def form_of(self, host: Host, part: Part, left: np.ndarray, watch: Watch) -> None:
         """Settles the form of a group on a worker, if it has none."""

@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -113,8 +113,19 @@ def hosted(host: Host) -> Table:
 
 def stretched(host: Host, watch: Watch) -> bool:
     """Whether all trials of the groups ran, stretch after stretch, before somebody asked to end."""
-    found = stretches(host.rungs, host.ledger, host.parts[0].trial.steps)
+    found = stretches_of(host)
     return all(_ran(host, part, stretch, watch) for stretch in found for part in host.parts)
+
+
+def stretches_of(host: Host) -> Iterator[Stretch]:
+    """What is to run, one after the other; tells the rows that are stopped after one that ran."""
+    ledger, ran = host.ledger, False
+    before = ledger.stopped.copy()
+    for stretch in stretches(host.rungs, ledger, host.parts[0].trial.steps):
+        if ran:
+            tell(host, np.flatnonzero(ledger.stopped & ~before))
+        before, ran = ledger.stopped.copy(), ledger.left(stretch.rows, stretch.steps).size > 0
+        yield stretch
 
 
 def _ran(host: Host, part: Part, stretch: Stretch, watch: Watch) -> bool:
@@ -191,9 +202,14 @@ def passed(host: Host, stretch: Stretch, rows: np.ndarray) -> None:
     ledger = host.ledger
     if stretch.ends and host.rungs is not None:
         ledger.resting.drop(rows)
+    tell(host, rows)
+
+
+def tell(host: Host, rows: np.ndarray) -> None:
+    """Calls `on_row` with some rows."""
     if host.on_row is not None:
-        for row in rows:
-            host.on_row(ledger.row(row))
+        for row in rows.tolist():
+            host.on_row(host.ledger.row(row))
 
 
 def form_of(host: Host, part: Part, left: np.ndarray, watch: Watch) -> Form:

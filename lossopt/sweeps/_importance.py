@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lossopt import _checks
+from lossopt.sweeps._cells import standing
 from lossopt.sweeps._rulers import numbered, ruler
 
 LEAST = 8  # trials that finished
@@ -79,12 +80,12 @@ def _shuffled(features, repeats, draws):
 def ranks(table: Any, score: str) -> np.ndarray:
     """The rank of each trial by its score, which no single huge value rules; equals share one.
 
-    Where trials were stopped, those that came further rank before them.
+    By the score that ranks it is that of `Table.rank`, by another one that of its values.
     """
-    if score == table.score and np.any(table["status"] == "stopped"):
-        return np.argsort(table.rank()) + 1.0
-    values = np.asarray(table[score], float)
-    worst = np.inf if score != table.score or not table.maximize else -np.inf
-    values = np.where(np.isfinite(values), values, worst)
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+    if score == table.score:
+        values = np.stack(standing(table)[::-1], 1)
+    else:
+        values = np.asarray(table[score], float)[:, None]
+        values = np.where(np.isfinite(values), values, np.inf)
+    _, which, counts = np.unique(values, axis=0, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[which.ravel()]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lossopt import _checks
-from lossopt.sweeps._cells import FINISHED, STOPPED, WAITING, missing, plain, word
+from lossopt.sweeps._cells import FINISHED, STOPPED, WAITING, missing, plain, tried, word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,8 @@ def interval(table: Any, name: str, within: float, limit: float | None) -> Inter
         )
     low, high = np.min(values[good]), np.max(values[good])
     inside = known & (values >= low) & (values <= high)
-    lower, higher = values[known & (values < low)], values[known & (values > high)]
+    others = tried(table[known], name)
+    lower, higher = others[others < low], others[others > high]
     return Interval(
         name=name,
         low=float(plain(low)),

@@ -41,7 +41,7 @@ class Population:
         return (*range(self.every, steps, self.every), steps)
 
     def replaced(self, trials: int) -> int:
-        """How many of so many trials are replaced: at least one and at most half, or none at 0."""
+        """How many of so many trials are replaced: one at least and half at most, or none at 0."""
         if not self.quantile:
             return 0
         return min(max(1, math.floor(self.quantile * trials + 1e-9)), trials // 2)
@@ -68,7 +68,7 @@ def population(
       space: the hyperparameters that change, from names to `Log` or `Linear`, at whose ends they
         are clipped. All others stay those of the trial.
       quantile: the share of trials that is replaced, and of those that they draw from, from 0 to
-        0.5; rounded down, but at least one trial. 0 replaces none.
+        0.5; rounded down, but at least one trial of two or more. 0 replaces none.
       factors: numbers above 0, drawn evenly. The reciprocals of each other, as here, favor no
         direction of a `Log`.
 
@@ -77,7 +77,8 @@ def population(
 
     Raises:
       ValueError: if a number is out of its range, or a list is empty.
-      TypeError: if `every` is no whole number, or a range neither `Log` nor `Linear`.
+      TypeError: if `every` is no whole number, a range neither `Log` nor `Linear`, or `factors` no
+        sequence.
 
     Examples:
       >>> plan = lo.sweeps.population(10, {"rate": lo.sweeps.Log(1e-4, 1)})
@@ -95,6 +96,8 @@ def population(
             )
     _checks.at_least(0, quantile=quantile)
     _checks.at_most(0.5, quantile=quantile)
+    if not isinstance(factors, Sequence | np.ndarray):
+        raise TypeError(f"Expected factors as a sequence of numbers, got {factors!r}.")
     factors = tuple(map(float, factors))
     if not factors or not all(0 < x < math.inf for x in factors):
         raise ValueError(f"Expected factors as numbers above 0, at least one, got {factors}.")

@@ -149,8 +149,10 @@ def hyperband(steps: int, eta: int = 3, *, least: int = 1) -> Rungs:
     """Hyperband: brackets of successive halving, from many settings judged early to few run whole.
 
     None has to know after how many steps a score tells something: each bracket takes about as many
-    steps in all. Its `settings` says how many to draw. (Li, Jamieson, DeSalvo, Rostamizadeh and
-    Talwalkar, "Hyperband: a novel bandit-based approach to hyperparameter optimization", 2018)
+    steps in all. Its `settings` says how many to draw: at random, since brackets take them in their
+    order; of a grid, or of parts that were joined, each would get another region. (Li, Jamieson,
+    DeSalvo, Rostamizadeh and Talwalkar, "Hyperband: a novel bandit-based approach to hyperparameter
+    optimization", 2018)
 
     Args:
       steps: of the task, at least 1.
@@ -232,8 +234,11 @@ def _bracket(rungs):
 
 
 def _some(x, name):
-    if isinstance(x, str) or not isinstance(x, Sequence) or not len(x):
-        raise TypeError(f"Expected {name} as a sequence that is not empty, got {x!r}.")
+    if isinstance(x, str) or not isinstance(x, Sequence | np.ndarray) or not len(x):
+        raise TypeError(
+            f"Expected {name} as a sequence that is not empty, got {x!r}. Rungs takes a list of "
+            "brackets, each a list of pairs (settings, steps): [[(64, 100), (8, 1000)]]."
+        )
     return x
 
 

@@ -53,7 +53,17 @@ def at(table: Any, steps: int) -> Any:
     columns = {name: x for name, x in there.columns.items() if not gone(name)}
     used = [name for name in table.names if rung(name, steps) in table.columns]
     columns |= {name: there[rung(name, steps)] for name in (*table.scores, *used)}
-    return dataclasses.replace(there, columns=columns, state=None, state_id=None, work=None)
+    return dataclasses.replace(there, columns=columns, state=None, state_id=-1, work=None)
+
+
+def endings(table: Any) -> str:
+    """How the rows of a table without a best one ended, and what to do."""
+    count = lambda status: int(np.sum(table["status"] == status))
+    stopped = f"{n} that were stopped at a rung, " if (n := count(STOPPED)) else ""
+    told = f"{stopped}{count(DIVERGED)} that diverged and {count(WAITING)} that wait."
+    if any(rung_of(name, table.scores) is not None for name in table.columns):
+        return f"{told} Let the sweep go on, or take the table of a rung, at()."
+    return f"{told} Let the sweep go on, or widen its spaces to where runs stay finite."
 
 
 def best_id(table: Any) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lossopt import _checks
 from lossopt._keys import is_key
+from lossopt.sweeps._cells import plain
 from lossopt.sweeps._columns import place
 from lossopt.sweeps._draws import checked
 from lossopt.sweeps._spaces import Choice, Integer, Space, Static
@@ -195,7 +196,7 @@ def _told(dimension):
     if isinstance(dimension, Choice | Static):
         options = dimension.options
         if isinstance(options, tuple) or np.ndim(options) == 1:
-            return f"among {list(options)}"
+            return f"among {[plain(x) for x in options]}"
         return f"among its {len(options)} options"
     kind = "a whole number" if isinstance(dimension, Integer) else "a number"
     return f"as {kind} from {dimension.low} to {dimension.high}"

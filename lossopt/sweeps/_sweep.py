@@ -81,10 +81,11 @@ def sweep(
       checkpoint: a directory, or `checkpoint.Checkpoints`, where the sweep is saved after each
         chunk and rung, of short ones after some seconds. If it holds the sweep already, the call
         goes on there, with the same table at its end; without rungs it may have more trials. It is
-        refused if trials, key, programs, constants, steps, rungs, mode, chunk or versions of jax
-        and lossopt are others.
+        refused if trials, key, programs, constants, steps, rungs (with these also score and
+        maximize), mode, chunk or versions of jax and lossopt are others.
       timeout: seconds, above 0, after which no further chunk begins.
-      on_row: called with each row as it comes, a dict; with rungs at each that a trial reaches.
+      on_row: called with each row as it comes, a dict; with rungs at each that a trial reaches, as
+        `"waiting"` until its end, and once more where it is stopped.
       progress: whether to show how it goes, as in `fit`.
 
     Returns:
@@ -195,6 +196,8 @@ def _facts(key, parts, rungs, asked, ledger):
     """What makes it the same sweep, by name: its key, its programs, and what no program knows."""
     steps = parts[0].trial.steps
     plan = {"steps": str(steps), "rungs": str(rungs)} if steps else {}
+    if rungs is not None:
+        plan["ranks by"] = f"the {'highest' if ledger.maximize else 'lowest'} {ledger.score}"
     plan |= dealt(rungs, ledger) if isinstance(rungs, Rungs) else {}
     return general(key) | programs(parts) | plan | ({} if asked is None else asked.facts)
 

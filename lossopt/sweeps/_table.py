@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from lossopt.sweeps import _cells, _settings
-from lossopt.sweeps._cells import DIVERGED, FINISHED, STOPPED, WAITING
+from lossopt.sweeps._cells import FINISHED
 from lossopt.sweeps._importance import importance
 from lossopt.sweeps._interval import Interval, interval
 from lossopt.sweeps._rulers import ruler
@@ -117,7 +117,7 @@ class Table:
         if not first.size or table["status"][first[0]] != FINISHED:
             raise ValueError(
                 f"Expected a {'setting' if self.repeated else 'trial'} that finished with a finite "
-                f"{self.score}, got {_ends(table)}"
+                f"{self.score}, got {_settings.endings(table)}"
             )
         return table[int(first[0])]
 
@@ -129,6 +129,13 @@ class Table:
           ValueError: where there is none: after a sweep of a plain function, in a table without a
             best row, or in one whose best is another than that of the sweep, as in a part of it.
         """
+        if self.state is None and self.state_id is not None:
+            raise ValueError(
+                "Expected the table of a sweep, got that of a rung, at which no state is kept. "
+                "Take best_state of the sweep's own table."
+            )
+        if self.state is None and self.work is not None:
+            raise ValueError(f"Expected a state, and nobody has one: {_settings.endings(self)}")
         if self.state is None:
             raise ValueError(
                 "Expected the table of a sweep of a lossopt.sweeps.Task, got one that kept no "
@@ -154,14 +161,9 @@ class Table:
 
         Rows that were stopped come behind those that finished, first those that took more steps.
         Scores that are not finite come last, whether low or high is best, and behind them the rows
-        that wait.
+        that wait, those at a rung first.
         """
-        values, stopped = np.asarray(self[self.score], float), self["status"] == STOPPED
-        level = np.where(self["status"] == WAITING, 3, np.where(np.isfinite(values), 0, 2))
-        level[stopped] = 1
-        keys = np.where(level < 2, -values if self.maximize else values, 0)
-        left = -self["steps"] * stopped if np.any(stopped) and "steps" in self.columns else level
-        return np.lexsort((self["id"], keys, left, level))
+        return np.lexsort((self["id"], *_cells.standing(self)))
 
     def sort(self, by: str | None = None) -> "Table":
         """The same rows with the best first, as `rank` has them.
@@ -284,12 +286,3 @@ class Table:
           ImportError: where pandas is not installed.
         """
         return _report.to_pandas({name: x for name, x in self.columns.items() if x.ndim == 1})
-
-
-def _ends(table):
-    """How the rows of a table without a best one ended, and what to do."""
-    count = lambda status: int(np.sum(table["status"] == status))
-    told = f"{count(DIVERGED)} that diverged and {count(WAITING)} that wait. Let the sweep go on"
-    if stopped := count(STOPPED):
-        return f"{stopped} that were stopped at a rung, {told}, or take the table of a rung, at()."
-    return f"{told}, or widen its spaces to where runs stay finite."

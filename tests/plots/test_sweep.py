@@ -358,6 +358,11 @@ class TestReport:
         assert [row[0] for row in lines[2:5]] == ["0", "3", "2"]
         assert lines[6] == ["4", "-", "10", "sgd", "0.7", "-"]
 
+    def test_what_a_population_used_before_was_tried(self, table, read):
+        used = {"rate@5": np.array([50.0, 0.01, 0.2, 0.3, np.nan]), "steps": np.full(5, 9)}
+        page = read(dataclasses.replace(table, columns=table.columns | used))
+        assert ["rate", "0.01", "0.01 to 0.01, 1 of 1", "0.001 to 50"] in page.rows
+
     def test_importance(self, grid, read, monkeypatch):
         found = {"strength": (0.5, 0.25), "rate": (0.0, 0.0)}
         monkeypatch.setattr(lo.sweeps.Table, "importance", lambda table: found)

@@ -80,8 +80,11 @@ def test_a_function_that_makes_an_executor(here):
 def test_rungs(way, count, pool):
     plan, trials = sweeps.halving(13, 12, 3), TRIALS.repeat(count)
     want = sweep(trials=trials, rungs=plan, **way)
-    same(got := sweep(trials=trials, rungs=plan, executor=pool, **way), want)
+    rows, options = [], {"trials": trials, "rungs": plan, **way}
+    same(got := sweep(executor=pool, on_row=rows.append, **options), want)
     assert got.work == want.work
+    last = {row["id"]: row["status"] for row in rows}
+    assert [last[id] for id in want["id"]] == want["status"].tolist()
 
 
 def test_several_brackets(pool):

@@ -146,6 +146,7 @@ class TestGeneration:
 REFUSED = {
     "every": (ValueError, "every >= 1, got 0", {"every": 0}),
     "part of a step": (TypeError, r"every as a whole number, got 1\.5", {"every": 1.5}),
+    "one factor": (TypeError, "factors as a sequence of numbers, got 3", {"factors": 3}),
     "nothing changes": (ValueError, "at least one range", {"space": {}}),
     "no space": (ValueError, "space as a dict", {"space": sweeps.Log(1, 2)}),
     "a choice": (
@@ -301,6 +302,21 @@ class TestSwept:
         )
         assert table["parent@4"].tolist() == donors.tolist()
         assert bits(table["rate@8"]) == bits(values["rate"])
+
+    def test_another_score_in_the_checkpoint(self, tmp_path):
+        sweep(rungs=RUNGS, checkpoint=tmp_path)
+        with pytest.raises(ValueError, match="ranks by: was the lowest loss, is the lowest near"):
+            sweep(rungs=RUNGS, checkpoint=tmp_path, score="near")
+
+    def test_what_was_used_before_was_tried(self, whole):
+        rates = np.concatenate([whole["rate@4"], whole["rate@8"], whole["rate@12"]])
+        good = whole.interval("rate", within=0.0)
+        assert good.low == good.high == whole.best["rate"]
+        assert good.below == pytest.approx(rates[rates < whole.best["rate"]].max())
+        assert good.above == pytest.approx(rates[rates > whole.best["rate"]].min())
+        assert np.isfinite(whole["loss"]).all()  # all of them count
+        last = whole["rate"]
+        assert {good.below, good.above} - {float(x) for x in last}
 
     def test_an_order_of_trials_is_that_of_the_rows(self, whole):
         order = np.random.default_rng(1).permutation(len(TRIALS))

@@ -284,7 +284,7 @@ class TestPlans:
             (ValueError, "end at the same steps.*\\[5, 6\\]", [[(2, 5)], [(2, 6)]]),
             (TypeError, "whole number, got 1.5", [[(2, 1.5)]]),
             (TypeError, "pairs", [[(2, 1, 3)]]),
-            (TypeError, "sequence", [(2, 1)]),
+            (TypeError, r"sequence.*got 2\. Rungs takes a list of brackets", [(2, 1)]),
             (TypeError, "not empty", []),
             (TypeError, "sequence", 3),
         ],
@@ -292,6 +292,9 @@ class TestPlans:
     def test_refused(self, error, message, rungs):
         with pytest.raises(error, match=message):
             sweeps.Rungs(rungs)
+
+    def test_arrays_are_sequences(self):
+        assert sweeps.Rungs(np.array([[(4, 1), (2, 5)]])).brackets == (((4, 1), (2, 5)),)
 
     @pytest.mark.parametrize("make", [lambda **x: sweeps.halving(9, 9, **x), sweeps.hyperband])
     def test_refused_numbers(self, make):
@@ -334,6 +337,14 @@ class TestRefused:
         for rungs in (None, PLANS["wide"]):
             with pytest.raises(ValueError, match=r"rungs: was Rungs[\s\S]*Nothing was overwr"):
                 sweep(rungs=rungs, checkpoint=tmp_path, **WAYS["sequential"])
+
+    @pytest.mark.parametrize("other", [{"score": "near"}, {"maximize": True}])
+    def test_another_judge_in_the_checkpoint(self, other, tmp_path):
+        options = {"rungs": PLANS["halving"], "checkpoint": tmp_path, **WAYS["sequential"]}
+        want = sweep(**options)
+        with pytest.raises(ValueError, match="ranks by: was the lowest loss, is the "):
+            sweep(**options, **other)
+        same(sweep(**options), want)
 
 
 class TestGoesOn:
@@ -402,10 +413,37 @@ class TestTable:
         assert table.rank().tolist() == [0, 3, 2, 1, 4, 5]
         assert [*table.columns] == ["id", "loss", "loss@1", "steps", "status", "seconds"]
 
+    def test_what_waits_at_rungs_ranks_by_how_far_it_came(self):
+        columns = {
+            "loss": np.array([5.0, 1.0, np.nan, 2.0, 3.0]),
+            "loss@1": np.array([5.0, 1.0, np.nan, 2.0, 3.0]),
+            "steps": np.array([3, 1, 0, 3, 1]),
+            "status": np.array(["waiting"] * 4 + ["stopped"], object),
+        }
+        table = sweeps.Table(columns, "loss", (), ("loss",))
+        assert table.rank().tolist() == [4, 3, 0, 1, 2]
+        with pytest.raises(ValueError, match=r"1 that were stopped.*4 that wait.*rung, at\(\)"):
+            table.best  # noqa: B018
+        with pytest.raises(ValueError, match=r"4 that wait.*rung, at\(\)"):
+            table[:4].best  # noqa: B018
+
+    def test_states_that_nobody_has(self, tables):
+        with pytest.raises(ValueError, match="got that of a rung"):
+            tables("sequential", "halving").at(6).best_state  # noqa: B018
+        trials = {**TRIALS.values, "rate": np.full(13, 1e9, np.float32)}
+        lost = sweep(trials=trials, rungs=PLANS["halving"], **WAYS["sequential"])
+        with pytest.raises(ValueError, match=r"nobody has one: 7 that were stopped .*6 that div"):
+            lost.best_state  # noqa: B018
+
     def test_rows_as_they_come(self):
         rows = []
         table = sweep(rungs=PLANS["halving"], on_row=rows.append, **WAYS["sequential"])
-        assert [row["steps"] for row in rows] == [1] * 13 + [3] * 6 + [6] * 3 + [12]
+        told = [(row["steps"], row["status"]) for row in rows]
+        rungs = [(1, 13, 6), (3, 6, 3), (6, 3, 1)]  # steps, trials, how many go on
+        want = []
+        for at, trials, on in rungs:
+            want += [(at, "waiting")] * trials + [(at, "stopped")] * (trials - on)
+        assert told == [*want, (12, "finished")]
         last = {name: x for name, x in table.best.items() if name not in ("mask", "seconds")}
         assert last == {name: rows[-1][name] for name in last}
         assert np.isnan(rows[0]["loss@3"])

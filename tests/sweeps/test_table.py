@@ -349,7 +349,23 @@ class TestImportance:
         ran = table[:-1]  # equals share a rank
         assert ranks(ran, "loss").tolist() == [3, 5.5, 1.5, 5.5, 1.5, 4]
         highest = dataclasses.replace(ran, maximize=True)
-        assert ranks(highest, "loss").tolist() == [5, 1.5, 3.5, 1.5, 3.5, 6]
+        assert ranks(highest, "loss").tolist() == [2, 5.5, 3.5, 5.5, 3.5, 1]
+
+    def test_equals_share_a_rank_where_trials_were_stopped(self):
+        columns = {
+            "loss": [2.0, 1.0, 1.0, 3.0, 3.0, np.nan, np.inf, 3.0],
+            "loss@1": [2.0, 1.0, 1.0, 3.0, 3.0, np.nan, np.inf, 3.0],
+            "steps": [9, 1, 1, 9, 9, 1, 9, 4],
+            "status": [
+                "finished",
+                *["stopped"] * 2,
+                *["finished"] * 2,
+                *["diverged"] * 2,
+                "stopped",
+            ],
+        }
+        table = _table({name: np.asarray(x) for name, x in columns.items()})
+        assert ranks(table, "loss").tolist() == [1, 5.5, 5.5, 2.5, 2.5, 7.5, 7.5, 4]
 
     def test_an_option_matters(self, draws):
         wanted = draws["rule"] == "lion"
