@@ -41,6 +41,8 @@ class Fragile(Executor):
         while call := self.calls.get():
             future, work, given = call
             self.together.wait(0.05)  # others come in meanwhile
+            if future.cancelled():
+                continue
             self.others[given[0]] = self.calls.qsize()
             try:
                 future.set_result(work(*given))
@@ -199,6 +201,25 @@ def test_as_many_calls_are_sent_as_keep_workers_busy():
     go.set()
     collected(workers)
     assert sorted(came) == [0, 1, 2]
+
+
+def test_calls_of_which_nobody_says_whether_they_began_are_waited_for():
+    came, workers = [], Workers(Fragile([]))
+    workers.send(call(str, "a", came))
+    workers.withdraw()
+    collected(workers)
+    assert came == ["a"]
+
+
+def test_calls_that_were_to_be_sent_again_are_taken_back():
+    made, work = [], dies({"b": 9})
+    workers = Workers(lambda: Fragile(made))
+    for name in "bc":
+        workers.send(call(work, name, []))
+        assert not list(workers.came(2.0))
+    made[2].num_workers = 0
+    workers.withdraw()
+    assert not workers.busy
 
 
 def test_calls_for_which_there_are_no_workers_are_taken_back():

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -431,22 +432,28 @@ def test_control_c_that_ends_workers_too(here):
 
 
 def test_an_executor_is_not_waited_for_where_calls_are_under_way():
-    ended = []
+    ended, left, process = [], [], mock.Mock()
 
     class Slow(Post):
+        _processes = {1: process}  # noqa: RUF012
+
         def submit(self, work, /, *given):
             if len(self.sent) < 3:
                 return super().submit(work, *given)
             signal.raise_signal(signal.SIGINT)
-            return Future()
+            left.append(Future())
+            return left[-1]
 
         def shutdown(self, wait=True, **options):
             ended.append(wait)
 
     for chunk in (5, 3):  # three chunks, and more
+        assert not process.terminate.called
         table = sweep(executor=Slow, chunk=chunk, **ALONE)
         assert ("waiting" in table["status"]) == (chunk == 3)
     assert ended == [True, False]
+    assert process.terminate.called
+    assert left[0].cancelled()
 
 
 def test_what_looks_at_the_first_trials_stays_here(here):
