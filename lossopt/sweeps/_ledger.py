@@ -225,8 +225,7 @@ class Ledger:
         """The best setting, among those of which all repetitions have run."""
         whole = filter(self._whole, self.kept)
         means = {setting: np.mean(self._value(self._rows[setting])) for setting in whole}
-        finite = [setting for setting in means if np.isfinite(means[setting])]
-        return min(finite, key=lambda setting: (means[setting], setting), default=None)
+        return min(means, key=lambda setting: (means[setting], setting), default=None)
 
     def _look(self, rows, state_of):
         """Keeps states of settings that have not all run, and of the best one that has."""

@@ -36,7 +36,7 @@ class Lot:
         mine = np.intersect1d(self._part.rows, stretch.rows)
         self._rows = host.ledger.left(mine, stretch.steps)
         self._form, self._asked = settled_before(host, self._part), False
-        self._pace: float | None = None
+        self._pace: float | None = None  # seconds of a call
         if self._form is None and wanted.fixed and wanted.memory is None:
             self._settle((wanted.mode, 1 if wanted.mode == "sequential" else wanted.chunk))
 
@@ -64,11 +64,10 @@ class Lot:
     def _running(self, form, workers):
         """A call that runs trials."""
         ledger = self._host.ledger
-        steps = max(1, self._stretch.steps - int(ledger.steps[self._rows[0]]))
-        rows, self._rows = np.split(self._rows, [self._size(form, workers, steps)])
+        rows, self._rows = np.split(self._rows, [self._size(form, workers)])
         given = self._sent, form.mode, form.chunk, self._chunk(rows, self._groups(rows))
         told = partial(_told, ledger.trials, rows)
-        return Job(ran, given, told, partial(self._took, form.width, rows, steps))
+        return Job(ran, given, told, partial(self._took, form.width, rows))
 
     def _groups(self, rows):
         """Of which trials of a chunk states may be needed: see `Best`."""
@@ -82,12 +81,12 @@ class Lot:
             pairs = [(x, None if count is None else len(x)) for x, count in pairs]
         return pairs
 
-    def _size(self, form, workers, steps):
+    def _size(self, form, workers):
         """Trials of the next chunk: as the caller says, or as many as take some seconds."""
         width, chunk = form.width, self._host.wanted.chunk
         if chunk != "auto":
             return max(chunk, width)
-        calls = 1 if self._pace is None else int(AIM / (self._pace * steps))
+        calls = 1 if self._pace is None else int(AIM / self._pace)
         share = -(-len(self._rows) // (width * AHEAD * workers))
         return width * max(1, min(calls, share))
 
@@ -100,10 +99,10 @@ class Lot:
         best = Best(ledger.score, ledger.maximize, settings, groups)
         return Chunk(self._number, ids, values, done, self._stretch.steps, state, best)
 
-    def _took(self, width: int, rows: np.ndarray, steps: int, came: Came):
+    def _took(self, width: int, rows: np.ndarray, came: Came):
         """Writes what came of a chunk."""
         host, stretch, calls = self._host, self._stretch, -(-len(rows) // width)
-        self._pace = max(float(came.seconds.sum()) / (calls * steps), 1e-9)
+        self._pace = max(float(came.seconds.sum()) / calls, 1e-9)
         state_of = lambda place: keyed(came.states[place], self._part.shapes)
         given = came.scores, came.seconds, state_of, calls * width
         host.ledger.put(rows, stretch.steps, *given)

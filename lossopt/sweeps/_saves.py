@@ -137,14 +137,13 @@ class Saves:
         scores = {f"scores/{name}": x for name, x in ledger.scores.items()}
         rungs = {f"rungs/{name}": x for name, x in ledger.at.items() if len(x)}
         rungs |= {f"lineage/{name}": x for name, x in ledger.lineage.items()}
-        flags = {"ran": ledger.ran & ~ledger.stopped}
-        return scores | rungs | {"steps": ledger.steps, "seconds": ledger.seconds} | flags
+        taken = {"steps": ledger.steps, "seconds": ledger.seconds, "ran": ledger.ran}
+        return scores | rungs | taken
 
     def _put(self, rows, saved):
         """The same taken up; who was stopped is found again."""
         for name, x in self._columns().items():
             x[..., rows] = saved[name]
-        self._ledger.ran[rows] = saved["ran"]
 
     def __enter__(self) -> "Saves":
         return self

@@ -10,6 +10,7 @@ import numpy as np
 import lossopt as lo
 from lossopt import _keys, sweeps
 from lossopt.sweeps import _watch
+from lossopt.sweeps._calls import Calls
 
 KEY = jax.random.key(5)
 STEPS = 12
@@ -86,6 +87,17 @@ def bits(x):
     """What an array is, to the bit."""
     x = np.asarray(jax.random.key_data(x) if _keys.is_key(x) else x)
     return x.dtype, x.shape, x.tobytes()
+
+
+def taking(seconds):
+    """Each trial of a call takes so many seconds."""
+    run = Calls.run
+
+    def timed(*given):
+        result = run(*given)
+        return result and result._replace(seconds=seconds)
+
+    return mock.patch.object(Calls, "run", timed)
 
 
 def always():

@@ -7,7 +7,9 @@ import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor as Threads
 from multiprocessing import get_context
+from unittest import mock
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 from lossopt.sweeps import _executor, _sending
 from lossopt.sweeps._executor import Job, Workers
+from tests.sweeps import far
 
 
 class Fragile(Executor):
@@ -38,6 +41,8 @@ class Fragile(Executor):
         while call := self.calls.get():
             future, work, given = call
             self.together.wait(0.05)  # others come in meanwhile
+            if future.cancelled():
+                continue
             self.others[given[0]] = self.calls.qsize()
             try:
                 future.set_result(work(*given))
@@ -103,6 +108,42 @@ def test_a_call_that_two_pools_broke_with_has_the_third_for_itself():
     assert room == [True, True, False]
 
 
+def test_calls_that_broke_pools_less_often_come_first_and_for_themselves():
+    made, came, work = [], [], dies({"b": 9})
+    workers = Workers(lambda: Fragile(made))
+    workers.send(call(work, "b", came))
+    assert not list(workers.came(2.0))
+    workers.send(call(work, "c", came))
+    with pytest.raises(RuntimeError, match="that met trial b ended"):
+        collected(workers)
+    assert came == ["c"]
+    assert made[2].others == {"c": 0, "b": 0}
+
+
+def test_a_pool_that_breaks_call_by_call_is_made_again_once():
+    made, came = [], []
+
+    class Late(Executor):
+        def __init__(self):
+            made.append(self)
+
+        def submit(self, work, /, *given):
+            future = Future()
+            if len(made) > 1:
+                future.set_result(work(*given))
+            else:
+                error = BrokenExecutor("a worker died")
+                wait = 0.3 if given == ("b",) else 0
+                threading.Timer(wait, future.set_exception, (error,)).start()
+            return future
+
+    workers = Workers(Late)
+    for name in "ab":
+        workers.send(call(str, name, came))
+    collected(workers)
+    assert (sorted(came), len(made)) == (["a", "b"], 2)
+
+
 def test_a_call_that_ends_every_worker_is_named():
     made, came, work = [], [], dies({"b": 9})
     workers = Workers(lambda: Fragile(made))
@@ -162,6 +203,25 @@ def test_as_many_calls_are_sent_as_keep_workers_busy():
     assert sorted(came) == [0, 1, 2]
 
 
+def test_calls_of_which_nobody_says_whether_they_began_are_waited_for():
+    came, workers = [], Workers(Fragile([]))
+    workers.send(call(str, "a", came))
+    workers.withdraw()
+    collected(workers)
+    assert came == ["a"]
+
+
+def test_calls_that_were_to_be_sent_again_are_taken_back():
+    made, work = [], dies({"b": 9})
+    workers = Workers(lambda: Fragile(made))
+    for name in "bc":
+        workers.send(call(work, name, []))
+        assert not list(workers.came(2.0))
+    made[2].num_workers = 0
+    workers.withdraw()
+    assert not workers.busy
+
+
 def test_calls_for_which_there_are_no_workers_are_taken_back():
     class Empty(Executor):
         num_workers = 0
@@ -213,6 +273,25 @@ def test_closures_travel_with_arrays_and_keys():
     assert product.tolist() == [0.0, 2.0, 4.0]
     assert found == key
     assert jax.random.key_impl(found) == "rbg"
+
+
+def test_functions_of_a_script_travel_with_what_they_do():
+    main = sys.modules["__main__"]
+    run = lambda x: 2 * x
+    run.__module__, run.__qualname__ = main.__name__, "of_a_script"
+    with mock.patch.object(main, "of_a_script", run, create=True):
+        data = _sending.packed(run)
+    assert pickle.loads(data)(3) == 6  # where there is no such name
+
+
+def test_modules_of_the_user_travel_where_they_are_to():
+    cloudpickle.register_pickle_by_value(far)
+    try:
+        data = _sending.packed(far.run)
+    finally:
+        cloudpickle.unregister_pickle_by_value(far)
+    assert pickle.loads(data) is not far.run
+    assert pickle.loads(_sending.packed(far.run)) is far.run
 
 
 def test_without_cloudpickle(monkeypatch):

@@ -1,5 +1,6 @@
 """Sweeps whose chunks run elsewhere end in the table of a sweep that runs here."""
 
+import dataclasses
 import importlib
 import os
 import pickle
@@ -8,6 +9,7 @@ import sys
 import threading
 import types
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,12 @@ class Post(Executor):
         self.came.append(pickle.loads(pickle.dumps(work(*self.sent[-1]))))
         future.set_result(self.came[-1])
         return future
+
+
+class One(Post):
+    """Says that it is one worker."""
+
+    num_workers = 1
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +114,8 @@ def test_how_much_comes_here_at_a_rung_is_said_before(capfd):
     size = 4 * 3 + 4 * 2 + 4 + 4 + 4 + 8
     sizes = f"{size} bytes each, {4 * size} bytes together"
     assert told == f"States of 4 trials come here at a rung: {sizes}.\n"
+    sweep(trials=TRIALS.repeat(2), progress="auto", **options)
+    assert capfd.readouterr().err.startswith("States of 8 trials come here")
 
 
 def test_only_states_that_may_be_the_best_travel(here):
@@ -126,6 +136,28 @@ def test_only_states_that_may_be_the_best_travel(here):
 def test_the_highest_may_be_the_best_and_the_lowest_id_of_equals(rungs, pool):
     options = {"score": "near", "maximize": True, "rungs": rungs, "trials": TRIALS[::-1], **ALONE}
     same(sweep(executor=pool, chunk=4, **options), sweep(**options))
+
+
+@pytest.mark.parametrize(
+    ("run", "seconds", "sizes"),
+    [(RUN, 0.5, [1, 1, 4, 4, 2, 1]), (RUN, 9.0, [1] * 13), (TASK, 0.5, [1, 1, 4, 4, 2, 1])],
+)
+def test_chunks_take_some_seconds_and_leave_some_for_others(run, seconds, sizes):
+    post = One()
+    with runs.taking(seconds):
+        sweep(run, executor=post, **ALONE)
+    assert [len(given[-1].ids) for given in post.sent] == sizes
+
+
+def test_of_equal_repetitions_the_state_of_the_lowest_id_travels():
+    stay = lambda state, steps: state
+    run = sweeps.Task(lambda x, key: x["x"], stay, lambda state: 0.0 * state, steps=1)
+    trials = sweeps.Trials({"x": np.arange(4.0)}, np.arange(4), np.array([0, 0, 2, 2]))
+    trials = trials[np.array([3, 1, 2, 0])]
+    same(
+        table := sweep(run, trials, executor=Post(), chunk=4, **ALONE), sweep(run, trials, **ALONE)
+    )
+    assert table.best_state == 0
 
 
 def test_groups_options_keys_and_missing_names():
@@ -199,6 +231,17 @@ def test_a_program_is_read_and_compiled_once(monkeypatch):
     assert len(read) - 2 * len(post.sent) == 1  # Post reads each call and each answer
 
 
+def test_a_program_is_told_of_each_key():
+    run, values = lambda numbers, key: jax.random.uniform(key) + numbers, np.zeros(2)
+    kinds = [(5, "threefry2x32"), (6, "threefry2x32"), (5, "rbg"), (5, "unsafe_rbg")]
+    found = []
+    for seed, impl in kinds:
+        key = jax.random.key(seed, impl=impl)
+        found.append(sweep(run, values, key, executor=Post(), **ALONE))
+        same(found[-1], sweep(run, values, key, **ALONE))
+    assert len({tuple(table["loss"]) for table in found}) == 4
+
+
 def test_suggested_trials(tmp_path, pool):
     one, other, made = Search(), Search(), []
     want = sweep(TASK, one.trials(), **ALONE)
@@ -227,6 +270,17 @@ def test_options_that_are_suggested_later():
     assert sum(isinstance(came, tuple) and len(came) == 2 for came in post.came) == 2  # settled
 
 
+def test_a_form_is_settled_for_a_share_of_a_chunk(monkeypatch):
+    counts, settled, options = [], _worker.settled, iter("aaab")
+    told = lambda *given: counts.append(given[3]) or settled(*given)
+    monkeypatch.setattr(_worker, "settled", told)
+    space = {"rate": sweeps.Linear(0, 1), "of": sweeps.Static(("a", "b"))}
+    ask = lambda count: [{"rate": 0.5, "of": next(options)} for _ in range(count)]
+    trials = sweeps.suggest(space, ask, lambda rows: None, 4, chunk=4)
+    sweep(lambda numbers, key: numbers["rate"], trials, executor=One())
+    assert counts == [3, 2]  # of the second option more may come
+
+
 def test_settings_of_jax_travel(pool):
     values = {"x": np.linspace(0, 1, 3)}
 
@@ -240,6 +294,14 @@ def test_settings_of_jax_travel(pool):
     assert got["loss"].dtype == np.float64
     same(got, want)
     assert (got["loss"] != sweep(run, values, executor=pool, **ALONE)["loss"]).all()
+
+
+def test_workers_on_which_transfers_are_forbidden(here, pool):
+    jax.config.update("jax_transfer_guard", "disallow")  # in all threads
+    try:
+        same(sweep(executor=pool, **ALONE), here["task"])
+    finally:
+        jax.config.update("jax_transfer_guard", None)
 
 
 def test_a_function_that_was_loaded_again(tmp_path, monkeypatch):
@@ -295,6 +357,12 @@ def test_an_exception_of_the_run():
     assert "run failed on a worker, with trials" in (said := str(caught.value))
     assert "0, 1 (0: rate 1e9, decay 0; 1: rate 0.001, decay 0.04167)" in said
     assert 'in run\n    raise KeyError("of the run")' in said
+
+
+def test_an_exception_where_mode_and_chunk_are_settled(pool):
+    said = r"with trials 0, 1, .*, 12 \(0: rate 1e9, .*; 7: rate 0.05318, .*; and 5 more\)"
+    with pytest.raises(RuntimeError, match=said):
+        sweep(of_the_worker(), executor=pool)
 
 
 def test_an_exception_that_does_not_travel(pool):
@@ -353,6 +421,68 @@ def test_what_was_finished_is_kept(tmp_path, here):
     post = Post()
     same(sweep(executor=post, **common), here["task"])
     assert [given[-1].ids.tolist() for given in post.sent] == [[9, 10, 11], [12]]
+
+
+def test_each_chunk_is_saved(tmp_path):
+    with runs.always():
+        sweep(RUN, executor=Post(), checkpoint=tmp_path, chunk=3, **ALONE)
+    latest = lo.checkpoint.Checkpoints(tmp_path).latest()
+    assert latest is not None
+    assert latest.step == 5
+
+
+def test_control_c_that_ends_workers_too(here):
+    presses = iter([signal.SIGINT])
+
+    class Ended(Future):
+        def exception(self, timeout=None):
+            for press in presses:
+                signal.raise_signal(press)
+            return OSError("it has ended")
+
+    class Dying(Post):
+        def submit(self, work, /, *given):
+            if len(self.sent) < 3:
+                return super().submit(work, *given)
+            future = Ended()
+            future.set_result(None)
+            return future
+
+    table = sweep(executor=Dying(), chunk=3, **ALONE)
+    ran = table["status"] != "waiting"
+    assert ran.tolist() == [True] * 9 + [False] * 4
+    assert table["loss"][ran].tobytes() == here["task"]["loss"][ran].tobytes()
+
+
+def test_an_executor_is_not_waited_for_where_calls_are_under_way():
+    ended, left, process = [], [], mock.Mock()
+
+    class Slow(Post):
+        _processes = {1: process}  # noqa: RUF012
+
+        def submit(self, work, /, *given):
+            if len(self.sent) < 3:
+                return super().submit(work, *given)
+            signal.raise_signal(signal.SIGINT)
+            left.append(Future())
+            return left[-1]
+
+        def shutdown(self, wait=True, **options):
+            ended.append(wait)
+
+    for chunk in (5, 3):  # three chunks, and more
+        assert not process.terminate.called
+        table = sweep(executor=Slow, chunk=chunk, **ALONE)
+        assert ("waiting" in table["status"]) == (chunk == 3)
+    assert ended == [True, False]
+    assert process.terminate.called
+    assert left[0].cancelled()
+
+
+def test_what_looks_at_the_first_trials_stays_here(here):
+    look = lambda numbers, key, lock=threading.Lock(): None  # noqa: B008
+    run = dataclasses.replace(TASK, check=look)
+    same(sweep(run, executor=Post(), **ALONE), here["task"])
 
 
 @pytest.mark.parametrize("first", ["here", "there"])

@@ -19,6 +19,7 @@ from lossopt.sweeps._calls import Calls
 from lossopt.sweeps._compiled import Compiled, compiled
 from lossopt.sweeps._form import Form
 from lossopt.sweeps._host import hosted
+from lossopt.sweeps._ledger import Ledger
 from lossopt.sweeps._settled import Wanted, settled
 from lossopt.sweeps._trial import Trial
 from tests.sweeps.runs import IDS, KEY, RUN, STEPS, TASK, TRIALS, VALUES, bits, same, sweep
@@ -250,6 +251,24 @@ class TestEnd:
         want = {name: [table[row][name] for row in range(13)] for name in told}
         np.testing.assert_equal(told, want)
         assert rows[0].keys() == table.columns.keys()
+
+    def test_the_bar_tells_the_best_score(self, capsys):
+        losses = np.array([3.0, 1.0, np.inf, 5.0])
+        for maximize, best in ((False, 1), (True, 5)):
+            sweep(lambda x, key: x, losses, maximize=maximize, progress=True, mode="sequential")
+            assert f"trials 4/4  best/value {best} " in capsys.readouterr().err
+
+    def test_states_that_cannot_be_the_best_are_let_go(self, monkeypatch):
+        most, put = [], Ledger.put
+
+        def counting(self, *given):
+            put(self, *given)
+            most.append(len(self.kept))
+
+        monkeypatch.setattr(Ledger, "put", counting)
+        sweep(trials=TRIALS[3:7].repeat(2), mode="sequential")
+        assert most[1::2] == [1] * 4
+        assert max(most) == 2
 
     def test_time_is_up_between_two_chunks(self):
         late = lambda host: hosted(dataclasses.replace(host, clock=_clock(1.0), limit=15))

@@ -1,5 +1,6 @@
 """A population is its trials until one goes on from another, and then what numpy says."""
 
+import contextlib
 import dataclasses
 import signal
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import lossopt as lo
 from lossopt import _programs, sweeps
-from lossopt.sweeps import _watch
+from lossopt.sweeps import _host, _watch
 from lossopt.sweeps._calls import Calls
 from lossopt.sweeps._form import Form
 from lossopt.sweeps._population import evolved, rule_of
@@ -277,6 +278,14 @@ class TestSwept:
         later = whole.at(8)
         assert bits(later["rate"]) == bits(whole["rate@8"]) != bits(whole["rate@12"])
         assert len(whole.mean()) == len(whole)
+
+    def test_the_bar_moves_with_the_generations(self, monkeypatch):
+        shown = []
+        bar = lambda *given: contextlib.nullcontext(lambda done, *_: shown.append(done))
+        monkeypatch.setattr(_watch, "BLINK", -1)
+        monkeypatch.setattr(_host, "bar", bar)
+        sweep(rungs=RUNGS)
+        assert shown == [4, 8, 13, 13]
 
     def test_where_nobody_is_replaced_it_is_the_full_sweep(self, plain):
         table = sweep(rungs=sweeps.population(5, RANGES, quantile=0, factors=(1, 1)))

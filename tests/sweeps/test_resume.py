@@ -11,7 +11,7 @@ import pytest
 
 import lossopt as lo
 from lossopt import sweeps
-from lossopt.sweeps import _host, _identity
+from lossopt.sweeps import _host, _identity, _watch
 from lossopt.sweeps._calls import Calls
 from lossopt.sweeps._trial import Bound
 from tests.sweeps.runs import (
@@ -161,11 +161,30 @@ class TestGoesOn:
         with pytest.raises(ValueError, match=r"Run trial \d+ again"):
             _ = dataclasses.replace(fresh, maximize=True).best_state
 
+    def test_states_of_settings_of_which_a_repetition_waits(self, tmp_path):
+        stay = lambda state, steps: state
+        run = sweeps.Task(lambda x, key: x["x"], stay, lambda state: state, steps=1)
+        values = {"x": np.array([1, 2, 3, 4], np.float32)}
+        trials = sweeps.Trials(values, np.arange(4), np.array([0, 1, 0, 1]))
+        options = {"checkpoint": tmp_path, **WAYS["sequential"]}
+        sweep(run, trials, on_row=_stopping(1), **options)
+        assert sweep(run, trials, **options).best_state == 1
+
+    def test_one_after_the_other_a_chunk_is_what_runs_between_two_saves(self, tmp_path):
+        with always():
+            sweep(RUN, checkpoint=tmp_path, mode="sequential", chunk=4)
+        latest = lo.checkpoint.Checkpoints(tmp_path).latest()
+        assert latest is not None
+        assert latest.step == 4  # after 4, 8, 12 and 13
+
     def test_on_other_devices_a_trial_begins_anew(self, whole, tmp_path):
         mesh = jax.make_mesh((8,), ("d",))
         for way in WAYS:
             _cut(6, checkpoint=tmp_path / way, **WAYS[way])
             same(sweep(checkpoint=tmp_path / way, mesh=mesh, **WAYS[way]), whole["task", way])
+            back = {"checkpoint": tmp_path / way / "back", **WAYS[way]}
+            _cut(6, mesh=mesh, **back)
+            same(sweep(**back), whole["task", way])
 
     def test_a_damaged_step_walks_back(self, whole, tmp_path):
         with always():
@@ -199,14 +218,18 @@ class TestGoesOn:
         sweep(RUN, checkpoint=tmp_path, **WAYS["sequential"])
         assert np.concatenate(calls).tolist() == [*range(13)]
 
-    def test_an_error_leaves_what_was_saved(self, whole, tmp_path):
+    @pytest.mark.parametrize(("every", "first"), [(-1.0, 7), (1e9, 1)])
+    def test_an_error_leaves_what_was_saved(self, whole, tmp_path, calls, every, first):
         def fails(row):
             if row["id"] == 7:
                 raise KeyError("of the caller")
 
-        with always(), pytest.raises(KeyError, match="of the caller"):
+        often = mock.patch.object(_watch, "EVERY", every)
+        with often, pytest.raises(KeyError, match="of the caller"):
             sweep(checkpoint=tmp_path, on_row=fails, **WAYS["sequential"])
+        calls.clear()
         same(sweep(checkpoint=tmp_path, **WAYS["sequential"]), whole["task", "sequential"])
+        assert np.concatenate(calls).tolist() == [*range(first, 13)]
 
     def test_joined_trials_with_options_and_keys(self, tmp_path):
         space = {"width": sweeps.Static((1, jnp.tanh)), "rate": sweeps.Linear(0, 1)}

@@ -1,6 +1,8 @@
 """Rungs: who stops, by hand from whole sweeps; who goes on has the bits of a whole one."""
 
+import itertools
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import jax
@@ -12,7 +14,7 @@ from lossopt import sweeps
 from lossopt.sweeps import _resting
 from lossopt.sweeps._calls import Calls
 from tests.counted import counted
-from tests.sweeps.runs import RUN, STEPS, TASK, TRIALS, always, bits, same, sweep, task
+from tests.sweeps.runs import RUN, STEPS, TASK, TRIALS, always, bits, same, sweep, taking, task
 
 WAYS = {"sequential": {"mode": "sequential"}, "vmap": {"mode": "vmap", "chunk": 5}}
 PLANS = {
@@ -116,6 +118,24 @@ class TestWhoGoesOn:
         ends = means["status"] == "finished"
         assert means.best["loss"] == (max if maximize else min)(means["loss"][ends])
         assert table.best_state is not None
+
+    def test_of_unequal_repetitions_the_mean_decides(self):
+        run = sweeps.Task(lambda x, key: x["x"], lambda s, _: s, lambda s: s, steps=2)
+        values = {"x": np.array([0.6, 1.0, 0.6, 0.6], np.float32)}
+        trials = sweeps.Trials(values, np.arange(4), np.array([0, 1, 0, 0]))
+        table = sweep(run, trials, rungs=sweeps.halving(2, 2, 2))
+        assert table["steps"].tolist() == [2, 1, 2, 2]
+
+    def test_a_setting_whose_repetitions_wait_does_not_displace_the_best_state(self):
+        late = lambda s: jnp.where((s["x"] == 3) & (s["count"] == 2), 20, s["x"])
+        move = lambda s, n: s | {"count": s["count"] + n}
+        run = sweeps.Task(lambda x, key: {"x": x["x"], "count": 0}, move, late, steps=2)
+        values = {"x": np.array([5, 5, 1, 3], np.float32)}
+        trials = sweeps.Trials(values, np.arange(4), np.array([0, 0, 2, 2]))
+        table = sweep(run, trials, rungs=sweeps.Rungs([[(2, 1), (2, 2)]]), mode="sequential")
+        assert table["loss"].tolist() == [5, 5, 1, 20]
+        assert table.best["id"] == 0
+        assert table.best_state["x"] == 5
 
     def test_of_equals_the_lower_ids(self):
         stay = lambda state, steps: state
@@ -237,16 +257,45 @@ class TestWork:
         assert all(executed(w) > 2 * repeats * plan.work for w in wider)
         assert sweeps.Rungs([[(64, 256)]]).at_most(1) == 64
 
+    @pytest.mark.parametrize("groups", [1, 2, 3])
+    @pytest.mark.parametrize(
+        ("plan", "parts"),
+        [
+            (sweeps.Rungs([[(4, 2), (1, 6)]]), [(4, 2), (1, 4)]),
+            (sweeps.halving(6, 9), [(6, 3), (2, 6)]),
+        ],
+    )
+    def test_an_automatic_chunk_is_as_wide_as_it_may_be(self, plan, parts, groups):
+        def calls(count, width):  # however the trials that go on are dealt to the groups
+            deals = itertools.product(range(count + 1), repeat=groups)
+            each = [deal for deal in deals if sum(deal) == count]
+            return max(sum(-(-x // width) for x in deal) for deal in each)
+
+        executed = lambda width: sum(calls(n, width) * width * steps for n, steps in parts)
+        widths = range(1, plan.settings + 1)
+        most = max(width for width in widths if executed(width) <= 2 * plan.work)
+        assert plan.at_most(1, groups) == most
+
+    def test_seconds_are_those_of_all_rungs(self):
+        for executor in (None, ThreadPoolExecutor(1)):
+            with taking(2.0):
+                table = sweep(rungs=PLANS["halving"], executor=executor, **WAYS["sequential"])
+            rungs = np.searchsorted(PLANS["halving"].levels, table["steps"]) + 1
+            assert set(rungs) == {1, 2, 3, 4}
+            assert table["seconds"].tolist() == (2.0 * rungs).tolist()
+
     def test_only_who_may_go_on_is_remembered(self, monkeypatch):
-        most, put = [], _resting.Resting.put
+        most, seen, put = [], [], _resting.Resting.put
 
         def counting(self, *args):
             put(self, *args)
             most.append(len(self._leaves))
+            seen.append(self)
 
         monkeypatch.setattr(_resting.Resting, "put", counting)
         sweep(rungs=sweeps.Rungs([[(13, 1), (2, STEPS)]]), mode="sequential")
         assert max(most) == 2
+        assert not seen[-1].groups(), "who has ended is forgotten"
 
 
 class TestPlans:
@@ -386,6 +435,30 @@ class TestGoesOn:
         sweep(on_row=_stopping_at(14), **options)
         mesh = jax.make_mesh((8,), ("d",))
         same(sweep(mesh=mesh, **options), tables("vmap", "halving"))
+
+    def test_another_order_within_the_brackets(self, tables, tmp_path):
+        options = {"rungs": PLANS["hyperband"], "checkpoint": tmp_path, **WAYS["sequential"]}
+        sweep(on_row=_stopping_at(19), **options)
+        order = np.array([3, 6, 0, 1, 5, 2, 4, 10, 7, 9, 8, 12, 11])
+        same(sweep(trials=TRIALS[order], **options), tables("sequential", "hyperband")[order])
+
+    def test_states_of_unlike_shapes_dtypes_and_keys(self, tmp_path):
+        kinds = {"one": jnp.ones(1), "two": jnp.ones(2), "half": jnp.ones(1, jnp.float16)}
+        space = {"kind": sweeps.Static(tuple(kinds)), "rate": sweeps.Linear(0.1, 0.9)}
+        moved = lambda s, n: s | {"w": (s["w"] * s["rate"] ** n).astype(s["w"].dtype)}
+        run = sweeps.Task(
+            lambda x, key: {"w": kinds[x["kind"]], "rate": x["rate"], "key": key},
+            moved,
+            lambda s: s["w"][0].astype(jnp.float32) + jax.random.uniform(s["key"]),
+            steps=4,
+        )
+        options = {"trials": sweeps.grid(space, 3), "rungs": sweeps.halving(9, 4, 2)}
+        options |= {"key": jax.random.key(0, impl="rbg"), "mode": "sequential"}
+        want = sweep(run, **options)
+        assert set(want["kind"][want["steps"] >= 2]) == set(kinds)
+        table = sweep(run, checkpoint=tmp_path, on_row=_stopping_at(9), **options)
+        assert set(table["steps"]) == {1}
+        same(sweep(run, checkpoint=tmp_path, **options), want)
 
 
 class TestTable:
