@@ -284,6 +284,7 @@ CLAIMS = {
         "the root of the factor is left": (
             "test_decay_leaves_the_root_of_a_factor_and_behind_it_nothing"
         ),
+        "what any trial used counts as tried": "test_what_was_used_before_was_tried",
         "does not depend on which other trials": "test_an_order_of_trials_is_that_of_the_rows",
         "the first n of 2n trials are the same": "test_the_first_of_more_trials_are_the_same",
         "a part or a permutation carries its ids": "test_a_part_or_a_permutation_carries_its_ids",
