@@ -18,19 +18,23 @@ AGAIN = np.arange(COUNT) % len(runs.TRIALS)
 VALUES = {name: x[AGAIN] for name, x in runs.VALUES.items()}
 TRIALS = runs.sweeps.Trials(VALUES, np.arange(COUNT))
 SPACE = {"rate": runs.sweeps.Log(1e-4, 1e9), "decay": runs.sweeps.Linear(0, 1)}
+POPULATION = runs.sweeps.population(5, SPACE)
 RUNGS = runs.sweeps.halving(COUNT, runs.STEPS, 2)
 WAYS = {
     "sequential": (runs.RUN, {"mode": "sequential"}),
     "beside": (runs.RUN, {"mode": "vmap", "chunk": CHUNK}),
-    "population": (runs.TASK, {"rungs": runs.sweeps.population(5, SPACE)}),
+    "population": (runs.TASK, {"rungs": POPULATION}),
     "within": (runs.TASK, {"mode": "vmap", "chunk": CHUNK}),
     "rungs": (runs.TASK, {"mode": "vmap", "chunk": CHUNK, "rungs": RUNGS}),
 }
 
 
 def told(way: str) -> int:
-    """How many rows a child tells that nobody kills: at rungs one for each trial there."""
-    return sum(size for size, _ in RUNGS.brackets[0]) if way == "rungs" else COUNT
+    """How many rows a child tells that nobody kills: one for each trial at a rung, or stopped."""
+    if way == "population":
+        return COUNT * len(POPULATION.levels(runs.STEPS))
+    sizes = [size for size, _ in RUNGS.brackets[0]]
+    return sum(sizes) + COUNT - sizes[-1] if way == "rungs" else COUNT
 
 
 def table(way: str, **options) -> dict[str, np.ndarray]:
