@@ -212,9 +212,10 @@ def test_mode_and_chunk_are_settled_on_a_worker(monkeypatch):
     np.testing.assert_allclose(table["loss"], want["loss"], rtol=1e-4)
 
 
-def test_what_does_not_fit_is_refused_as_here():
+@pytest.mark.parametrize("form", [{}, {"mode": "vmap", "chunk": 2}])
+def test_what_does_not_fit_is_refused_as_here(form):
     with pytest.raises(ValueError, match=r"Expected memory to hold a call, got 1 bytes"):
-        sweep(lambda numbers, key: numbers["rate"], executor=Post(), memory=1)
+        sweep(lambda numbers, key: numbers["rate"], executor=Post(), memory=1, **form)
 
 
 def test_a_program_is_read_and_compiled_once(monkeypatch):

@@ -494,6 +494,20 @@ UNFIT = {
         ValueError,
         r"'mask' of space as one real number a trial, got bool of shape \(8,\)",
     ),
+    "whole numbers": (
+        dict(_named("rate"), trials={"rate": np.array([0, 1])}),
+        ValueError,
+        r"'rate' of space as one real number a trial, got int32 of shape \(\)",
+    ),
+    "arrays of real numbers": (
+        dict(
+            _named("rate"),
+            run=dataclasses.replace(_named("rate")["run"], score=jnp.sum),
+            trials={"rate": np.ones((3, 2), np.float32)},
+        ),
+        ValueError,
+        r"'rate' of space as one real number a trial, got float32 of shape \(2,\)",
+    ),
     "outside": (
         dict(rungs=sweeps.population(4, {"rate": sweeps.Log(1e-3, 1)})),
         ValueError,
@@ -516,6 +530,11 @@ UNFIT = {
         "inherit to keep.*count from int32.* to float32",
     ),
 }
+
+
+def test_trials_may_begin_at_the_ends_of_the_space():
+    table = sweep(**_named("rate") | {"trials": {"rate": np.array([0, 1, 0.5], np.float32)}})
+    assert table["rate@2"].tolist() == [0, 1, 0.5]
 
 
 @pytest.mark.parametrize("case", UNFIT)
