@@ -6,7 +6,7 @@ import re
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from functools import lru_cache, partial
 from operator import attrgetter
@@ -33,11 +33,13 @@ class Program(NamedTuple):
       run: from `(arrays, *args)` to what the function returned.
       arrays: those that it closed over.
       digest: of its text, without addresses.
+      pure: whether it calls no host.
     """
 
     run: jax.stages.Wrapped
     arrays: tuple[Array, ...]
     digest: bytes
+    pure: bool
 
 
 _programs: OrderedDict[Hashable, OrderedDict[Hashable, Any]] = OrderedDict()
@@ -88,6 +90,15 @@ def made(fn: Callable, plan: tuple, *args: PyTree) -> Program:
     return _remembered(_made, fn, plan, args)
 
 
+def unplaced(program: Program, args: Sequence[PyTree]) -> bytes:
+    """The digest of a program for arguments, wherever they and its arrays lie."""
+    given = program.arrays, *args
+    if not program.pure or not any(getattr(x, "committed", False) for x in jax.tree.leaves(given)):
+        return program.digest
+    lowered = program.run.lower(*jax.tree.map(_shape, given))
+    return hashlib.sha256(lowered.as_text().encode()).digest()
+
+
 def held(fn: Callable, plan: tuple, *args: PyTree) -> bool:
     """Whether `made` has made this program, which is still kept."""
     owner, key = _names(_made, fn, plan, args)
@@ -136,7 +147,7 @@ def _made(fn, plan, args):
     run, arrays = jax.jit(hoisted.fn), _jax.beside(args, hoisted.arrays)
     traced = run.trace(arrays, *args)
     if not hoisted.pure:
-        return Program(run, arrays, hashlib.sha256(_named(traced)).digest())
+        return Program(run, arrays, hashlib.sha256(_named(traced)).digest(), False)
     lowered = traced.lower()
     digest = hashlib.sha256(lowered.as_text().encode()).digest()
     jaxpr = traced.jaxpr.jaxpr
@@ -145,7 +156,7 @@ def _made(fn, plan, args):
     settings = tuple(jax.config.values.values())
     key = digest, trees, avals, _jax.context(), settings
     with _lock:
-        return Program(_kept(_shared, key, run, _SHARED), arrays, digest)
+        return Program(_kept(_shared, key, run, _SHARED), arrays, digest, True)
 
 
 def _outlined(fn, plan, args):
@@ -155,6 +166,11 @@ def _outlined(fn, plan, args):
 def _named(traced):
     """What calls the host, without the addresses of what it calls."""
     return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)).encode()
+
+
+def _shape(x):
+    weak = getattr(x, "weak_type", False)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
 def _aval(x, context):

@@ -120,7 +120,7 @@ def _digest(part, ledger, rule):
     form, (state, scores) = Form("vmap", len(ledger.ran)), part.trial.shapes(part.first)
     state, judged = form.like((state, scores[ledger.score]))
     shapes = state, part.values, part.calls.ids, judged, part.trial.key, np.int32(0)
-    return digest([_programs.made(evolved, (*_of(part), form, rule), *shapes)])
+    return digest([(_programs.made(evolved, (*_of(part), form, rule), *shapes), shapes)])
 
 
 def _under_way(host):

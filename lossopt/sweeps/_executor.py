@@ -1,7 +1,9 @@
 """An executor and the calls that are under way there, some of them lost and sent again."""
 
-import contextlib
 import dataclasses
+import math
+import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
@@ -10,21 +12,22 @@ from concurrent.futures import (
     CancelledError,
     Executor,
     Future,
-    ProcessPoolExecutor,
     wait,
 )
 from typing import Any
 
+from lossopt.sweeps._engines import Given, anew, size, usable
+
+LOOK = 1.0  # seconds between two looks at how many workers there are
 AGAIN = 2  # times that a pool is made again for one call
 AHEAD = 2  # calls that are sent for each worker, so that none waits for the next
 ASSUMED = 8  # workers, where nobody says how many
+LONELY = 30.0  # seconds without workers, after which it is said
 LEFT = 60.0  # seconds for which calls of a pool that broke may come in
 NONE = (
     " Nothing ever came of a worker: perhaps none can start, as where a script has no "
-    'if __name__ == "__main__":.'
+    'if __name__ == "__main__":, or is read from a pipe.'
 )
-
-Given = Executor | Callable[[], Executor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,16 +61,17 @@ class Workers:
                 f"one, got {given!r}. Of Dask it is client.get_executor."
             )
         self._make = None if isinstance(given, Executor) else given
-        self._executor = _usable(given) if isinstance(given, Executor) else None
+        self._executor = usable(given) if isinstance(given, Executor) else None
         self._flight: dict[Future, Job] = {}
         self._lost: deque[Job] = deque()
         self._deaths: Counter[Job] = Counter()
         self._any = False
+        self._looked = self._seen = time.monotonic()
 
     @property
     def count(self) -> int:
         """How many there are, or are taken to be."""
-        return _size(self._there()) or ASSUMED
+        return size(self._there()) or ASSUMED
 
     @property
     def room(self) -> bool:
@@ -83,7 +87,7 @@ class Workers:
         """Sends a call."""
         executor = self._there()
         try:
-            future = executor.submit(job.work, *job.given, **_anew(executor))
+            future = executor.submit(job.work, *job.given, **anew(executor))
         except Exception as error:
             future = Future()
             future.set_exception(error)
@@ -92,6 +96,7 @@ class Workers:
     def came(self, seconds: float) -> Iterator[tuple[Job, Any]]:
         """What came within some seconds; then raises where a call is lost for good."""
         done = wait(self._flight, seconds, FIRST_COMPLETED).done
+        self._look(bool(done))
         if any(isinstance(_error(future), BrokenExecutor) for future in done):
             done = wait(self._flight, LEFT).done
         lost: dict[Job, BaseException] = {}
@@ -118,7 +123,7 @@ class Workers:
     def withdraw(self) -> None:
         """Takes back calls that have not begun, where it is known which these are."""
         known = any(future.running() for future in self._flight)
-        if known or (self._flight and _size(self._there()) == 0):
+        if known or (self._flight and size(self._there()) == 0):
             self._lost.clear()
             for future in [future for future in self._flight if future.cancel()]:
                 del self._flight[future]
@@ -135,6 +140,22 @@ class Workers:
         for process in processes:
             process.terminate()
 
+    def _look(self, came):
+        """Says it where for long there has been nobody who would make a call."""
+        now = time.monotonic()
+        if not came and now - self._looked < LOOK:
+            return
+        self._looked = now
+        if came or size(self._there()) != 0:
+            self._seen = now
+        elif now - self._seen > LONELY:
+            self._seen = math.inf  # once
+            warnings.warn(
+                f"The executor has had no workers for {LONELY:.0f} s, and the sweep waits for "
+                "some. Start them, or press Ctrl-C, which returns the table so far.",
+                stacklevel=2,
+            )
+
     @property
     def _alone(self):
         """Whether a call is under way that two pools broke with: it has the third for itself."""
@@ -143,7 +164,7 @@ class Workers:
     def _there(self) -> Executor:
         """The executor, made where there is none."""
         if self._executor is None:
-            self._executor = _usable(self._make() if self._make else None)
+            self._executor = usable(self._make() if self._make else None)
         return self._executor
 
     def _again(self, lost):
@@ -169,39 +190,6 @@ class Workers:
             if self._flight and self._deaths[self._lost[0]] == AGAIN:
                 return
             self.send(self._lost.popleft())
-
-
-def _usable(executor):
-    """Refuses what is no executor, and a pool that forks."""
-    if not isinstance(executor, Executor):
-        raise TypeError(
-            "Expected the function given as executor to make an Executor of concurrent.futures, "
-            f"got {executor!r}."
-        )
-    if isinstance(executor, ProcessPoolExecutor):
-        context = getattr(executor, "_mp_context", None)
-        if context is not None and context.get_start_method() == "fork":
-            raise ValueError(
-                "Expected a ProcessPoolExecutor that starts Python anew, got one that forks, which "
-                'waits for ever once jax has started. Give it mp_context=get_context("spawn"), of '
-                "multiprocessing."
-            )
-    return executor
-
-
-def _size(executor):
-    """How many calls an executor makes at a time; None where it does not say."""
-    with contextlib.suppress(Exception):
-        client = getattr(executor, "_client", None)  # of Dask
-        if client is not None:
-            return sum(client.nthreads().values())
-        return int(getattr(executor, "_max_workers", None) or executor.num_workers)
-    return None
-
-
-def _anew(executor):
-    """Options with which Dask makes a call that it lost or took back, and still knows."""
-    return {"pure": False} if type(executor).__name__ == "ClientExecutor" else {}
 
 
 def _error(future):

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from lossopt.sweeps._executor import Given, Workers
+from lossopt.sweeps._engines import Given
+from lossopt.sweeps._executor import Workers
 from lossopt.sweeps._host import Host, Part, stretches_of
 from lossopt.sweeps._identity import program
 from lossopt.sweeps._lots import Lot
@@ -195,6 +196,8 @@ def _of_run(host, job, failed):
             "to be installed there, in the same version; cloudpickle.register_pickle_by_value("
             "module) sends a module along."
         )
+    elif failed.at == "traced":
+        return RuntimeError(f"A worker refused {job.told()}. {failed.said}")
     else:
         said = f"run failed on a worker, with {job.told()}."
     error = RuntimeError(f"{said} There it said:\n{failed.told}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from lossopt import _keys
 from lossopt._paths import paths
-from lossopt._programs import Program
+from lossopt._programs import Program, unplaced
 from lossopt._typing import PyTree
 from lossopt.sweeps._form import Form
 from lossopt.sweeps._trial import Statics, Trial
@@ -34,14 +34,14 @@ def label(statics: Statics, names: tuple[str, ...]) -> str:
 
 def program(trial: Trial, values: PyTree) -> str:
     """A digest of what one trial runs, and one of the constants that it closes over."""
-    return digest([program for program, _ in trial.programs(Form("sequential", 1), values)])
+    return digest(trial.programs(Form("sequential", 1), values))
 
 
-def digest(programs: Sequence[Program]) -> str:
-    """The same of some programs."""
+def digest(programs: Sequence[tuple[Program, Sequence[PyTree]]]) -> str:
+    """The same of some programs, each with what it is called with."""
     text, held = hashlib.sha256(), hashlib.sha256()
-    for program in programs:
-        text.update(program.digest)
+    for program, args in programs:
+        text.update(unplaced(program, args))
         for x in program.arrays:
             held.update(f"{x.dtype}{x.shape}".encode() + _host(x).tobytes())
     return f"program {text.hexdigest()[:16]}, constants {held.hexdigest()[:16]}"

@@ -26,6 +26,7 @@ SETTINGS = (  # of jax, which programs and their bits depend on
     "jax_enable_custom_prng",
     "jax_enable_x64",
     "jax_exec_time_optimization_effort",
+    "jax_explicit_x64_dtypes",
     "jax_high_dynamic_range_gumbel",
     "jax_legacy_prng_key",
     "jax_memory_fitting_effort",
@@ -89,6 +90,7 @@ def sent(run: Any, kinds: list[Kind], key: Any) -> Sent:
       ImportError: if something in it has no name to import, and cloudpickle is not installed.
     """
     program = _packed(run, kinds)
+    _read_again(program)
     settings = tuple((name, x) for name, x in jax.config.values.items() if name in SETTINGS)
     raw, impl = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
     digest = hashlib.sha256(program).hexdigest()
@@ -143,7 +145,20 @@ def _packed(run, kinds):
     except Exception as error:
         raise TypeError(
             f"Expected a run that can be sent to workers, got one that cannot: {error!r}. Files, "
-            "locks, generators and clients stay where they are: open them inside of the function."
+            "locks, generators, clients, devices and meshes stay where they are: open or make them "
+            "inside of the function."
+        ) from error
+
+
+def _read_again(program):
+    """Refuses bytes of which nothing can be made: here it is said better than on a worker."""
+    try:
+        pickle.loads(program)
+    except Exception as error:
+        raise TypeError(
+            "Expected a run that workers can read, got one that cannot be made of its own bytes: "
+            f"{error!r}. Such are functions of jax.custom_vjp that are not in a module: put them "
+            "into one, where they go by their names, or make them inside of the function."
         ) from error
 
 

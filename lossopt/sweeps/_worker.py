@@ -22,9 +22,12 @@ from lossopt.sweeps._surroundings import under, uninterrupted
 from lossopt.sweeps._trial import Trial
 
 ANOTHER = (
-    "This worker has another program than the caller, of the same name: a module that run needs "
-    "was edited after it was imported here, or is another version here; or run reads other data "
-    "here, or depends on the order of a set. Start the workers anew."
+    "Expected the program that the caller traced, got another on this worker. Where a module that "
+    "run needs was edited, or is here in another version, start workers and caller anew. Where "
+    "something that run closes over was changed after it was traced, make run anew. Where key or "
+    "arrays lie on a mesh, jax.device_put them on one device. It may also read other data here, "
+    "compare options of Static by `is`, or depend on the order of a set or on a setting of jax "
+    "that does not travel."
 )
 _KEPT = 4  # programs, which may hold data
 
@@ -98,13 +101,13 @@ class Failed(NamedTuple):
     """What a worker could not do.
 
     Attributes:
-      at: what it was about to do: to read the program, or to run it.
+      at: what it was about to do: to read the program, to run it, or it had traced another.
       told: the traceback there.
       said: the exception in a line.
       error: itself as bytes; None where it does not travel.
     """
 
-    at: Literal["read", "run"]
+    at: Literal["read", "traced", "run"]
     told: str
     said: str
     error: bytes | None
@@ -147,9 +150,9 @@ def _guarded(sent, kind, do):
             _read(sent)
             at = "run"
             if _is_another(sent, kind):
-                return Failed("read", ANOTHER, ANOTHER, None)
+                return Failed("traced", ANOTHER, ANOTHER, None)
             return do()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
         return Failed(at, traceback.format_exc(), said, _bytes(error))
 

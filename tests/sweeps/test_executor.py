@@ -235,6 +235,21 @@ def test_calls_for_which_there_are_no_workers_are_taken_back():
     assert not workers.busy
 
 
+def test_an_executor_without_workers_is_told_of(monkeypatch):
+    class Empty(Executor):
+        num_workers = 0
+
+    workers = Workers(Empty())
+    clock = iter([0.0, 5.0, 20.0, 40.0, 80.0])
+    monkeypatch.setattr(_executor.time, "monotonic", lambda: next(clock))
+    workers._looked = workers._seen = 0.0
+    for _ in range(3):  # up to 20 s
+        list(workers.came(0))
+    with pytest.warns(UserWarning, match="no workers for 30 s"):
+        list(workers.came(0))
+    list(workers.came(0))  # once
+
+
 REFUSED = {
     "a number": (TypeError, r"Expected executor as an Executor .* got 3", lambda: 3),
     "makes a number": (TypeError, r"Expected the function given as executor .* got 0", lambda: int),

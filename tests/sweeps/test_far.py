@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import os
 import pickle
 import signal
 import sys
@@ -229,7 +228,8 @@ def test_a_program_is_read_and_compiled_once(monkeypatch):
     programs = {given[0].digest for given in post.sent}
     assert len(programs) == 1
     assert len(post.sent) > 2
-    assert len(read) - 2 * len(post.sent) == 1  # Post reads each call and each answer
+    others = 2 * len(post.sent) + 2  # Post reads each call and answer, the caller what it sends
+    assert len(read) - others == 1
 
 
 def test_a_program_is_told_of_each_key():
@@ -332,11 +332,33 @@ def test_what_a_worker_imported_before_an_edit_is_refused(monkeypatch):
 
     edit(2)
     values = {"rate": np.zeros(2)}
-    with pytest.raises(RuntimeError, match=r"(?s)could not read.*another program than the caller"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)A worker refused trials 0.*got another on this worker"
+    ):
         sweep(module.run, values, executor=Old(), **ALONE)
     monkeypatch.setattr(_worker, "traced", lambda: "8 devices of an accelerator")
     table = sweep(module.run, values, executor=Old(), **ALONE)  # programs may be others there
     assert (table["loss"] == 1).all()
+
+
+def test_where_arrays_and_keys_lie_makes_no_other_program(pool, tmp_path):
+    lie = lambda x: jax.device_put(x, jax.devices()[0])
+    run = lambda x: lambda numbers, key: numbers["rate"] * x.sum() + jax.random.normal(key)
+    values, plain = {"rate": np.ones(2, np.float32)}, jnp.arange(3.0)
+    want = sweep(run(plain), values, checkpoint=tmp_path, **ALONE)
+    same(sweep(run(lie(plain)), values, lie(KEY), executor=pool, **ALONE), want)
+    same(sweep(run(lie(plain)), values, checkpoint=tmp_path, **ALONE), want)
+
+
+def test_an_exit_of_the_run_is_its_own(pool):
+    def run(numbers, key):
+        if threading.current_thread() is not threading.main_thread():
+            raise SystemExit(3)
+        return numbers["rate"]
+
+    with pytest.raises(RuntimeError, match="run failed on a worker") as caught:
+        sweep(run, executor=pool, **ALONE)
+    assert isinstance(caught.value.__cause__, SystemExit)
 
 
 def of_the_worker():
@@ -382,14 +404,16 @@ def test_an_exception_that_does_not_travel(pool):
 
 
 class Unread:
-    """Bytes that workers cannot read."""
+    """Bytes that are read once, by the caller, and by no worker."""
 
     def __reduce__(self):
-        return _unread, (os.getpid(), threading.main_thread().name)
+        return _unread, ()
 
 
-def _unread(*given):
-    raise ModuleNotFoundError("no module of mine")
+def _unread(read=[]):  # noqa: B006
+    read.append(None)
+    if len(read) > 1:
+        raise ModuleNotFoundError("no module of mine")
 
 
 def test_a_program_that_workers_cannot_read():
@@ -516,6 +540,12 @@ def test_large_programs_are_said_once(monkeypatch):
     assert [warning.filename for warning in told] == [runs.__file__]  # where it is called
 
 
+def _of_custom_vjp():
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2, x), lambda x, slope: (2 * x * slope,))
+    return lambda numbers, key: square(numbers["rate"])
+
+
 REFUSED = {
     "a mesh": (ValueError, r"either mesh.* or executor", {"mesh": lo.parallel.mesh()}),
     "a population": (
@@ -524,6 +554,11 @@ REFUSED = {
         {"rungs": sweeps.population(4, {"rate": sweeps.Log(1e-3, 0.2)})},
     ),
     "a number": (TypeError, r"Expected executor as an Executor.*got 3", {"executor": 3}),
+    "a custom_vjp": (
+        TypeError,
+        r"a run that workers can read.*custom_vjp.*put them into one",
+        {"run": _of_custom_vjp()},
+    ),
     "a lock": (
         TypeError,
         r"a run that can be sent to workers.*_thread.lock",
