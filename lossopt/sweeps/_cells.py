@@ -126,9 +126,9 @@ def standing(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     level = np.select([status == FINISHED, status == STOPPED, status == WAITING], [0, 1, 3], 2)
     finite = np.isfinite(values)
     level[(level == 0) & ~finite] = 2
-    rungs = any(rung_of(name, table.scores) is not None for name in table.columns)
+    known = "steps" in table.columns and "steps" not in (*table.names, *table.scores)
     short = (level == 1) | (level == 3)
-    left = -np.asarray(table["steps"], float) * short if rungs else np.zeros(len(values))
+    left = -np.asarray(table["steps"], float) * short if known else np.zeros(len(values))
     ranked = -values if table.maximize else values
     return np.where(finite & (level != 2), ranked, np.inf), left, level.astype(float)
 

@@ -495,6 +495,8 @@ class TestTable:
         }
         table = sweeps.Table(columns, "loss", (), ("loss",))
         assert table.rank().tolist() == [4, 3, 0, 1, 2]
+        del columns["steps"]
+        assert sweeps.Table(columns, "loss", (), ("loss",)).rank().tolist() == [4, 1, 3, 0, 2]
         with pytest.raises(ValueError, match=r"1 that were stopped.*4 that wait.*rung, at\(\)"):
             table.best  # noqa: B018
         with pytest.raises(ValueError, match=r"4 that wait.*rung, at\(\)"):

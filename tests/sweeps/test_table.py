@@ -364,7 +364,7 @@ class TestImportance:
                 "stopped",
             ],
         }
-        table = _table({name: np.asarray(x) for name, x in columns.items()})
+        table = lo.sweeps.Table(columns, "loss", (), ("loss",))
         assert ranks(table, "loss").tolist() == [1, 5.5, 5.5, 2.5, 2.5, 7.5, 7.5, 4]
 
     def test_an_option_matters(self, draws):
