@@ -376,10 +376,11 @@ class TestRefused:
             sweep(run, rungs=rungs, checkpoint=tmp_path / "none")
         assert not (tmp_path / "none").exists()
 
-    def test_a_score_called_steps(self):
-        run = sweeps.Task(lambda x, key: x["x"], lambda s, _: s, lambda s: {"steps": s}, steps=2)
+    @pytest.mark.parametrize(("name", "score"), [("x", "steps"), ("steps", "x")])
+    def test_a_score_or_a_hyperparameter_called_steps(self, name, score):
+        run = sweeps.Task(lambda x, key: x[name], lambda s, _: s, lambda s: {score: s}, steps=2)
         with pytest.raises(ValueError, match="another name than 'steps'"):
-            sweep(run, {"x": np.ones(2)}, rungs=sweeps.halving(2, 2, 2))
+            sweep(run, {name: np.ones(2)}, rungs=sweeps.halving(2, 2, 2))
 
     def test_other_rungs_in_the_checkpoint(self, tmp_path):
         sweep(rungs=PLANS["halving"], checkpoint=tmp_path, **WAYS["sequential"])
@@ -469,6 +470,10 @@ class TestTable:
         assert early["id"].tolist() == table["id"][there].tolist()
         assert bits(early["loss"]) == bits(table["loss@3"][there])
         assert set(early["status"]) == {"finished"}
+        assert "steps" not in early.columns
+        assert table.work is not None
+        assert early.work is None, "which is that of all rungs"
+        assert bits(table.at(np.float64(3))["loss"]) == bits(early["loss"])
         assert early.interval("rate", within=9.0).good >= 2
         with pytest.raises(ValueError, match=r"steps of a rung, got 4\. There are 1, 3, 6, 12"):
             table.at(4)
@@ -539,7 +544,7 @@ def test_trials_that_would_have_competed_otherwise_are_another_sweep(
         sweep(trials=others, **how)
 
 
-@pytest.mark.parametrize("name", ["loss@5", "near@77"])
+@pytest.mark.parametrize("name", ["loss@5", "near@77", "rate@3", "parent@4"])
 def test_names_of_columns_at_rungs_are_refused(name):
     values = {**{k: np.asarray(x) for k, x in TRIALS.values.items()}, name: np.ones(13, np.float32)}
     with pytest.raises(ValueError, match=f"another name than '{name}'"):
