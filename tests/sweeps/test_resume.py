@@ -118,6 +118,8 @@ class TestGoesOn:
             patch.setattr(_host, "settled", None)
             table = sweep(RUN, checkpoint=tmp_path)
         same(table, sweep(RUN, mode="vmap", chunk=3))
+        with pytest.raises(ValueError, match="mode: was vmap, is sequential"):
+            sweep(RUN, checkpoint=tmp_path, mode="sequential")  # though nothing is left to run
 
     @pytest.mark.parametrize("way", WAYS)
     def test_within_a_trial(self, whole, way, tmp_path):
