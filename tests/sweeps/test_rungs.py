@@ -3,6 +3,8 @@
 import itertools
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from lossopt import sweeps
-from lossopt.sweeps import _resting
+from lossopt.sweeps import _host, _resting
 from lossopt.sweeps._calls import Calls
 from tests.counted import counted
 from tests.sweeps.runs import RUN, STEPS, TASK, TRIALS, always, bits, same, sweep, taking, task
@@ -411,7 +413,9 @@ class TestGoesOn:
         same(table, want)
         assert table.work == want.work
         assert calls > 2
-        same(sweep(**options), want)
+        rows = []
+        same(sweep(on_row=rows.append, **options), want)
+        assert not rows, "all were told"
 
     @pytest.mark.parametrize("way", WAYS)
     def test_within_a_rung(self, tables, way, tmp_path):
@@ -563,6 +567,26 @@ def test_a_part_in_which_all_stopped_says_so():
     assert len(stopped)
     with pytest.raises(ValueError, match=r"that were stopped at a rung.*at\(\)"):
         _ = stopped.best
+
+
+def test_an_automatic_chunk_of_repetitions_and_on_many_devices():
+    plan, mesh = sweeps.halving(6, 9, 2), jax.make_mesh((8,), ("d",))
+    wide = [plan.at_most(repeats, 1) for repeats in (1, 3)]
+    assert wide[0] < 8 < wide[1] < 16
+    for repeats, where, width in (
+        (1, None, wide[0]),
+        (3, None, wide[1]),
+        (1, mesh, 8),
+        (3, mesh, 8),
+    ):
+        host: Any = SimpleNamespace(
+            rungs=plan,
+            ledger=SimpleNamespace(ran=np.zeros(6 * repeats, bool)),
+            wanted=SimpleNamespace(mesh=where),
+            parts=[None],
+        )
+        assert _host.narrowed(host, 99) == width
+        assert _host.narrowed(host, 2) == 2
 
 
 def test_an_automatic_chunk_executes_at_most_twice_the_work_in_groups_and_on_a_mesh():
