@@ -262,6 +262,10 @@ class TestGoesOn:
         assert latest.note is not None
         assert list(latest.note["sweep"]["settled"].values()) == [["vmap", 13]]
 
+    def test_no_form_is_settled_when_time_is_up(self, monkeypatch):
+        monkeypatch.setattr(_host, "settled", None)
+        assert set(sweep(RUN, timeout=1e-9)["status"]) == {"waiting"}
+
     def test_joined_trials_with_options_and_keys(self, tmp_path):
         space = {"width": sweeps.Static((1, jnp.tanh)), "rate": sweeps.Linear(0, 1)}
         trials = sweeps.join(
