@@ -16,7 +16,7 @@ from lossopt.sweeps import _host
 from lossopt.sweeps._asked import Asked
 from lossopt.sweeps._calls import Calls
 from tests.counted import counted
-from tests.sweeps.runs import RUN, TASK, VALUES, always, same, sweep, task
+from tests.sweeps.runs import KEY, RUN, TASK, VALUES, always, same, sweep, task
 
 N, CHUNK = 10, 4
 MASKS = VALUES["mask"][:3]
@@ -333,6 +333,10 @@ REFUSED = {
     "a part": ([{**ONE, "count": 2.5}] * 2, r"'count' as a whole number from 1 to 9, got 2\.5"),
     "too many": ([{**ONE, "count": 10}] * 2, r"'count' as a whole number from 1 to 9, got 10"),
     "a flag": ([{**ONE, "count": True}] * 2, r"'count' as a whole number .* got True"),
+    "a flag of numpy": ([{**ONE, "rate": np.True_}] * 2, r"'rate' as a number .* got np\.True_"),
+    "beyond all floats": ([{**ONE, "rate": 10**400}] * 2, r"'rate' as a number .*got 10000"),
+    "no number": ([{**ONE, "near": "high"}] * 2, r"'near' among \[0\.1, 0\.9\], got 'high'"),
+    "an array of a choice": ([{**ONE, "of": np.array([16])}] * 2, r"'of' among .*got array"),
     "no choice": ([{**ONE, "of": 16.5}] * 2, r"'of' among \[.*16.*32.*\], got 16\.5"),
     "no option": ([{**ONE, "rule": 2.0}] * 2, r"'rule' among \['adam', 2\], got 2\.0"),
 }
@@ -354,6 +358,31 @@ class TestRefused:
         with pytest.raises(ValueError, match=said):
             sweep(lambda numbers, key: numbers["rate"], trials, checkpoint=tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("wrong", [3, {**ONE, "rate": 2}])
+    def test_later_trials_are_told_by_their_ids(self, wrong):
+        trials = sweeps.suggest(RANGES, lambda count: [ONE, wrong], print, 8)
+        with pytest.raises(ValueError, match="give trial 7 a"):
+            trials.asked(2, 6)
+
+    def test_arrays_and_keys_are_found_among_the_options(self):
+        keys = jax.random.split(KEY, 3)
+        space = {"mask": sweeps.Choice(MASKS), "key": sweeps.Choice(keys)}
+        given = [
+            {"mask": MASKS[2].tolist(), "key": keys[1]},
+            {"mask": jnp.asarray(MASKS[0]), "key": jax.random.key_data(keys[2])},
+        ]
+        found = sweeps.suggest(space, lambda count: given, print, 2).asked(2, 0)
+        assert found["mask"].tolist() == [2, 0]
+        assert found["key"].tolist() == [1, 2]
+
+    def test_ends_are_rounded_as_values_are(self):
+        low, high = np.float32([0.01, 0.1])
+        assert float(low) < 0.01
+        assert float(high) > 0.1
+        ask = lambda count: [{"x": low}, {"x": high}]
+        trials = sweeps.suggest({"x": sweeps.Linear(0.01, 0.1)}, ask, print, 2)
+        assert trials.asked(2, 0)["x"].tolist() == [low, high]
 
     def test_numbers_of_any_library_are_taken(self):
         given = [
