@@ -122,7 +122,6 @@ class Asked:
                 engine.form_of(host, part, part.rows, watch)
         watch.save()
         host.saves.wait()
-        self._new = False
 
     def _tell(self, ledger):
         """Tells the rows that have run and were not told."""

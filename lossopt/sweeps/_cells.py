@@ -29,9 +29,8 @@ def completed(
         "seconds": np.full(count, np.nan),
     } | columns
     of_scores = [name for s in scores for name in (s, f"{s}/error")]
-    at_rungs = [x for x in columns if rung_of(x, (*scores, *names, PARENT)) is not None]
-    order = ["id", "setting", *names, *of_scores, *at_rungs]
-    order += [name for name in ("repeats", "steps", "status", "seconds") if name not in order]
+    rungs = _rungs(columns, names, scores)
+    order = ["id", "setting", *names, *of_scores, *rungs, "repeats", "steps", "status", "seconds"]
     return {name: filled[name] for name in order if name in filled}
 
 
@@ -44,6 +43,12 @@ def rung_of(name: str, scores: tuple[str, ...]) -> int | None:
     """The steps of the rung that a column is of, None where it is none of these at a rung."""
     score, _, steps = name.rpartition("@")
     return int(steps) if score in scores and steps.isdecimal() and name not in scores else None
+
+
+def at_rungs(table: Any) -> dict[str, int]:
+    """The columns of scores at rungs, and the steps of these."""
+    found = {x: rung_of(x, table.scores) for x in table.columns if x not in table.names}
+    return {name: steps for name, steps in found.items() if steps is not None}
 
 
 def refuse_rungs(names: tuple[str, ...], scores: tuple[str, ...]) -> None:
@@ -155,6 +160,12 @@ def _objects(values):
     return column
 
 
+def _rungs(columns, names, scores):
+    """The columns of scores, hyperparameters and parents at rungs."""
+    of = *scores, *names, PARENT
+    return [name for name in columns if name not in names and rung_of(name, of) is not None]
+
+
 def _refuse(columns, score, names, scores):
     for which, taken in (("hyperparameter", names), ("score", scores)):
         if clash := [name for name in taken if name in FIXED]:
@@ -178,7 +189,7 @@ def _refuse(columns, score, names, scores):
         )
     if lost := [name for name in (*names, *scores) if name not in columns]:
         raise ValueError(f"Expected a column {lost[0]!r}; there are {', '.join(columns)}.")
-    rungs = {x for x in columns if rung_of(x, (*scores, *names, PARENT)) is not None}
+    rungs = _rungs(columns, names, scores)
     if rungs and "steps" in (*names, *scores):
         raise ValueError(
             "Expected another name than 'steps' of a hyperparameter or a score: with rungs the "

@@ -58,7 +58,6 @@ def _evolving(plan: Population, host: Host, watch: Watch) -> None:
     part, ledger, form = host.parts[0], host.ledger, Form("vmap", len(host.ledger.ran))
     if ledger.ran.all() or watch.over:
         return
-    host.saves.settled[part.label] = form.mode, form.chunk
     compiled(part.trial, form, part.first)
     within, rows = _under_way(host), np.arange(form.chunk)
     next_of = _Next(plan, part, ledger, form)
@@ -178,7 +177,7 @@ def _refuse_trials(plan, parts, ledger):
         )
     for name, range_ in plan.space.items():
         _refuse_values(name, range_, parts[0].values)
-    names = (*plan.space, *ledger.scores)
+    names = (*ledger.trials.names, *ledger.scores)
     if clash := [name for name in names if name in TAKEN]:
         raise ValueError(
             f"Expected another name than {clash[0]!r}: the table of a population has columns of "

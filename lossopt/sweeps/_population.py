@@ -207,7 +207,7 @@ def drawn(rule: Rule, keys: Array, order: Array, known: Array) -> tuple[Array, A
 
     def one(key):
         which, how = jax.random.split(key)
-        place = jax.random.randint(which, (), 0, jnp.maximum(most, 1))
+        place = jax.random.randint(which, (), 0, most)  # of none unused
         return place, jax.random.randint(how, (len(rule.ranges),), 0, len(rule.factors))
 
     places, picks = jax.vmap(one)(keys)

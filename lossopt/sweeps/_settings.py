@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from lossopt.sweeps._cells import DIVERGED, FINISHED, PARENT, STOPPED, WAITING, rung, rung_of
+from lossopt.sweeps._cells import (
+    DIVERGED,
+    FINISHED,
+    PARENT,
+    STOPPED,
+    WAITING,
+    at_rungs,
+    rung,
+    rung_of,
+)
 
 
 def mean(table: Any) -> Any:
@@ -22,11 +31,10 @@ def mean(table: Any) -> Any:
         values = np.asarray(table[score], float)
         pooled = [_mean(values[rows[ran[rows]]]) for rows in groups]
         columns[score], columns[f"{score}/error"] = np.array(pooled, float).reshape(-1, 2).T
-    for name in table.columns:
-        if rung_of(name, table.scores) is not None:
-            columns[name] = np.array([np.mean(np.asarray(table[name][r], float)) for r in groups])
+    for name in at_rungs(table):
+        columns[name] = np.array([np.mean(np.asarray(table[name][r], float)) for r in groups])
     if "steps" in table.columns and "steps" not in table.names:
-        columns["steps"] = np.array([np.max(table["steps"][rows]) for rows in groups])
+        columns["steps"] = np.array([np.min(table["steps"][rows]) for rows in groups])
     columns["repeats"] = np.array([np.sum(ran[rows]) for rows in groups], int)
     columns["status"] = np.array([_status(table["status"][rows]) for rows in groups], object)
     columns["seconds"] = np.array([_sum(table["seconds"][rows[ran[rows]]]) for rows in groups])
@@ -40,8 +48,7 @@ def mean(table: Any) -> Any:
 
 def at(table: Any, steps: int) -> Any:
     """The trials that reached a rung; see `Table.at`."""
-    found = [rung_of(name, table.scores) for name in table.columns]
-    rungs = sorted({at for at in found if at is not None})
+    rungs = sorted(set(at_rungs(table).values()))
     if steps not in rungs:
         known = ", ".join(map(str, rungs)) or "none"
         raise ValueError(f"Expected the steps of a rung, got {steps!r}. There are {known}.")
@@ -61,7 +68,7 @@ def endings(table: Any) -> str:
     count = lambda status: int(np.sum(table["status"] == status))
     stopped = f"{n} that were stopped at a rung, " if (n := count(STOPPED)) else ""
     told = f"{stopped}{count(DIVERGED)} that diverged and {count(WAITING)} that wait."
-    if any(rung_of(name, table.scores) is not None for name in table.columns):
+    if at_rungs(table):
         return f"{told} Let the sweep go on, or take the table of a rung, at()."
     return f"{told} Let the sweep go on, or widen its spaces to where runs stay finite."
 

@@ -60,7 +60,7 @@ class Suggest:
           start: the id of the first.
         """
         given = self.ask(count)
-        if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != count:
+        if not isinstance(given, Sequence) or len(given) != count:
             many = f" of {len(given)}" if isinstance(given, Sequence) else ""
             raise ValueError(
                 f"Expected ask({count}) to return a list of {count} dicts, got "

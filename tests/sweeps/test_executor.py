@@ -250,6 +250,33 @@ def test_an_executor_without_workers_is_told_of(monkeypatch):
     list(workers.came(0))  # once
 
 
+def test_without_workers_is_since_there_was_one_or_a_call_came(monkeypatch):
+    class Few(Executor):
+        num_workers = 0
+
+        def submit(self, work, /, *given):
+            future = Future()
+            future.set_result("done")
+            return future
+
+    few = Few()
+    workers = Workers(few)
+    clock = iter([5.0, 10.0, 10.5, 40.2, 40.6, 41.3])
+    monkeypatch.setattr(_executor.time, "monotonic", lambda: next(clock))
+    workers._looked = workers._seen = -21.0
+    for count in (1, 0):
+        few.num_workers = count
+        assert not list(workers.came(0))
+    workers.send(call(str, "a", []))
+    assert len(list(workers.came(0))) == 1
+    for count in (0, 1):  # the second time it does not look, as it has just done so
+        few.num_workers = count
+        assert not list(workers.came(0))
+    few.num_workers = 0
+    with pytest.warns(UserWarning, match="no workers for 30 s"):
+        list(workers.came(0))
+
+
 REFUSED = {
     "a number": (TypeError, r"Expected executor as an Executor .* got 3", lambda: 3),
     "makes a number": (TypeError, r"Expected the function given as executor .* got 0", lambda: int),

@@ -8,7 +8,8 @@ import pytest
 
 import lossopt as lo
 from lossopt.sweeps import Integer, Linear, Static, join
-from lossopt.sweeps._identity import option_text, rows_of, same_trials
+from lossopt.sweeps._identity import option_text, program, rows_of, same_trials
+from lossopt.sweeps._trial import Trial
 
 KEY = jax.random.key(0)
 ADAM = lo.sweeps.random({"b2": Linear(0, 1), "rule": Static(["adam", "lion"])}, 4, KEY)
@@ -50,6 +51,18 @@ def test_another_value_is_refused_where_others_are_joined():
         same_trials(had, ADAM.id, BOTH, "here")
     with pytest.raises(ValueError, match="hyperparameters: were setting, b2, rule, are setting"):
         same_trials(rows_of(ADAM[:3]), ADAM.id[:3], SGD, "here")
+
+
+def test_a_program_that_calls_the_host_is_the_same_where_arrays_lie_on_a_device():
+    held = jax.device_put(np.arange(3.0), jax.devices()[0])
+    like = jax.ShapeDtypeStruct((), np.float32)
+
+    def run():
+        host = lambda x: x
+        return lambda rate, key: jax.pure_callback(host, like, rate) * held.sum()
+
+    one, other = (program(Trial(run(), (), KEY), np.float32(1)) for _ in range(2))
+    assert one == other
 
 
 def test_a_set_is_told_in_one_order():

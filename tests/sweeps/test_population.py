@@ -136,6 +136,14 @@ class TestGeneration:
             assert np.isin(found[name][replaced], ends).all()
             assert bits(found[name][~replaced]) == bits(VALUES[name][~replaced])
 
+    def test_who_is_not_replaced_inherits_nothing(self):
+        again = lambda own, donor, numbers: donor | {"key": own["key"], "w": 0 * donor["w"]}
+        made = dataclasses.replace(TASK, inherit=again), (), Form("vmap", COUNT)
+        given = STATE, VALUES, IDS, SCORES["ties"], KEY, np.int32(2)
+        state, _, rows = _programs.call(evolved, (*made, rule_of(PLAN, COUNT, False)), *given)
+        replaced = np.asarray(rows) != np.arange(COUNT)
+        np.testing.assert_array_equal(state["w"], np.where(replaced[:, None], 0, STATE["w"]))
+
     def test_without_a_quantile_nobody_goes_on_from_another(self):
         plan = sweeps.population(3, SPACE, quantile=0)
         state, values, rows = _after(SCORES["ties"], plan=plan)
@@ -275,6 +283,7 @@ class TestSwept:
         early = whole.at(4)
         assert bits(early["rate"]) == bits(whole["rate@4"])
         assert (early["status"] == "diverged").sum() == 3
+        assert not [name for name in early.columns if "@" in name]
         later = whole.at(8)
         assert bits(later["rate"]) == bits(whole["rate@8"]) != bits(whole["rate@12"])
         assert len(whole.mean()) == len(whole)
@@ -313,7 +322,11 @@ class TestSwept:
         assert bits(table["rate@8"]) == bits(values["rate"])
 
     def test_another_score_in_the_checkpoint(self, tmp_path):
-        sweep(rungs=RUNGS, checkpoint=tmp_path)
+        with mock.patch.object(_watch, "EVERY", 1e9):
+            sweep(rungs=RUNGS, checkpoint=tmp_path)
+        latest = lo.checkpoint.Checkpoints(tmp_path).latest()
+        assert latest is not None
+        assert latest.step == 2, "saved after the first generation and at the end"
         with pytest.raises(ValueError, match="ranks by: was the lowest loss, is the lowest near"):
             sweep(rungs=RUNGS, checkpoint=tmp_path, score="near")
 
@@ -408,6 +421,26 @@ class TestGoesOn:
         with always(), pytest.raises(KeyError, match="of the caller"):
             sweep(rungs=RUNGS, checkpoint=tmp_path, on_row=fails)
         same(sweep(rungs=RUNGS, checkpoint=tmp_path), whole)
+
+    def test_an_error_within_a_generation_leaves_what_was_saved(self, whole, tmp_path):
+        run, begun = Calls.run, []
+
+        def failing(self, form, rows, within, until, goes_on):
+            begun.append(within and within.done)
+
+            def fails(under):
+                if goes_on(under) and under.done == 7:
+                    raise KeyError("of the caller")
+                return True
+
+            return run(self, form, rows, within, until, fails if len(begun) == 2 else goes_on)
+
+        few = lambda self, left: min(left, 3)
+        with mock.patch.multiple(Calls, run=failing, _count=few):
+            with always(), pytest.raises(KeyError, match="of the caller"):
+                sweep(rungs=RUNGS, checkpoint=tmp_path)
+            same(sweep(rungs=RUNGS, checkpoint=tmp_path), whole)
+        assert begun == [None, 4, 7, 8]
 
     def test_no_generation_begins_after_the_time(self, whole, tmp_path):
         table = sweep(rungs=RUNGS, checkpoint=tmp_path, timeout=1e-9)
@@ -513,7 +546,22 @@ UNFIT = {
         ValueError,
         "begin with rate within Log.*got 1000000000",
     ),
+    "outside of all": (
+        dict(_named("rate"), trials={"rate": np.float32([0.5, NAN])}),
+        ValueError,
+        r"begin with rate within Linear.*got nan",
+    ),
     "parent": (_named("parent"), ValueError, "another name than 'parent'"),
+    "parent that does not change": (
+        dict(_named("rate"), trials={name: np.ones(2, np.float32) for name in ("rate", "parent")}),
+        ValueError,
+        "another name than 'parent'",
+    ),
+    "a score": (
+        dict(run=dataclasses.replace(TASK, score=lambda state: {"parent": state["w"][0]})),
+        ValueError,
+        "another name than 'parent'",
+    ),
     "steps": (_named("steps"), ValueError, "another name than 'steps'"),
     "another state": (
         dict(run=dataclasses.replace(TASK, inherit=lambda own, donor, numbers: own["w"])),

@@ -118,6 +118,8 @@ class TestGoesOn:
             patch.setattr(_host, "settled", None)
             table = sweep(RUN, checkpoint=tmp_path)
         same(table, sweep(RUN, mode="vmap", chunk=3))
+        with pytest.raises(ValueError, match="mode: was vmap, is sequential"):
+            sweep(RUN, checkpoint=tmp_path, mode="sequential")  # though nothing is left to run
 
     @pytest.mark.parametrize("way", WAYS)
     def test_within_a_trial(self, whole, way, tmp_path):
@@ -230,6 +232,39 @@ class TestGoesOn:
         calls.clear()
         same(sweep(checkpoint=tmp_path, **WAYS["sequential"]), whole["task", "sequential"])
         assert np.concatenate(calls).tolist() == [*range(first, 13)]
+
+    def test_an_error_within_a_trial_leaves_what_was_saved(self, whole, tmp_path):
+        run, begun = Calls.run, []
+
+        def failing(self, form, rows, within, until, goes_on):
+            begun.append(within and within.done)
+
+            def fails(under):
+                if goes_on(under) and under.done == 6:
+                    raise KeyError("of the caller")
+                return True
+
+            return run(self, form, rows, within, until, fails if len(begun) == 1 else goes_on)
+
+        options = {"checkpoint": tmp_path, **WAYS["vmap"]}
+        with mock.patch.multiple(Calls, run=failing, _count=lambda self, left: min(left, 3)):
+            with always(), pytest.raises(KeyError, match="of the caller"):
+                sweep(**options)
+            same(sweep(**options), whole["task", "vmap"])
+        assert begun == [None, 6, None, None, None]
+
+    def test_a_form_is_saved_when_it_is_settled(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(_host, "compiled", mock.Mock(side_effect=KeyError("of the machine")))
+        with pytest.raises(KeyError, match="of the machine"):
+            sweep(RUN, checkpoint=tmp_path, mode="vmap")
+        latest = lo.checkpoint.Checkpoints(tmp_path).latest()
+        assert latest is not None
+        assert latest.note is not None
+        assert list(latest.note["sweep"]["settled"].values()) == [["vmap", 13]]
+
+    def test_no_form_is_settled_when_time_is_up(self, monkeypatch):
+        monkeypatch.setattr(_host, "settled", None)
+        assert set(sweep(RUN, timeout=1e-9)["status"]) == {"waiting"}
 
     def test_joined_trials_with_options_and_keys(self, tmp_path):
         space = {"width": sweeps.Static((1, jnp.tanh)), "rate": sweeps.Linear(0, 1)}

@@ -3,6 +3,8 @@
 import itertools
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from lossopt import sweeps
-from lossopt.sweeps import _resting
+from lossopt.sweeps import _host, _resting
 from lossopt.sweeps._calls import Calls
 from tests.counted import counted
 from tests.sweeps.runs import RUN, STEPS, TASK, TRIALS, always, bits, same, sweep, taking, task
@@ -376,10 +378,11 @@ class TestRefused:
             sweep(run, rungs=rungs, checkpoint=tmp_path / "none")
         assert not (tmp_path / "none").exists()
 
-    def test_a_score_called_steps(self):
-        run = sweeps.Task(lambda x, key: x["x"], lambda s, _: s, lambda s: {"steps": s}, steps=2)
+    @pytest.mark.parametrize(("name", "score"), [("x", "steps"), ("steps", "x")])
+    def test_a_score_or_a_hyperparameter_called_steps(self, name, score):
+        run = sweeps.Task(lambda x, key: x[name], lambda s, _: s, lambda s: {score: s}, steps=2)
         with pytest.raises(ValueError, match="another name than 'steps'"):
-            sweep(run, {"x": np.ones(2)}, rungs=sweeps.halving(2, 2, 2))
+            sweep(run, {name: np.ones(2)}, rungs=sweeps.halving(2, 2, 2))
 
     def test_other_rungs_in_the_checkpoint(self, tmp_path):
         sweep(rungs=PLANS["halving"], checkpoint=tmp_path, **WAYS["sequential"])
@@ -410,7 +413,9 @@ class TestGoesOn:
         same(table, want)
         assert table.work == want.work
         assert calls > 2
-        same(sweep(**options), want)
+        rows = []
+        same(sweep(on_row=rows.append, **options), want)
+        assert not rows, "all were told"
 
     @pytest.mark.parametrize("way", WAYS)
     def test_within_a_rung(self, tables, way, tmp_path):
@@ -469,6 +474,10 @@ class TestTable:
         assert early["id"].tolist() == table["id"][there].tolist()
         assert bits(early["loss"]) == bits(table["loss@3"][there])
         assert set(early["status"]) == {"finished"}
+        assert "steps" not in early.columns
+        assert table.work is not None
+        assert early.work is None, "which is that of all rungs"
+        assert bits(table.at(np.float64(3))["loss"]) == bits(early["loss"])
         assert early.interval("rate", within=9.0).good >= 2
         with pytest.raises(ValueError, match=r"steps of a rung, got 4\. There are 1, 3, 6, 12"):
             table.at(4)
@@ -541,7 +550,7 @@ def test_trials_that_would_have_competed_otherwise_are_another_sweep(
         sweep(trials=others, **how)
 
 
-@pytest.mark.parametrize("name", ["loss@5", "near@77"])
+@pytest.mark.parametrize("name", ["loss@5", "near@77", "rate@3", "parent@4"])
 def test_names_of_columns_at_rungs_are_refused(name):
     values = {**{k: np.asarray(x) for k, x in TRIALS.values.items()}, name: np.ones(13, np.float32)}
     with pytest.raises(ValueError, match=f"another name than '{name}'"):
@@ -560,6 +569,26 @@ def test_a_part_in_which_all_stopped_says_so():
     assert len(stopped)
     with pytest.raises(ValueError, match=r"that were stopped at a rung.*at\(\)"):
         _ = stopped.best
+
+
+def test_an_automatic_chunk_of_repetitions_and_on_many_devices():
+    plan, mesh = sweeps.halving(6, 9, 2), jax.make_mesh((8,), ("d",))
+    wide = [plan.at_most(repeats, 1) for repeats in (1, 3)]
+    assert wide[0] < 8 < wide[1] < 16
+    for repeats, where, width in (
+        (1, None, wide[0]),
+        (3, None, wide[1]),
+        (1, mesh, 8),
+        (3, mesh, 8),
+    ):
+        host: Any = SimpleNamespace(
+            rungs=plan,
+            ledger=SimpleNamespace(ran=np.zeros(6 * repeats, bool)),
+            wanted=SimpleNamespace(mesh=where),
+            parts=[None],
+        )
+        assert _host.narrowed(host, 99) == width
+        assert _host.narrowed(host, 2) == 2
 
 
 def test_an_automatic_chunk_executes_at_most_twice_the_work_in_groups_and_on_a_mesh():

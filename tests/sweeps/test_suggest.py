@@ -13,9 +13,10 @@ from scipy.stats import qmc
 import lossopt as lo
 from lossopt import sweeps
 from lossopt.sweeps import _host
+from lossopt.sweeps._asked import Asked
 from lossopt.sweeps._calls import Calls
 from tests.counted import counted
-from tests.sweeps.runs import RUN, TASK, VALUES, always, same, sweep, task
+from tests.sweeps.runs import KEY, RUN, TASK, VALUES, always, same, sweep, task
 
 N, CHUNK = 10, 4
 MASKS = VALUES["mask"][:3]
@@ -137,10 +138,10 @@ class TestPrograms:
         ask = lambda count: [{"x": 0.5, "width": next(options)} for _ in range(count)]
         space = {"x": sweeps.Linear(0, 1), "width": sweeps.Static((1, 2))}
         run = lambda numbers, key: jnp.sum(numbers["x"] * jnp.ones(numbers["width"]))
-        trials = sweeps.suggest(space, ask, lambda rows: None, 8, chunk=4)
+        trials = sweeps.suggest(space, ask, lambda rows: None, 8, chunk=3)
         table = sweep(run, trials, mode="vmap")
         assert table["loss"].tolist() == [0.5] * 4 + [1.0] + [0.5] * 3
-        assert counts == [((("width", 1),), 4), ((("width", 2),), 2)]
+        assert counts == [((("width", 1),), 3), ((("width", 2),), 2)]
 
     def test_a_task_looks_at_each_group_once(self, tmp_path):
         seen = []
@@ -195,6 +196,13 @@ class TestGoesOn:
         assert search.told[0] == [*range(begun)]
         assert [id for ids in search.told for id in ids] == [*range(N)]
         assert sum(search.asked) == N - len(table)
+
+    def test_nothing_is_asked_for_after_ctrl_c(self):
+        search = Search()
+        table = sweep(RUN, search.trials(), on_row=_stopping(CHUNK - 1), **WAYS["vmap"])
+        assert table["status"].tolist() == ["finished"] * CHUNK
+        assert search.asked == [CHUNK]
+        assert search.told == [[*range(CHUNK)]]
 
     def test_from_what_was_on_the_disk_when_a_row_came(self, whole, tmp_path):
         """As after `kill -9`: what was asked for is there before anybody sees what came of it."""
@@ -255,9 +263,32 @@ class TestGoesOn:
         with pytest.raises(ValueError, match=r"holds 12 trials that were suggested.* got 11"):
             sweep(RUN, Search().trials(11), **options)
 
+    def test_checkpoints_stay_open_and_a_directory_does_not(self, whole, tmp_path, monkeypatch):
+        closed, close = [], lo.checkpoint.Checkpoints.close
+        spy = lambda self: closed.append(self) or close(self)
+        monkeypatch.setattr(lo.checkpoint.Checkpoints, "close", spy)
+        with lo.checkpoint.Checkpoints(tmp_path) as checkpoints:
+            options = {"checkpoint": checkpoints, **WAYS["vmap"]}
+            sweep(RUN, Search().trials(CHUNK), **options)
+            assert not closed
+        same(
+            sweep(RUN, Search().trials(), checkpoint=tmp_path, **WAYS["vmap"]), whole["run", "vmap"]
+        )
+        assert len(set(map(id, closed))) == 3
+
+    def test_a_form_is_saved_with_what_was_asked_for(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(_host, "compiled", mock.Mock(side_effect=KeyError("of the machine")))
+        with pytest.raises(KeyError, match="of the machine"):
+            sweep(RUN, Search().trials(), checkpoint=tmp_path, **WAYS["vmap"])
+        latest = lo.checkpoint.Checkpoints(tmp_path).latest()
+        assert latest is not None
+        assert latest.note is not None
+        assert list(latest.note["sweep"]["settled"].values()) == [["vmap", 4]]
+
     def test_when_time_is_up(self, whole, tmp_path):
         options = {"checkpoint": tmp_path, **WAYS["vmap"]}
-        table = sweep(RUN, Search().trials(), timeout=1e-9, **options)
+        with mock.patch.object(_host, "settled", None):  # for what does not begin
+            table = sweep(RUN, Search().trials(), timeout=1e-9, **options)
         assert table["status"].tolist() == ["waiting"] * 4
         search = Search()
         same(sweep(RUN, search.trials(), **options), whole["run", "vmap"])
@@ -302,9 +333,21 @@ REFUSED = {
     "a part": ([{**ONE, "count": 2.5}] * 2, r"'count' as a whole number from 1 to 9, got 2\.5"),
     "too many": ([{**ONE, "count": 10}] * 2, r"'count' as a whole number from 1 to 9, got 10"),
     "a flag": ([{**ONE, "count": True}] * 2, r"'count' as a whole number .* got True"),
+    "a flag of numpy": ([{**ONE, "rate": np.True_}] * 2, r"'rate' as a number .* got np\.True_"),
+    "beyond all floats": ([{**ONE, "rate": 10**400}] * 2, r"'rate' as a number .*got 10000"),
+    "no number": ([{**ONE, "near": "high"}] * 2, r"'near' among \[0\.1, 0\.9\], got 'high'"),
+    "an array of a choice": ([{**ONE, "of": np.array([16])}] * 2, r"'of' among .*got array"),
     "no choice": ([{**ONE, "of": 16.5}] * 2, r"'of' among \[.*16.*32.*\], got 16\.5"),
     "no option": ([{**ONE, "rule": 2.0}] * 2, r"'rule' among \['adam', 2\], got 2\.0"),
 }
+
+
+OTHERS = [
+    [sweeps.Choice([1, 2]), sweeps.Choice([1, 3]), sweeps.Choice([1, 2, 3])],
+    [sweeps.Choice(np.arange(count) + first) for count, first in ((40, 0), (40, 1), (41, 0))],
+    [sweeps.Choice(jax.random.split(jax.random.key(seed))) for seed in range(3)],
+    [sweeps.Static(("a", 1)), sweeps.Static(("a", 2)), sweeps.Static(("a", 1, 2))],
+]
 
 
 class TestRefused:
@@ -315,6 +358,31 @@ class TestRefused:
         with pytest.raises(ValueError, match=said):
             sweep(lambda numbers, key: numbers["rate"], trials, checkpoint=tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("wrong", [3, {**ONE, "rate": 2}])
+    def test_later_trials_are_told_by_their_ids(self, wrong):
+        trials = sweeps.suggest(RANGES, lambda count: [ONE, wrong], print, 8)
+        with pytest.raises(ValueError, match="give trial 7 a"):
+            trials.asked(2, 6)
+
+    def test_arrays_and_keys_are_found_among_the_options(self):
+        keys = jax.random.split(KEY, 3)
+        space = {"mask": sweeps.Choice(MASKS), "key": sweeps.Choice(keys)}
+        given = [
+            {"mask": MASKS[2].tolist(), "key": keys[1]},
+            {"mask": jnp.asarray(MASKS[0]), "key": jax.random.key_data(keys[2])},
+        ]
+        found = sweeps.suggest(space, lambda count: given, print, 2).asked(2, 0)
+        assert found["mask"].tolist() == [2, 0]
+        assert found["key"].tolist() == [1, 2]
+
+    def test_ends_are_rounded_as_values_are(self):
+        low, high = np.float32([0.01, 0.1])
+        assert float(low) < 0.01
+        assert float(high) > 0.1
+        ask = lambda count: [{"x": low}, {"x": high}]
+        trials = sweeps.suggest({"x": sweeps.Linear(0.01, 0.1)}, ask, print, 2)
+        assert trials.asked(2, 0)["x"].tolist() == [low, high]
 
     def test_numbers_of_any_library_are_taken(self):
         given = [
@@ -350,14 +418,25 @@ class TestRefused:
             sweep(TASK, search.trials(), rungs=sweeps.halving(N, TASK.steps))
         assert not search.asked
 
+    @pytest.mark.parametrize("options", OTHERS)
+    def test_other_options_are_another_space(self, options):
+        facts = []
+        for dimension in options:
+            ask = lambda count: [{"x": dimension.options[0]}]  # noqa: B023 -- called at once
+            suggest = sweeps.suggest({"x": dimension}, ask, print, 1)
+            facts.append(Asked(suggest, None).facts["space"])
+        assert len({*facts}) == 3
+
     def test_another_sweep(self, tmp_path):
         options = {"checkpoint": tmp_path / "run", **WAYS["vmap"]}
         sweep(RUN, Search().trials(CHUNK), **options)
         other = {**SPACE, "rate": sweeps.Log(1e-3, 0.3)}
+        more = {**SPACE, "more": sweeps.Linear(0, 1)}
         search = Search()
         another = [
             (search.trials(chunk=2), "trials: was suggested, 4 at a time, is suggested, 2"),
             (sweeps.suggest(other, search.ask, print, N, chunk=CHUNK), r"space: was .*high=0\.2"),
+            (sweeps.suggest(more, search.ask, print, N, chunk=CHUNK), r"space: was .*is .*more"),
             (VALUES, "trials: was suggested, 4 at a time, is nothing"),
         ]
         for trials, said in another:

@@ -14,8 +14,8 @@ from lossopt.sweeps._rulers import ruler
 
 
 def _table(columns, score="loss", scores=("loss",), **options):
-    fixed = {"id", "setting", "status", "seconds", *scores}
-    names = tuple(name for name in columns if name not in fixed)
+    fixed = {"id", "setting", "status", "seconds", "steps", *scores}
+    names = tuple(name for name in columns if name not in fixed and "@" not in name)
     return lo.sweeps.Table(columns, score, names, scores, **options)
 
 
@@ -83,7 +83,10 @@ class TestRank:
 
     def test_by_another_score(self, table):
         other = dataclasses.replace(table, score="accuracy", maximize=True)
-        assert other["id"][other.rank()][0] == 7
+        assert other["id"][other.rank()].tolist() == [7, 9, 3, 8, 4, 6, 5]
+        lost = table.columns | {"accuracy": np.where(table["id"] == 8, np.inf, table["accuracy"])}
+        other = dataclasses.replace(other, columns=lost)
+        assert other["id"][other.rank()].tolist() == [7, 9, 3, 4, 6, 8, 5]
 
     def test_sort_leaves_the_table_as_it_is(self, table):
         ordered = table.sort()
@@ -168,6 +171,24 @@ class TestMean:
         losses = {"setting": [0, 0], "loss": [np.nan, np.nan], "status": status}
         assert _table(losses).mean()["status"].tolist() == ["diverged"]
 
+    def test_what_waits_at_a_rung_has_not_come_to_its_end(self):
+        """Of repetitions one came to the second rung, so that the setting did not."""
+        columns = {
+            "setting": [0, 0, 1, 1],
+            "loss": [1.0, 2.0, 3.0, 4.0],
+            "loss@1": [1.0, 2.0, 3.0, 4.0],
+            "loss@3": [0.5, np.nan, np.nan, np.nan],
+            "steps": [3, 1, 1, 1],
+            "status": np.array(["waiting", "stopped", "waiting", "waiting"], object),
+        }
+        mean = _table({name: np.asarray(x) for name, x in columns.items()}).mean()
+        assert mean["status"].tolist() == ["waiting", "waiting"]
+        assert mean["steps"].tolist() == [1, 1]
+        assert mean["loss@1"].tolist() == [1.5, 3.5]
+        assert len(mean.at(3)) == 0
+        assert mean["repeats"].tolist() == [1, 0]
+        assert np.isnan(mean["seconds"]).all()
+
     def test_ranks_what_waits_behind(self, repeated):
         assert repeated[0].mean().sort()["id"].tolist() == [5, 2, 7, 0]
 
@@ -183,6 +204,13 @@ class TestMean:
         assert np.all(np.isnan(mean["loss/error"]))
         assert mean.names == table.names  # NaN is NaN, a setting is one
 
+    def test_what_none_of_a_setting_has_is_shared(self):
+        columns = {"setting": [0, 0, 1, 1], "rate": [1.0, 1.0, 2.0, 2.0], "loss": np.ones(4)}
+        columns |= {"momentum": [np.nan, np.nan, 0.5, 0.5]}
+        mean = _table(columns, scales={"rate": "log"}).mean()
+        assert mean.names == ("rate", "momentum")
+        assert mean.scales["rate"] == "log"
+
     def test_again_is_the_same(self, repeated):
         mean = repeated[0].mean()
         assert not mean.repeated
@@ -195,6 +223,7 @@ class TestColumns:
         assert list(table.columns) == ["id", "rate", "loss", "status", "seconds"]
         assert table["id"].tolist() == [0, 1]
         assert table["status"].tolist() == ["finished", "diverged"]
+        assert table["status"].dtype == object
 
     def test_rows(self, table):
         assert table[2:4]["id"].tolist() == [9, 6]
@@ -222,6 +251,10 @@ class TestColumns:
             ([10.0, 10.1, 10.2], "linear"),  # whose ratios are nearly equal, too
             ([0.0, 0.01, 1.0], "linear"),
             ([1.0, np.nan, 1000.0, 10.0], "log"),
+            ([1.0, 2.0], "linear"),  # two are no series
+            ([1.0, 2.0, 100.0], "log"),
+            ([1.0, 2.0, 99.0], "linear"),
+            ([0.01, 0.3, 0.5, 1.0], "linear"),  # wide, but half of them are close to the highest
             ([True, False], "options"),
             (np.array(["a", 1], object), "options"),
             (np.ones((3, 2)), "options"),
@@ -247,6 +280,12 @@ class TestColumns:
                 ("loss", "loss/error"),
                 "no column 'loss/error' beside the score 'loss'",
             ),
+            (
+                {"loss": [1.0], "loss/error": [1.0]},
+                ("loss/error",),
+                ("loss",),
+                "no column 'loss/error",
+            ),
             ({"loss": [1.0], "x": [1.0, 2]}, ("x",), ("loss",), r"each trial, got loss \(1,\), x"),
             ({"loss": 1.0}, (), ("loss",), r"each trial, got loss \(\)"),
             ({"loss": [1.0], "x": [1.0]}, (), ("loss",), "'x' among names or scores"),
@@ -256,6 +295,28 @@ class TestColumns:
     def test_what_does_not_fit_is_refused(self, columns, names, scores, message):
         with pytest.raises(ValueError, match=message):
             lo.sweeps.Table(columns, "loss", names, scores)
+
+
+def test_names_like_those_at_rungs_without_rungs():
+    """Of a hyperparameter or a score of its own, which no rung made."""
+    columns = {"rate": [1.0, 2.0, 3.0], "rate@9": [4.0, 5.0, 1.5], "recall@5": [0.0, 1.0, 2.0]}
+    columns |= {"recall": [0.1, 0.9, 0.2], "recall@10": [0.3, 0.2, 0.1]}
+    names, scores = ("rate", "rate@9", "recall@5"), ("recall", "recall@10")
+    table = lo.sweeps.Table(columns, "recall", names, scores, maximize=True)
+    assert table.rank().tolist() == [1, 2, 0]
+    assert table.mean()["recall@10"].tolist() == columns["recall@10"]
+    assert table.best["recall@5"] == 1
+    good = table.interval("rate", within=0)
+    assert (good.below, good.low, good.above) == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"got 5\. There are none"):
+        table.at(5)
+
+
+def test_what_a_trial_has_not():
+    column = np.empty(3, object)
+    column[0], column[1] = np.full(2, np.nan), np.nan
+    assert _cells.missing(column).tolist() == [False, True, False]
+    assert _cells.missing(np.full((2, 3), np.nan)).tolist() == [False, False]
 
 
 class TestInterval:
@@ -458,11 +519,15 @@ class TestRuler:
     [
         (1024, "1024"), (0.003, "0.003"), (3e-5, "3e-5"), (1.25e-7, "1.25e-7"), (0, "0"),
         (123.456, "123"), (54321.5, "54322"), (1e9, "1e9"), (-0.25, "-0.25"), (np.inf, "inf"),
-        (np.nan, "-"),
+        (np.nan, "-"), (0.001, "0.001"), (999999, "999999"), (1234567, "1.23e6"),
     ],
 )  # fmt: skip
 def test_numbers_in_few_letters(x, text):
     assert _cells.number(x) == text
+
+
+def test_numbers_of_a_table_have_four_digits():
+    assert _cells.word(np.float32(0.123456)) == "0.1235"
 
 
 def test_a_score_that_repeats_another_is_told_once():
