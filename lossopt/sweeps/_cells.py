@@ -163,7 +163,7 @@ def _objects(values):
 def _rungs(columns, names, scores):
     """The columns of scores, hyperparameters and parents at rungs."""
     of = *scores, *names, PARENT
-    return [name for name in columns if name not in names and rung_of(name, of) is not None]
+    return [name for name in columns if rung_of(name, of) is not None]
 
 
 def _refuse(columns, score, names, scores):

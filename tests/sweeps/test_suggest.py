@@ -377,9 +377,9 @@ class TestRefused:
         assert found["key"].tolist() == [1, 2]
 
     def test_ends_are_rounded_as_values_are(self):
-        low, high = np.float32([0.01, 0.1])
-        assert float(low) < 0.01
-        assert float(high) > 0.1
+        low, high = np.float32([0.01, 0.1]).tolist()
+        assert low < 0.01
+        assert high > 0.1
         ask = lambda count: [{"x": low}, {"x": high}]
         trials = sweeps.suggest({"x": sweeps.Linear(0.01, 0.1)}, ask, print, 2)
         assert trials.asked(2, 0)["x"].tolist() == [low, high]

@@ -301,7 +301,8 @@ def test_names_like_those_at_rungs_without_rungs():
     """Of a hyperparameter or a score of its own, which no rung made."""
     columns = {"rate": [1.0, 2.0, 3.0], "rate@9": [4.0, 5.0, 1.5], "recall@5": [0.0, 1.0, 2.0]}
     columns |= {"recall": [0.1, 0.9, 0.2], "recall@10": [0.3, 0.2, 0.1]}
-    names, scores = ("rate", "rate@9", "recall@5"), ("recall", "recall@10")
+    columns |= {"steps": [3, 4, 5]}
+    names, scores = ("rate", "rate@9", "recall@5", "steps"), ("recall", "recall@10")
     table = lo.sweeps.Table(columns, "recall", names, scores, maximize=True)
     assert table.rank().tolist() == [1, 2, 0]
     assert table.mean()["recall@10"].tolist() == columns["recall@10"]
