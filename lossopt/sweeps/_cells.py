@@ -29,7 +29,7 @@ def completed(
         "seconds": np.full(count, np.nan),
     } | columns
     of_scores = [name for s in scores for name in (s, f"{s}/error")]
-    rungs = _rungs(columns, names, scores)
+    rungs = _at_rungs(columns, names, (*scores, *names, PARENT))
     order = ["id", "setting", *names, *of_scores, *rungs, "repeats", "steps", "status", "seconds"]
     return {name: filled[name] for name in order if name in filled}
 
@@ -47,8 +47,7 @@ def rung_of(name: str, scores: tuple[str, ...]) -> int | None:
 
 def at_rungs(table: Any) -> dict[str, int]:
     """The columns of scores at rungs, and the steps of these."""
-    found = {x: rung_of(x, table.scores) for x in table.columns if x not in table.names}
-    return {name: steps for name, steps in found.items() if steps is not None}
+    return _at_rungs(table.columns, table.names, table.scores)
 
 
 def refuse_rungs(names: tuple[str, ...], scores: tuple[str, ...]) -> None:
@@ -140,9 +139,8 @@ def standing(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def tried(table: Any, name: str) -> np.ndarray:
     """All values of a hyperparameter that trials used, in a population one after the other."""
-    of = lambda column: column not in table.names and rung_of(column, (name,)) is not None
-    past = [x for column, x in table.columns.items() if of(column)]
-    return np.concatenate([table[name], *past])
+    past = _at_rungs(table.columns, table.names, (name,))
+    return np.concatenate([table[name], *(table[column] for column in past)])
 
 
 def missing(column: np.ndarray) -> np.ndarray:
@@ -160,10 +158,10 @@ def _objects(values):
     return column
 
 
-def _rungs(columns, names, scores):
-    """The columns of scores, hyperparameters and parents at rungs."""
-    of = *scores, *names, PARENT
-    return [name for name in columns if rung_of(name, of) is not None]
+def _at_rungs(columns, names, of):
+    """The columns that are of some names at rungs, none of them a hyperparameter; their steps."""
+    found = {column: rung_of(column, of) for column in columns if column not in names}
+    return {column: steps for column, steps in found.items() if steps is not None}
 
 
 def _refuse(columns, score, names, scores):
@@ -189,7 +187,7 @@ def _refuse(columns, score, names, scores):
         )
     if lost := [name for name in (*names, *scores) if name not in columns]:
         raise ValueError(f"Expected a column {lost[0]!r}; there are {', '.join(columns)}.")
-    rungs = _rungs(columns, names, scores)
+    rungs = _at_rungs(columns, names, (*scores, *names, PARENT))
     if rungs and "steps" in (*names, *scores):
         raise ValueError(
             "Expected another name than 'steps' of a hyperparameter or a score: with rungs the "

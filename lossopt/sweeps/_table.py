@@ -43,7 +43,8 @@ class Table:
         given is guessed: logarithmic where all values are above 0, and the highest is at least 100
         times the lowest and 4 times the one in the middle; or where they are a geometric series.
       state: what `best_state` gives; None where `run` was a plain function.
-      state_id: the id of the row that `state` is of; None where nobody says.
+      state_id: the id of the row that `state` is of; None where nobody says, -1 where it is no row
+        of the table.
       work: steps of the sweep, those of all trials together: `work.full`, if all took all steps;
         `work.nominal`, that trials took; `work.executed`, with the copies that filled up calls.
         None where a trial has no steps.

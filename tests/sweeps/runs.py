@@ -100,6 +100,28 @@ def taking(seconds):
     return mock.patch.object(Calls, "run", timed)
 
 
+def failing(call, done, few):
+    """The caller's error where trials of a call have taken so many steps; and where calls began.
+
+    A program of a call takes `few` steps at most.
+    """
+    run, begun = Calls.run, []
+
+    def fails(self, form, rows, within, until, goes_on):
+        begun.append(within and within.done)
+        number = len(begun)
+
+        def on(under):
+            if goes_on(under) and (number, under.done) == (call, done):
+                raise KeyError("of the caller")
+            return True
+
+        return run(self, form, rows, within, until, on)
+
+    limited = lambda self, left: min(left, few)
+    return mock.patch.multiple(Calls, run=fails, _count=limited), begun
+
+
 def always():
     """Saves at the end of each chunk, and between any two calls of a program."""
     return mock.patch.multiple(_watch, EVERY=-1.0, UNDER_WAY=-1.0)

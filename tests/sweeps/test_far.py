@@ -410,7 +410,7 @@ class Unread:
         return _unread, ()
 
 
-def _unread(read=[]):  # noqa: B006
+def _unread(read=[]):  # noqa: B006 -- it counts
     read.append(None)
     if len(read) > 1:
         raise ModuleNotFoundError("no module of mine")
@@ -483,7 +483,7 @@ def test_an_executor_is_not_waited_for_where_calls_are_under_way():
     ended, left, process = [], [], mock.Mock()
 
     class Slow(Post):
-        _processes = {1: process}  # noqa: RUF012
+        _processes = {1: process}  # noqa: RUF012 -- as pools have it
 
         def submit(self, work, /, *given):
             if len(self.sent) < 3:
@@ -505,7 +505,7 @@ def test_an_executor_is_not_waited_for_where_calls_are_under_way():
 
 
 def test_what_looks_at_the_first_trials_stays_here(here):
-    look = lambda numbers, key, lock=threading.Lock(): None  # noqa: B008
+    look = lambda numbers, key, lock=threading.Lock(): None  # noqa: B008 -- what cannot be sent
     run = dataclasses.replace(TASK, check=look)
     same(sweep(run, executor=Post(), **ALONE), here["task"])
 

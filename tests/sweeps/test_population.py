@@ -21,7 +21,7 @@ from lossopt.sweeps._population import evolved, rule_of
 from lossopt.sweeps._trial import Bound
 from tests.counted import counted
 from tests.sweeps import runs
-from tests.sweeps.runs import KEY, TASK, TRIALS, always, bits, same, sweep
+from tests.sweeps.runs import KEY, TASK, TRIALS, always, bits, failing, same, sweep
 
 COUNT, FACTORS = 12, (0.5, 0.9, 2.0)
 SPACE = {"rate": sweeps.Log(1e-2, 1), "decay": sweeps.Linear(0, 0.5)}
@@ -423,20 +423,8 @@ class TestGoesOn:
         same(sweep(rungs=RUNGS, checkpoint=tmp_path), whole)
 
     def test_an_error_within_a_generation_leaves_what_was_saved(self, whole, tmp_path):
-        run, begun = Calls.run, []
-
-        def failing(self, form, rows, within, until, goes_on):
-            begun.append(within and within.done)
-
-            def fails(under):
-                if goes_on(under) and under.done == 7:
-                    raise KeyError("of the caller")
-                return True
-
-            return run(self, form, rows, within, until, fails if len(begun) == 2 else goes_on)
-
-        few = lambda self, left: min(left, 3)
-        with mock.patch.multiple(Calls, run=failing, _count=few):
+        patched, begun = failing(call=2, done=7, few=3)
+        with patched:
             with always(), pytest.raises(KeyError, match="of the caller"):
                 sweep(rungs=RUNGS, checkpoint=tmp_path)
             same(sweep(rungs=RUNGS, checkpoint=tmp_path), whole)

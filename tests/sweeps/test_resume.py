@@ -22,6 +22,7 @@ from tests.sweeps.runs import (
     TRIALS,
     VALUES,
     always,
+    failing,
     function,
     same,
     sweep,
@@ -234,20 +235,9 @@ class TestGoesOn:
         assert np.concatenate(calls).tolist() == [*range(first, 13)]
 
     def test_an_error_within_a_trial_leaves_what_was_saved(self, whole, tmp_path):
-        run, begun = Calls.run, []
-
-        def failing(self, form, rows, within, until, goes_on):
-            begun.append(within and within.done)
-
-            def fails(under):
-                if goes_on(under) and under.done == 6:
-                    raise KeyError("of the caller")
-                return True
-
-            return run(self, form, rows, within, until, fails if len(begun) == 1 else goes_on)
-
         options = {"checkpoint": tmp_path, **WAYS["vmap"]}
-        with mock.patch.multiple(Calls, run=failing, _count=lambda self, left: min(left, 3)):
+        patched, begun = failing(call=1, done=6, few=3)
+        with patched:
             with always(), pytest.raises(KeyError, match="of the caller"):
                 sweep(**options)
             same(sweep(**options), whole["task", "vmap"])

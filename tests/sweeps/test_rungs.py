@@ -508,17 +508,17 @@ class TestTable:
         del columns["steps"]
         assert sweeps.Table(columns, "loss", (), ("loss",)).rank().tolist() == [4, 1, 3, 0, 2]
         with pytest.raises(ValueError, match=r"1 that were stopped.*4 that wait.*rung, at\(\)"):
-            table.best  # noqa: B018
+            _ = table.best
         with pytest.raises(ValueError, match=r"4 that wait.*rung, at\(\)"):
-            table[:4].best  # noqa: B018
+            _ = table[:4].best
 
     def test_states_that_nobody_has(self, tables):
         with pytest.raises(ValueError, match="got that of a rung"):
-            tables("sequential", "halving").at(6).best_state  # noqa: B018
+            _ = tables("sequential", "halving").at(6).best_state
         trials = {**TRIALS.values, "rate": np.full(13, 1e9, np.float32)}
         lost = sweep(trials=trials, rungs=PLANS["halving"], **WAYS["sequential"])
         with pytest.raises(ValueError, match=r"nobody has one: 7 that were stopped .*6 that div"):
-            lost.best_state  # noqa: B018
+            _ = lost.best_state
 
     def test_rows_as_they_come(self):
         rows = []
